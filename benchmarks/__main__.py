@@ -1,0 +1,81 @@
+"""``python -m benchmarks``: run the works, print the figures, write the report."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import core_work, dask_work, machine, process_work, report
+from benchmarks.rows import Plan, Row, amount
+from benchmarks.timing import Absent
+
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+NAMES = (*process_work.WORKS, *core_work.WORKS, *dask_work.WORKS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; a missed target is a line of the report, not a failure."""
+    asked = _parser().parse_args(arguments)
+    if asked.list:
+        print("\n".join(NAMES))
+        return 0
+    # Terminated like interrupted: clusters stop and files go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Advice on large arguments, from Dask and from the peer: they are what is measured.
+    for message in ("Sending large graph", "A keyword argument to map", "Dask plugins are an experimental"):
+        warnings.filterwarnings("ignore", message=message)
+    plan = Plan((*SIZES, 1_000_000_000) if asked.large else SIZES, asked.repeat)
+    described = machine.describe()
+    begin = time.perf_counter()
+    rows = []
+    for row in _run(plan, asked.only or NAMES):
+        rows.append(row)
+        print(_line(row), flush=True)
+    elapsed = time.perf_counter() - begin
+    written = report.write(Path(asked.out), rows, described, elapsed)
+    verdicts = [verdict for row in rows for verdict in row.verdicts]
+    met = sum(verdict.met is True for verdict in verdicts)
+    print(f"\n{met} of {len(verdicts)} targets met, {elapsed:.0f} s; written: {', '.join(written)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    results = Path(__file__).parent / "results"
+    add("--large", action="store_true", help="add arrays of 1 GB")
+    add("--only", action="append", choices=NAMES, metavar="NAME", help="run this work (repeatable)")
+    add("--repeat", type=int, default=7, metavar="N", help="rounds of expensive samples (default 7)")
+    add("--out", default=str(results), metavar="DIR", help="where the report goes (benchmarks/results)")
+    add("--list", action="store_true", help="print the names of the works")
+    return parser
+
+
+def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
+    for name, work in (*process_work.WORKS.items(), *core_work.WORKS.items()):
+        if name in wanted:
+            yield from work(plan)
+    chosen = [work for name, work in dask_work.WORKS.items() if name in wanted]
+    if chosen:
+        with ExitStack() as stack:
+            clients = stack.enter_context(dask_work.clients())
+            for work_on in chosen:
+                yield from work_on(plan, clients)
+
+
+def _line(row: Row) -> str:
+    parts = [
+        f"{name} {'absent' if isinstance(outcome, Absent) else amount(outcome.median, row.unit)}"
+        for name, outcome in row.outcomes.items()
+    ]
+    return f"{row.title:<58} " + "   ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

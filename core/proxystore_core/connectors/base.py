@@ -1,0 +1,136 @@
+"""What a store needs of a backend: the [`Connector`][proxystore_core.connectors.base.Connector] protocol and its optional abilities.
+
+A connector moves bytes and knows nothing of objects. A new backend is one file with one class
+that satisfies `Connector` (plus the abilities it has) and one subclass of
+`proxystore_core.testing.ConnectorContract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
+
+__all__ = ["Buffer", "Connector", "Key", "Leased", "USER_SESSION", "leased"]
+
+Key: TypeAlias = str
+"""Names one object in one connector. Opaque to everyone else; always printable ASCII without spaces."""
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Contiguous bytes (a memoryview has format ``B`` and one dimension)."""
+
+USER_SESSION = "user"
+"""The session of objects that belong to nobody's run: they stay until evicted by hand."""
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """Stores byte strings under keys of its own making.
+
+    Every method is safe in threads and after a fork, and raises the typed errors of
+    `proxystore_core.errors` only.
+    """
+
+    schemes: ClassVar[tuple[str, ...]]
+    """URL schemes this connector answers to; the first one is written into references."""
+
+    checksum: ClassVar[bool]
+    """Whether bytes cross a network or a disk here, so that a store adds and verifies a checksum."""
+
+    cheap_get: ClassVar[bool]
+    """Whether ``get`` is so cheap (a map, a local copy) that caching its bytes would only cost memory."""
+
+    @property
+    def url(self) -> str:
+        """URL that opens an equal connector in another process; never contains a credential."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments that build an equal connector."""
+        ...
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Connector:
+        """The inverse of `config`."""
+        ...
+
+    @classmethod
+    def from_url(cls, url: str) -> Connector:
+        """Open the connector that a URL describes.
+
+        Raises:
+            ConfigurationError: the URL has a part or a parameter that this connector does not know.
+        """
+        ...
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        """Store the concatenation of ``data`` and return its new key.
+
+        The buffers are written one after another, never joined. The object appears whole or
+        not at all. The bytes are taken before this returns.
+
+        Args:
+            data: buffers in order; the object's size is the sum of theirs, in bytes.
+            session: the session that the object belongs to and is evicted with.
+
+        Raises:
+            FullError: no room.
+            UnreachableError, DeadlineError, RefusedError: as their names say.
+        """
+        ...
+
+    def get(self, key: Key) -> Buffer | None:
+        """The object's bytes as one buffer that is the caller's own, or None when there is no such object.
+
+        A bytearray or a writable memoryview may be changed by the caller without anyone else seeing it.
+
+        Raises:
+            RefusedError: the key is not one that this connector could have made.
+            UnreachableError, DeadlineError: as their names say.
+        """
+        ...
+
+    def exists(self, key: Key) -> bool:
+        """Whether the object is there now. Raises as `get`."""
+        ...
+
+    def evict(self, key: Key) -> None:
+        """Remove the object; a missing one is success. Raises as `get`."""
+        ...
+
+    def close(self, *, clear: bool = False) -> None:
+        """Let go of descriptors, threads and connections. May be called twice.
+
+        Args:
+            clear: also evict what this connector instance put into the user session.
+        """
+        ...
+
+
+@runtime_checkable
+class Leased(Protocol):
+    """The ability to group objects by session and to drop a dead session's objects.
+
+    A session is one client process that uses an integration (or one explicit lifetime). Its
+    liveness is the age of its lease, never a process id: containers share memory, not ids.
+    """
+
+    def renew(self, session: str, seconds: float) -> None:
+        """Create the session's lease, or extend it to ``seconds`` from now: one record a session."""
+        ...
+
+    def end(self, session: str) -> int:
+        """Evict every object of the session and its lease; returns how many objects. Idempotent."""
+        ...
+
+    def sessions(self) -> dict[str, float]:
+        """Every session with the seconds its lease still has (negative: lapsed so long ago)."""
+        ...
+
+    def sweep(self) -> list[str]:
+        """End every session whose lease has lapsed; returns their names."""
+        ...
+
+
+def leased(connector: Connector) -> Leased | None:
+    """The connector as one that keeps leases, or None when it cannot."""
+    return cast(Leased, connector) if hasattr(connector, "renew") else None

@@ -1,0 +1,287 @@
+"""Objects as files in a directory that all processes reach, for example on a parallel file system.
+
+    <directory>/<session>/<object>      mode 0600, published whole, never changed
+    <directory>/<session>/.lease        its modification time is when the lease lapses
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from proxystore_core.buffers import read_file, write_file
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
+from proxystore_core.urls import StoreURL
+
+__all__ = ["FileConnector"]
+
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_OBJECT = re.compile(r"[0-9a-f]{20}")
+_LEASE = ".lease"
+_NETWORK = frozenset(
+    "nfs nfs4 lustre gpfs beegfs ceph cifs smb3 panfs afs wekafs fuse.sshfs fuse.glusterfs".split()
+)
+
+
+class FileConnector:
+    """Keeps each object in a file of its own; ``file:///directory``.
+
+    Args:
+        store_dir: directory of the store; created with mode 0700 when missing.
+        grace: seconds for which a missing file is looked for again; by default 2 on network file
+            systems, where a fresh file may look missing, and 0 elsewhere.
+
+    Raises:
+        RefusedError: the directory is another user's, or others may write to it.
+        UnreachableError: the directory cannot be made.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("file",)
+    checksum: ClassVar[bool] = True
+    cheap_get: ClassVar[bool] = False
+
+    def __init__(self, store_dir: str | os.PathLike[str], *, grace: float | None = None) -> None:
+        self.store_dir = os.path.abspath(store_dir)
+        self._given_grace = grace
+        self._own: set[Key] = set()
+        self._unnamed = hasattr(os, "O_TMPFILE")
+        with self._translated():
+            self._prepare(self.store_dir)
+        self.grace = (2.0 if _file_system(self.store_dir) in _NETWORK else 0.0) if grace is None else grace
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.store_dir!r})"
+
+    @property
+    def url(self) -> str:
+        return f"{self.schemes[0]}://{Path(self.store_dir).as_uri()[7:]}"
+
+    def config(self) -> dict[str, Any]:
+        return {"store_dir": self.store_dir, "grace": self._given_grace}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FileConnector:
+        return cls(**config)
+
+    @classmethod
+    def from_url(cls, url: str) -> FileConnector:
+        parts = StoreURL.parse(url)
+        parts.expect(path=True)
+        if not parts.path:
+            raise ConfigurationError(f"{url!r} names no directory: expected file:///path/of/the/store")
+        return cls(parts.path, **parts.options({"grace": float}))
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        name = secrets.token_hex(10)
+        with self._translated():
+            directory = self._directory(session)
+            for attempt in range(3):
+                try:
+                    self._publish(data, directory, name)
+                    break
+                except FileNotFoundError:
+                    # The first object of its session, or the session has just been ended beside us.
+                    if attempt == 2:
+                        raise
+                    self._prepare(self.store_dir)
+                    self._prepare(directory)
+        key = self._key(session, name)
+        if session == USER_SESSION:
+            self._own.add(key)
+        return key
+
+    def get(self, key: Key) -> Buffer | None:
+        path = self._path(key)
+        until = time.monotonic() + self.grace
+        with self._translated(key):
+            while True:
+                try:
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                except FileNotFoundError:
+                    if time.monotonic() >= until:
+                        return None
+                    time.sleep(0.02)
+                    with contextlib.suppress(OSError):
+                        os.listdir(os.path.dirname(path))  # makes an NFS client ask its server again
+                    continue
+                try:
+                    return self._read(fd, os.fstat(fd).st_size)
+                finally:
+                    os.close(fd)
+
+    def exists(self, key: Key) -> bool:
+        with self._translated(key):
+            return os.path.lexists(self._path(key))
+
+    def evict(self, key: Key) -> None:
+        path = self._path(key)
+        with self._translated(key), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._own.discard(key)
+
+    def renew(self, session: str, seconds: float) -> None:
+        directory = self._directory(session)
+        lease = os.path.join(directory, _LEASE)
+        expiry = time.time() + seconds
+        with self._translated():
+            try:
+                os.utime(lease, (expiry, expiry))
+            except FileNotFoundError:
+                self._prepare(self.store_dir)
+                self._prepare(directory)
+                # A lease that lapses at once, until the next line: a sweep in between finds an empty session.
+                os.close(os.open(lease, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+                os.utime(lease, (expiry, expiry))
+
+    def end(self, session: str) -> int:
+        directory = self._directory(session)
+        with self._translated():
+            try:
+                names = os.listdir(directory)
+            except FileNotFoundError:
+                return 0
+            # The lease goes last: a crash in between leaves a session that lapses, not one without a lease.
+            shutil.rmtree(directory, ignore_errors=True)
+            self._remove_if_empty()
+        return sum(bool(_OBJECT.fullmatch(name)) for name in names)
+
+    def sessions(self) -> dict[str, float]:
+        now = time.time()
+        found = {}
+        with self._translated(), contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.store_dir):
+                with contextlib.suppress(FileNotFoundError):
+                    found[entry.name] = os.stat(os.path.join(entry.path, _LEASE)).st_mtime - now
+        return found
+
+    def sweep(self) -> list[str]:
+        lapsed = [session for session, left in self.sessions().items() if left < 0]
+        for session in lapsed:
+            self.end(session)
+        return lapsed
+
+    def close(self, *, clear: bool = False) -> None:
+        if clear:
+            for key in list(self._own):
+                self.evict(key)
+            self._remove_if_empty()
+
+    # What a connector over another kind of file changes.
+
+    def _key(self, session: str, name: str) -> Key:
+        return f"{session}.{name}"
+
+    def _parse(self, key: Key) -> tuple[str, str] | None:
+        """Session and object of a key, or None when it is not a key of this connector."""
+        session, _, name = key.partition(".")
+        return session, name
+
+    def _read(self, fd: int, size: int) -> Buffer:
+        # Not a map: a file truncated or removed on its server under a map is SIGBUS here.
+        return read_file(fd, size)
+
+    def _fresh(self, directory: str, size: int) -> int:
+        """A descriptor of a new file without a name on the store's file system."""
+        return os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+
+    # The rest is nobody's business.
+
+    def _publish(self, data: Sequence[Buffer], directory: str, name: str) -> None:
+        path = os.path.join(directory, name)
+        if self._unnamed:
+            try:
+                fd = self._fresh(directory, sum(memoryview(buffer).nbytes for buffer in data))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+                self._unnamed = False
+            else:
+                try:
+                    write_file(fd, data)
+                    # A file without a name vanishes with the process that dies before this line.
+                    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+                finally:
+                    os.close(fd)
+                return
+        part = os.path.join(directory, f".{name}")
+        fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            write_file(fd, data)
+            os.rename(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+        finally:
+            os.close(fd)
+
+    def _directory(self, session: str) -> str:
+        if not _SESSION.fullmatch(session):
+            raise RefusedError(
+                f"{session!r} is not a session's name", store=self.url, remedy="Use letters, digits, - and _."
+            )
+        return os.path.join(self.store_dir, session)
+
+    def _path(self, key: Key) -> str:
+        parsed = self._parse(key)
+        if parsed is None or not _SESSION.fullmatch(parsed[0]) or not _OBJECT.fullmatch(parsed[1]):
+            raise RefusedError("not a key of this store", store=self.url, key=key)
+        return os.path.join(self.store_dir, *parsed)
+
+    def _prepare(self, directory: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(directory), exist_ok=True)
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            status = os.lstat(directory)
+            if not stat.S_ISDIR(status.st_mode):
+                problem = "is not a directory (or is a link to one)"
+            elif status.st_uid != os.geteuid():
+                problem = f"belongs to another user (uid {status.st_uid}, this process is {os.geteuid()})"
+            elif status.st_mode & 0o022:
+                problem = f"can be written to by others (mode {stat.filemode(status.st_mode)})"
+            else:
+                return
+            raise RefusedError(
+                f"{directory} {problem}", store=self.url, remedy="Name a directory of your own, mode 0700."
+            ) from None
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(self.store_dir, USER_SESSION))
+
+    @contextlib.contextmanager
+    def _translated(self, key: Key | None = None) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            kind: type[StoreError] = UnreachableError
+            remedy = None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                kind, remedy = FullError, "Evict objects, or name a store with more room."
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
+                kind, remedy = RefusedError, "Name a directory that this user may write to."
+            raise kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy) from error
+
+
+def _file_system(path: str) -> str:
+    """Type of the file system that holds a path, as the kernel names it; empty when it does not say."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+        for line in mounts:
+            _, point, name, *_ = line.split(" ")
+            point = point.replace("\\040", " ")
+            if len(point) >= len(best) and (path + "/").startswith(point.rstrip("/") + "/"):
+                best, kind = point, name
+    return kind

@@ -1,0 +1,161 @@
+"""Objects in this process's own memory: for tests, and for stores that no other process reads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.errors import RefusedError, UnreachableError
+from proxystore_core.urls import StoreURL
+
+__all__ = ["MemoryConnector"]
+
+_KEY = re.compile(r"([0-9a-f]{12})\.([\w-]{1,64})\.([0-9]+)", re.ASCII)
+
+
+class _Space:
+    """What all connectors with one name in one process share."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Key, bytes] = {}
+        self.leases: dict[str, float] = {}
+        self.counter = itertools.count()
+        self.open = 0
+
+
+_spaces: dict[str, _Space] = {}
+_lock = threading.Lock()
+_process = uuid.uuid4().hex[:12]
+
+
+def _after_fork() -> None:
+    # The child has copies of the objects but is nobody's owner: what it changes no one else sees.
+    global _lock, _process
+    _lock = threading.Lock()
+    _process = uuid.uuid4().hex[:12]
+    _spaces.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class MemoryConnector:
+    """Keeps objects in a dictionary of this process; ``memory://`` or ``memory://name``.
+
+    Objects live until they are evicted or the last connector of that name is closed.
+
+    Args:
+        name: connectors of the same name in one process share their objects.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("memory",)
+    checksum: ClassVar[bool] = False
+    cheap_get: ClassVar[bool] = True
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self._closed = False
+        self._own: set[Key] = set()
+        with _lock:
+            _spaces.setdefault(name, _Space()).open += 1
+
+    def __repr__(self) -> str:
+        return f"MemoryConnector({self.name!r})"
+
+    @property
+    def url(self) -> str:
+        return f"{self.schemes[0]}://{self.name}"
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> MemoryConnector:
+        return cls(**config)
+
+    @classmethod
+    def from_url(cls, url: str) -> MemoryConnector:
+        parts = StoreURL.parse(url)
+        parts.expect(host=True)
+        return cls(parts.host)
+
+    @property
+    def _space(self) -> _Space:
+        with _lock:
+            return _spaces.setdefault(self.name, _Space())
+
+    def _check(self, key: Key) -> None:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise RefusedError("not a key of a memory store", store=self.url, key=key)
+        if match[1] != _process:
+            raise UnreachableError(
+                "the object is in the memory of another process",
+                store=self.url,
+                key=key,
+                remedy="Use a store that all processes reach, for example shm://.",
+            )
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        space = self._space
+        key = f"{_process}.{session}.{next(space.counter)}"
+        space.objects[key] = b"".join(data)
+        if session == USER_SESSION:
+            self._own.add(key)
+        return key
+
+    def get(self, key: Key) -> bytearray | None:
+        self._check(key)
+        data = self._space.objects.get(key)
+        return None if data is None else bytearray(data)
+
+    def exists(self, key: Key) -> bool:
+        self._check(key)
+        return key in self._space.objects
+
+    def evict(self, key: Key) -> None:
+        self._check(key)
+        self._space.objects.pop(key, None)
+        self._own.discard(key)
+
+    def renew(self, session: str, seconds: float) -> None:
+        self._space.leases[session] = time.time() + seconds
+
+    def end(self, session: str) -> int:
+        space = self._space
+        space.leases.pop(session, None)
+        ended = [key for key in list(space.objects) if key.split(".")[1] == session]
+        for key in ended:
+            space.objects.pop(key, None)
+        return len(ended)
+
+    def sessions(self) -> dict[str, float]:
+        now = time.time()
+        return {session: expiry - now for session, expiry in list(self._space.leases.items())}
+
+    def sweep(self) -> list[str]:
+        lapsed = [session for session, left in self.sessions().items() if left < 0]
+        for session in lapsed:
+            self.end(session)
+        return lapsed
+
+    def close(self, *, clear: bool = False) -> None:
+        if clear:
+            for key in list(self._own):
+                self.evict(key)
+        with _lock:
+            space = _spaces.get(self.name)
+            if self._closed or space is None:
+                return
+            self._closed = True
+            space.open -= 1
+            if not space.open:
+                del _spaces[self.name]

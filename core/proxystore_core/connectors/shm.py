@@ -1,0 +1,206 @@
+"""Objects in this host's shared memory: files under /dev/shm that readers map instead of copying.
+
+A put is one copy; a get is a private map, writable and isolated, which costs nothing until a page
+is written. An evicted object's pages live on until the last map of them is gone, and a file is
+never reused for another object (a private map would show the new bytes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import re
+import socket
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from proxystore_core.buffers import MAP_FROM, map_private, read_file
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.segments import SegmentStock
+from proxystore_core.errors import FullError, UnreachableError
+from proxystore_core.urls import StoreURL
+
+__all__ = ["ShmConnector"]
+
+_SHM = "/dev/shm"
+_NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_LEFT_TO_OTHERS = 0.1  # share of the file system that this store never takes
+
+
+class ShmConnector(FileConnector):
+    """Keeps each object in shared memory; ``shm://`` or ``shm://name``.
+
+    When shared memory is full (64 MB in many containers), objects go to files in the temporary
+    directory instead, and the process says so once.
+
+    Args:
+        name: connectors of one name and user on one host share their objects.
+        stock: bytes of fresh segments that may be kept allocated ahead of the next puts.
+        spill: directory for what does not fit.
+
+    Raises:
+        RefusedError: the store's directory is another user's.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("shm",)
+    checksum: ClassVar[bool] = False
+    cheap_get: ClassVar[bool] = True
+
+    def __init__(
+        self, name: str = "", *, stock: int = 256 << 20, spill: str | os.PathLike[str] | None = None
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name for shared memory: use letters, digits, - and _")
+        self.name = name
+        self._given = {"stock": stock, "spill": spill}
+        folder = f"proxystore-{os.geteuid()}" + (f"-{name}" if name else "")
+        super().__init__(os.path.join(_root(), folder), grace=0)
+        self.node = node()
+        self._spill_dir = os.fspath(spill) if spill is not None else os.path.join(tempfile.gettempdir(), folder)
+        self._stock = SegmentStock(stock)
+
+    def __repr__(self) -> str:
+        return f"ShmConnector({self.name!r})"
+
+    @property
+    def url(self) -> str:
+        return f"{self.schemes[0]}://{self.name}"
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, **self._given}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ShmConnector:
+        return cls(**config)
+
+    @classmethod
+    def from_url(cls, url: str) -> ShmConnector:
+        parts = StoreURL.parse(url)
+        parts.expect(host=True)
+        return cls(parts.host, **parts.options({"stock": int, "spill": str}))
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        try:
+            return super().put(data, session=session)
+        except FullError as full:
+            try:
+                key = self._spill.put(data, session=session)
+            except FullError as error:
+                raise error from full
+            _say_once(self.url, self._spill_dir)
+            return f"{self.node}.{key}.disk"
+
+    def get(self, key: Key) -> Buffer | None:
+        spilled = self._spilled(key)
+        return super().get(key) if spilled is None else self._spill.get(spilled)
+
+    def exists(self, key: Key) -> bool:
+        spilled = self._spilled(key)
+        return super().exists(key) if spilled is None else self._spill.exists(spilled)
+
+    def evict(self, key: Key) -> None:
+        spilled = self._spilled(key)
+        if spilled is None:
+            super().evict(key)
+        else:
+            self._spill.evict(spilled)
+
+    def end(self, session: str) -> int:
+        count = super().end(session)
+        return count + self._spill.end(session) if os.path.isdir(self._spill_dir) else count
+
+    def close(self, *, clear: bool = False) -> None:
+        self._stock.drop()
+        if "_spill" in self.__dict__:
+            self._spill.close(clear=clear)
+        super().close(clear=clear)
+
+    def _remove_if_empty(self) -> None:
+        super()._remove_if_empty()
+        for directory in (self.store_dir, self._spill_dir):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+    @functools.cached_property
+    def _spill(self) -> FileConnector:
+        return FileConnector(self._spill_dir)
+
+    def _spilled(self, key: Key) -> Key | None:
+        """The spill directory's key of an object that went there, else None."""
+        if not key.endswith(".disk"):
+            return None
+        parsed = self._parse(key.removesuffix(".disk"))
+        return key if parsed is None else ".".join(parsed)
+
+    def _key(self, session: str, name: str) -> Key:
+        return f"{self.node}.{session}.{name}"
+
+    def _parse(self, key: Key) -> tuple[str, str] | None:
+        where, _, rest = key.partition(".")
+        session, dot, name = rest.partition(".")
+        if not dot:
+            return None
+        if where != self.node:
+            raise UnreachableError(
+                f"the object is in the shared memory of {where}, this process sees that of {self.node}",
+                store=self.url,
+                key=key,
+                remedy=(
+                    "Use a store that all hosts reach, for example "
+                    'store = "redis://host:6379" or "file:///shared/directory" in proxystore.toml.'
+                ),
+            )
+        return session, name
+
+    def _read(self, fd: int, size: int) -> Buffer:
+        if size >= MAP_FROM:
+            try:
+                return map_private(fd, size)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:  # vm.max_map_count is reached: a copy still works
+                    raise
+        return read_file(fd, size)
+
+    def _fresh(self, directory: str, size: int) -> int:
+        room = os.statvfs(self.store_dir)
+        if size > (room.f_bavail - _LEFT_TO_OTHERS * room.f_blocks) * room.f_frsize:
+            raise OSError(errno.ENOSPC, f"no room for {size} bytes in shared memory")
+        fd = self._stock.take(directory, size)
+        return super()._fresh(directory, size) if fd is None else fd
+
+
+def _root() -> str:
+    return _SHM if os.path.isdir(_SHM) else tempfile.gettempdir()
+
+
+@functools.cache
+def node() -> str:
+    """Names the shared memory that this process sees: two processes can share objects exactly if they agree on it.
+
+    The host's name is for people. What tells is the kernel's boot and the device number of the
+    file system at /dev/shm, which differs between containers of one host unless they share it.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+    except OSError:
+        boot = socket.gethostname()
+    identity = f"{boot}{os.stat(_root()).st_dev}"
+    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower())[:16].strip("-")
+    return f"{host}-{hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()}"
+
+
+@functools.cache
+def _say_once(url: str, directory: str) -> None:
+    warnings.warn(
+        f"shared memory ({url}) is full: objects go to files in {directory} from here on, which is slower. "
+        "Give the machine or container more (docker run --shm-size=...), or name another store.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

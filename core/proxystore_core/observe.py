@@ -1,0 +1,129 @@
+"""Counters and times of a store, as wrappers around its parts: a store that nobody watches pays nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key
+
+__all__ = ["Metrics", "Observed", "Operation"]
+
+
+@dataclasses.dataclass
+class Operation:
+    """One kind of operation.
+
+    Attributes:
+        count: calls that returned.
+        errors: calls that raised.
+        seconds: time spent in calls that returned.
+        slowest: the longest of them, in seconds.
+        nbytes: bytes moved by calls that returned.
+    """
+
+    count: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    nbytes: int = 0
+
+
+class Metrics:
+    """What a store did, by name of operation: put, get, exists, evict, serialize, deserialize."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._operations: dict[str, Operation] = {}
+        _all.add(self)
+
+    def __getitem__(self, name: str) -> Operation:
+        """A copy of one operation's counters; zeros when it never ran."""
+        with self._lock:
+            return dataclasses.replace(self._operations.get(name, Operation()))
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{name} {one.count}x {one.seconds:.3g} s {one.nbytes} B" for name, one in self.as_dict().items()
+        )
+        return f"<Metrics {', '.join(parts) or 'of nothing yet'}>"
+
+    def as_dict(self) -> dict[str, Operation]:
+        """Copies of all counters."""
+        with self._lock:
+            return {name: dataclasses.replace(one) for name, one in self._operations.items()}
+
+    def timed(
+        self, name: str, call: Callable[[], Any], nbytes: Callable[[Any], int] = lambda result: 0
+    ) -> Any:
+        """Run ``call`` and count it; ``nbytes`` tells from its result how many bytes moved."""
+        start = time.perf_counter()
+        try:
+            result = call()
+        except BaseException:
+            with self._lock:
+                self._operations.setdefault(name, Operation()).errors += 1
+            raise
+        seconds = time.perf_counter() - start
+        moved = nbytes(result)
+        with self._lock:
+            one = self._operations.setdefault(name, Operation())
+            one.count += 1
+            one.seconds += seconds
+            one.slowest = max(one.slowest, seconds)
+            one.nbytes += moved
+        return result
+
+
+_all: weakref.WeakSet[Metrics] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for metrics in list(_all):
+        metrics._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Observed:
+    """A connector that counts what another one does; everything not counted passes straight through."""
+
+    def __init__(self, connector: Connector, metrics: Metrics) -> None:
+        self.observed = connector
+        self.metrics = metrics
+        # From Python 3.12 on, isinstance(x, Leased) looks for attributes without asking __getattr__.
+        for ability in ("end", "renew", "sessions", "sweep"):
+            if hasattr(connector, ability):
+                setattr(self, ability, getattr(connector, ability))
+
+    def __repr__(self) -> str:
+        return f"Observed({self.observed!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.observed, name)
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        size = sum(memoryview(buffer).nbytes for buffer in data)
+        key: Key = self.metrics.timed(
+            "put", lambda: self.observed.put(data, session=session), lambda result: size
+        )
+        return key
+
+    def get(self, key: Key) -> Buffer | None:
+        data: Buffer | None = self.metrics.timed(
+            "get", lambda: self.observed.get(key), lambda result: 0 if result is None else len(result)
+        )
+        return data
+
+    def exists(self, key: Key) -> bool:
+        return bool(self.metrics.timed("exists", lambda: self.observed.exists(key)))
+
+    def evict(self, key: Key) -> None:
+        self.metrics.timed("evict", lambda: self.observed.evict(key))

@@ -1,0 +1,400 @@
+"""Proxy: stands for an object that is somewhere else, and becomes it on first use.
+
+A proxy holds a *factory*, a callable that fetches the target. Whatever needs the target
+resolves the proxy: once, also under threads; after that an operator costs one slot read more
+than on the target itself. What does not need it never loads it: ``hash``, ``repr``, ``copy``,
+pickling (which carries the factory alone), engines' and notebooks' probes for optional methods,
+and, where the factory knows the target's class, ``isinstance``.
+
+A factory may know its target without loading it, through two optional methods:
+``target_class()`` returns the class, or None where its module is not imported, and
+``describe()`` a few words for ``repr``.
+
+Limits that no class written in Python can overcome: C code that checks exact types does not
+take a proxy (``json.dumps``, ``re.match``, ``"".join([p])``; ``memoryview`` before Python 3.12),
+``p is None`` and ``type(p) is int`` are false, ``case [a, b]`` does not match, the hash of a proxy
+that was hashed before it was resolved is not its target's, and by its class every proxy is
+callable, iterable, awaitable, path-like and a context manager. `extract` gives the plain object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+import types
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union
+
+from proxystore_core.errors import ConfigurationError
+from proxystore_core.flight import Flights
+from proxystore_core.operators import OPERATORS, PROXIES
+
+__all__ = [
+    "Proxy",
+    "ProxyLocker",
+    "ProxyOr",
+    "extract",
+    "get_factory",
+    "is_resolved",
+    "resolve",
+    "resolve_async",
+]
+
+T = TypeVar("T")
+
+_MISSING: Any = object()
+_flights = Flights()
+
+# Dunder names that only probes ask for: of no use through a proxy, or answered by one of its methods.
+_PROBES = frozenset(
+    {
+        "__array_interface__",
+        "__array_struct__",
+        "__array_priority__",
+        "__array_namespace__",
+        "__arrow_array__",
+        "__arrow_c_array__",
+        "__arrow_c_schema__",
+        "__arrow_c_stream__",
+        "__cuda_array_interface__",
+        "__dataframe__",
+        "__dlpack__",
+        "__geo_interface__",
+        "__jax_array__",
+        "__torch_function__",
+    }
+)
+# NumPy would take these instead of __array__ and lose the subclass (the mask).
+_HIDDEN = frozenset({"__array_interface__", "__array_struct__"})
+# Objects of these classes carry dunder names of their own, which their class does not tell.
+_SELF_DESCRIBED = (type, types.FunctionType, types.ModuleType)
+_OF_ANY_OBJECT = frozenset({"__dict__", "__name__", "__qualname__"})
+
+
+class _OfTarget:
+    """An attribute that the class keeps for itself and that an instance takes from its target."""
+
+    def __get__(self, p: Any, owner: type | None = None) -> Any:
+        if p is None:
+            return self
+        name = self.attribute  # type: ignore[attr-defined]
+        if is_resolved(p) or not hasattr(p.__proxy_factory__, "target_class"):
+            return getattr(p.__proxy_target__, name)
+        return getattr(_known_class(p) or type(p), name)
+
+
+class _Text(_OfTarget, str):
+    attribute: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str.__str__(self),)  # pickle writes Proxy's __module__ whenever it writes Proxy
+
+
+class _Annotations(_OfTarget, dict[str, Any]):
+    attribute = "__annotations__"
+
+
+class Proxy(Generic[T]):
+    """Stands for the object that ``factory`` returns, and forwards everything to it.
+
+    ``isinstance(p, C)`` holds for the target's class C and for `Proxy`; ``type(p)`` is `Proxy`.
+    In-place operators give the plain object: after ``p += 1``, ``p`` is the changed target.
+    ``copy.copy`` and ``copy.deepcopy`` of a resolved proxy copy the target; of an unresolved one
+    they give another lazy proxy of the same factory. ``await p`` resolves in a thread and gives
+    the target. Attributes are the target's, so the proxy's own operations are functions: `extract`,
+    `get_factory`, `is_resolved`, `resolve`, `resolve_async`.
+
+    Args:
+        factory: returns the target; called at most once successfully. Its errors reach the
+            caller unchanged, and the next use tries again.
+        cache_defaults: remember the given target's class and hash.
+        target: the target, if it is at hand: the proxy is resolved from the start.
+
+    Raises:
+        TypeError: the factory cannot be called.
+        ConfigurationError: ``cache_defaults`` without a target.
+    """
+
+    __slots__ = ("__proxy_class__", "__proxy_factory__", "__proxy_hash__", "__proxy_target__", "__weakref__")
+
+    if TYPE_CHECKING:  # a class-level __annotations__ would hide the target's
+        __proxy_class__: type
+        __proxy_factory__: Callable[[], T]
+        __proxy_hash__: int
+        __proxy_target__: T
+
+    # No Python frame on the way of isinstance(p, C).
+    __class__ = property(operator.attrgetter("__proxy_class__"))
+
+    def __init__(
+        self,
+        factory: Callable[[], T],
+        *,
+        cache_defaults: bool = False,
+        target: T = _MISSING,
+    ) -> None:
+        if not callable(factory):
+            raise TypeError(f"factory must be callable without arguments, not {type(factory).__name__}")
+        _set(self, "__proxy_factory__", factory)
+        if target is not _MISSING:
+            _settle(self, target)
+            if cache_defaults:
+                hash(self)
+        elif cache_defaults:
+            raise ConfigurationError("cache_defaults=True needs a target", remedy="Give target=")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        PROXIES.add(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:1] == "_":
+            return _special(self, name)
+        return getattr(self.__proxy_target__, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__orig_class__":  # typing: Proxy[int](factory)
+            raise AttributeError(name)
+        setattr(self.__proxy_target__, name, value)
+        if name == "__class__":
+            _settle(self, self.__proxy_target__)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__proxy_target__, name)
+
+    def __repr__(self) -> str:
+        if is_resolved(self):
+            return repr(self.__proxy_target__)
+        factory = self.__proxy_factory__
+        describe = getattr(factory, "describe", None)
+        if describe is not None:
+            return f"<Proxy of {describe()}, not resolved>"
+        return f"<Proxy from {getattr(factory, '__qualname__', type(factory).__qualname__)}, not resolved>"
+
+    def __hash__(self) -> int:
+        return self.__proxy_hash__
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind = type(self)
+        return _proxy if kind is Proxy else kind, (self.__proxy_factory__,)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return resolve_async(self).__await__()
+
+
+ProxyOr: TypeAlias = Union[Proxy[T], T]  # noqa: UP007 (T may be a string)
+"""A T, or a proxy of one."""
+
+
+class ProxyLocker(Generic[T]):
+    """Holds a proxy that nobody can resolve by accident: nothing but `unlock` can be done with it.
+
+    Args:
+        proxy: the proxy to hold.
+    """
+
+    __slots__ = ("__held",)
+
+    def __init__(self, proxy: Proxy[T]) -> None:
+        self.__held = _checked(proxy)
+
+    def unlock(self) -> Proxy[T]:
+        """The proxy."""
+        return self.__held
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name!r} is out of reach: the proxy is locked, unlock() gives it")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.__held,)
+
+
+def get_factory(proxy: Proxy[T]) -> Callable[[], T]:
+    """The factory of a proxy. Never loads.
+
+    Raises:
+        TypeError: not a proxy.
+    """
+    return _checked(proxy).__proxy_factory__
+
+
+def extract(proxy: Proxy[T]) -> T:
+    """The plain target of a proxy, resolved if need be.
+
+    Raises:
+        TypeError: not a proxy.
+        BaseException: whatever the factory raises.
+    """
+    return _checked(proxy).__proxy_target__
+
+
+def resolve(proxy: Proxy[T]) -> None:
+    """Load the target now rather than on first use. Errors as in `extract`."""
+    extract(proxy)
+
+
+def is_resolved(proxy: Proxy[T]) -> bool:
+    """Whether the target is at hand. Never loads.
+
+    Raises:
+        TypeError: not a proxy.
+    """
+    try:
+        _get(_checked(proxy), "__proxy_target__")
+    except AttributeError:
+        return False
+    return True
+
+
+async def resolve_async(proxy: Proxy[T]) -> T:
+    """Resolve in a thread, so that the event loop goes on. ``await proxy`` is the same.
+
+    Returns:
+        The target. Errors as in `extract`.
+    """
+    if is_resolved(proxy):
+        return proxy.__proxy_target__
+    import asyncio  # costs more than all of this package
+
+    return await asyncio.to_thread(extract, proxy)
+
+
+_get = object.__getattribute__
+_set = object.__setattr__
+
+
+def _checked(proxy: Proxy[T]) -> Proxy[T]:
+    if type(proxy) not in PROXIES:
+        raise TypeError(f"a Proxy is needed, not {type(proxy).__name__}")
+    return proxy
+
+
+def _proxy(factory: Callable[[], T]) -> Proxy[T]:
+    p: Proxy[T] = object.__new__(Proxy)
+    _set(p, "__proxy_factory__", factory)
+    return p
+
+
+def _settle(p: Proxy[Any], target: Any) -> None:
+    kind = target.__class__
+    if kind is types.FunctionType:
+        _forget_class(p)  # asked each time: see _class
+    else:
+        _set(p, "__proxy_class__", kind)
+    _set(p, "__proxy_target__", target)
+
+
+def _forget_class(p: Proxy[Any]) -> None:
+    with contextlib.suppress(AttributeError):
+        object.__delattr__(p, "__proxy_class__")
+
+
+def _load(p: Proxy[T]) -> T:
+    factory: Callable[[], T] = _get(p, "__proxy_factory__")
+
+    def fly() -> T:
+        if not is_resolved(p):  # a flight may have landed since the slot was read
+            target = factory()
+            _settle(p, target.__proxy_target__ if type(target) in PROXIES else target)  # type: ignore[attr-defined]
+        return p.__proxy_target__
+
+    return _flights.run(("Proxy", id(p)), fly)
+
+
+def _known_class(p: Proxy[Any]) -> type | None:
+    """The target's class as far as it is known without loading."""
+    try:
+        return _get(p, "__proxy_class__")  # type: ignore[no-any-return]
+    except AttributeError:
+        target_class = getattr(p.__proxy_factory__, "target_class", None)
+        kind: type | None = target_class() if target_class is not None else None
+        if kind is not None and kind is not types.FunctionType:
+            _set(p, "__proxy_class__", kind)
+        return kind
+
+
+def _class(p: Proxy[Any]) -> type:
+    # cloudpickle asks whether all that it pickles is a function, to send functions by value:
+    # it must neither load a proxy nor send a function's code in its stead.
+    if sys._getframe(3).f_code.co_name == "reducer_override":
+        return type(p)
+    if is_resolved(p):
+        return p.__proxy_target__.__class__  # type: ignore[no-any-return]
+    kind = _known_class(p)
+    if kind is not None:
+        return kind
+    if hasattr(p.__proxy_factory__, "target_class"):
+        return type(p)
+    return p.__proxy_target__.__class__  # type: ignore[no-any-return]
+
+
+def _hash(p: Proxy[Any]) -> int:
+    value = object.__hash__(p)
+    for source in (p.__proxy_target__, p.__proxy_factory__) if is_resolved(p) else (p.__proxy_factory__,):
+        try:
+            value = hash(source)
+        except TypeError:
+            continue
+        break
+    _set(p, "__proxy_hash__", value)
+    return value
+
+
+_UNSET_SLOTS: dict[str, Callable[[Proxy[Any]], Any]] = {
+    "__proxy_target__": _load,
+    "__proxy_class__": _class,
+    "__proxy_hash__": _hash,
+}
+
+
+def _special(p: Proxy[Any], name: str) -> Any:
+    """An attribute whose name starts with an underscore, and that the class does not have."""
+    unset = _UNSET_SLOTS.get(name)
+    if unset is not None:
+        return unset(p)
+    if name == "__proxy_factory__" or name in _HIDDEN or not (is_resolved(p) or _worth_loading(p, name)):
+        raise AttributeError(f"{type(p).__name__!r} object has no attribute {name!r}", name=name, obj=None)
+    target = p.__proxy_target__
+    value = getattr(target, name)
+    # issubclass(p, C) climbs from the bases of p and would miss p's target itself.
+    return (target,) if name == "__bases__" and isinstance(target, type) else value
+
+
+def _worth_loading(p: Proxy[Any], name: str) -> bool:
+    """Whether an unresolved proxy's target may have the attribute, as far as its class tells."""
+    if name.startswith(("_repr_", "_ipython_")):
+        return False
+    if not (name.startswith("__") and name.endswith("__")):
+        return True
+    if name in _PROBES or name.startswith("__dask_"):
+        kind = _known_class(p)
+        return kind is not None and _has(kind, name)
+    kind = _known_class(p)
+    if kind is not None:
+        return issubclass(kind, _SELF_DESCRIBED) or _has(kind, name)
+    return name in _OF_ANY_OBJECT or not hasattr(p.__proxy_factory__, "target_class")
+
+
+def _has(kind: type, name: str) -> bool:
+    return any(name in vars(base) for base in kind.__mro__)
+
+
+def _complete(kind: type[Proxy[Any]]) -> None:
+    """Give the class what it forwards: the operators, and what a class statement cannot say."""
+    for name, function in OPERATORS.items():
+        function.__name__ = name
+        function.__qualname__ = f"{kind.__name__}.{name}"
+        setattr(kind, name, function)
+    for name in ("__doc__", "__module__"):
+        text = _Text(getattr(kind, name))
+        text.attribute = name
+        setattr(kind, name, text)
+    kind.__annotations__ = _Annotations()
+    PROXIES.add(kind)
+
+
+_complete(Proxy)

@@ -1,0 +1,411 @@
+"""The store: objects in, references out. Composes a connector, serialization and a cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from proxystore_core import registry
+from proxystore_core.cache import ByteCache
+from proxystore_core.compression import codec_named
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key
+from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
+from proxystore_core.flight import Flights
+from proxystore_core.frames import nbytes
+from proxystore_core.observe import Metrics, Observed
+from proxystore_core.operators import PROXIES
+from proxystore_core.proxy import Proxy, ProxyLocker
+from proxystore_core.recipe import Recipe, connector_class, import_name, imported, named, open_connector
+from proxystore_core.reference import Reference, class_name
+from proxystore_core.registry import (
+    get_key,
+    get_or_create_store,
+    get_store,
+    register_store,
+    store_registration,
+    unregister_store,
+)
+from proxystore_core.serialize import deserialize, serialize
+
+__all__ = [
+    "NotProxiableError",
+    "Store",
+    "get_key",
+    "get_or_create_store",
+    "get_store",
+    "register_store",
+    "store_registration",
+    "unregister_store",
+]
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Connector)
+Serializer = Callable[[Any], Buffer]
+Deserializer = Callable[[Buffer], Any]
+
+
+class NotProxiableError(StoreError, TypeError):
+    """None, True and False cannot be proxied: ``p is None`` and ``p is True`` would be false."""
+
+
+class Store(Generic[C]):
+    """Keeps objects under keys, and hands out proxies of them.
+
+    Args:
+        name: what this process knows the store by; part of every reference, so that other
+            processes know it by the same name.
+        connector: where the bytes go.
+        serializer: own function from object to bytes, found by name in every process.
+        deserializer: its inverse.
+        cache_size: bytes of fetched objects kept by this process; 0 for none. Not used where
+            fetching is as cheap as the cache (shared memory).
+        metrics: count and time every operation, in `metrics`.
+        populate_target: let the proxies made here know their object from the start.
+        register: register the store in this process (see `proxystore_core.registry`).
+        compression: ``"lz4"``, ``"zstd"`` or None.
+        session: the session that objects belong to unless said otherwise.
+
+    Raises:
+        ConfigurationError: the name is taken, a serializer cannot be found by other processes,
+            or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connector: C,
+        *,
+        serializer: Serializer | None = None,
+        deserializer: Deserializer | None = None,
+        cache_size: int = 256 << 20,
+        metrics: bool = False,
+        populate_target: bool = True,
+        register: bool = False,
+        compression: str | None = None,
+        session: str = USER_SESSION,
+    ) -> None:
+        if (serializer is None) != (deserializer is None):
+            raise ConfigurationError("a store has its own serializer and deserializer, or neither of them")
+        if type(cache_size) is not int or cache_size < 0:
+            raise ConfigurationError(f"cache_size is {cache_size!r}: expected bytes, 0 for no cache")
+        codec_named(compression)
+        self.name = name
+        self.metrics: Metrics | None = Metrics() if metrics else None
+        self.connector: C = Observed(connector, self.metrics) if self.metrics else connector  # type: ignore[assignment]
+        self.session = session
+        self.compression = compression
+        self.populate_target = populate_target
+        self.cache_size = cache_size
+        self.recipe = str(
+            Recipe(
+                connector.url,
+                name,
+                compression,
+                serializer and import_name(serializer),
+                deserializer and import_name(deserializer),
+            )
+        )
+        self._serializer = serializer
+        self._deserializer = deserializer
+        self._cache = ByteCache(0 if connector.cheap_get else cache_size)
+        self._flights = Flights()
+        if register:
+            registry.register_store(self)
+
+    def __repr__(self) -> str:
+        return f"Store({self.name!r}, {self.connector!r})"
+
+    def __enter__(self) -> Store[C]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def from_url(cls, url: str, *, name: str = "", **options: Any) -> Store[Connector]:
+        """Open the store that a URL describes.
+
+        Args:
+            url: for example ``shm://``, ``file:///scratch/me``, ``memory://``.
+            name: the store's name.
+            options: keyword arguments of `Store`.
+
+        Raises:
+            ConfigurationError: no such scheme, or a part of the URL is wrong.
+            StoreError: it cannot be opened.
+        """
+        return Store(name, open_connector(url), **options)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, connector: Connector) -> Store[Connector]:
+        """The store that references with this recipe mean.
+
+        Raises:
+            ConfigurationError: its serializer's module is not loaded in this process.
+        """
+        functions: dict[str, Any] = {}
+        for field in ("serializer", "deserializer"):
+            name = getattr(recipe, field)
+            functions[field] = named(name) if name else None
+            if name and functions[field] is None:
+                raise ConfigurationError(
+                    f"the {field} {name!r} of this store is not known here",
+                    store=str(recipe),
+                    remedy=f"Import {name.partition(':')[0]} in this process first.",
+                )
+        return Store(recipe.name, connector, compression=recipe.compression, **functions)
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build an equal store; plain values only, for TOML or JSON."""
+        options = {key: value for key, value in self.connector.config().items() if value is not None}
+        config: dict[str, Any] = {
+            "name": self.name,
+            "connector": {"kind": self.connector.schemes[0], "options": options},
+            "cache_size": self.cache_size,
+            "populate_target": self.populate_target,
+            "metrics": self.metrics is not None,
+        }
+        if self.compression:
+            config["compression"] = self.compression
+        if self._serializer and self._deserializer:
+            config["serializer"] = import_name(self._serializer)
+            config["deserializer"] = import_name(self._deserializer)
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Store[Connector]:
+        """The store that `config` described.
+
+        Raises:
+            ConfigurationError: a part is missing, unknown or wrong.
+        """
+        options = dict(config)
+        try:
+            name = options.pop("name")
+            part = options.pop("connector")
+            kind = connector_class(part["kind"])
+            for field in ("serializer", "deserializer"):
+                if field in options:
+                    options[field] = imported(options[field])
+            return Store(name, kind.from_config(part.get("options", {})), **options)
+        except KeyError as error:
+            raise ConfigurationError(
+                f"the store's configuration lacks {error}: expected name and connector.kind"
+            ) from None
+        except TypeError as error:
+            raise ConfigurationError(f"the store's configuration is wrong: {error}") from error
+
+    def close(self, *, clear: bool = False) -> None:
+        """Unregister the store and close its connector. May be called twice.
+
+        Args:
+            clear: also evict what this store put and nobody's session owns.
+        """
+        registry.unregister_store(self)
+        self._cache.clear()
+        self.connector.close(clear=clear)
+
+    # Objects by key.
+
+    def put(self, obj: Any, *, session: str | None = None, serializer: Serializer | None = None) -> Key:
+        """Store an object.
+
+        Args:
+            obj: anything that pickle or cloudpickle takes.
+            session: the session it belongs to; the store's own by default.
+            serializer: used instead of the store's; `get` then needs the matching deserializer.
+
+        Raises:
+            SerializationError: the object cannot be turned into bytes.
+            StoreError: the connector failed; says why.
+        """
+        return self._put(obj, session, serializer)[0]
+
+    def put_batch(self, objs: Iterable[Any], *, session: str | None = None) -> list[Key]:
+        """Store several objects; keys in their order."""
+        return self._map(lambda obj: self.put(obj, session=session), list(objs))
+
+    def get(self, key: Key, default: T | None = None, *, deserializer: Deserializer | None = None) -> Any | T:
+        """The object under a key: a private copy that the caller may change.
+
+        Args:
+            key: what `put` returned.
+            default: returned when there is no such object.
+            deserializer: used instead of the store's.
+
+        Raises:
+            CorruptError: the bytes are not what was stored.
+            StoreError: the connector failed; says why.
+        """
+        data = self._bytes(key)
+        return default if data is None else self._decode(key, data, deserializer)
+
+    def get_batch(self, keys: Iterable[Key], default: T | None = None) -> list[Any | T]:
+        """The objects under several keys, in their order, fetched in parallel where that helps."""
+        return self._map(lambda key: self.get(key, default), list(keys))
+
+    def exists(self, key: Key) -> bool:
+        """Whether there is an object under this key now."""
+        return self.connector.exists(key)
+
+    def evict(self, key: Key) -> None:
+        """Remove an object; a missing one is success."""
+        self.connector.evict(key)
+        self._cache.drop(key)
+
+    def is_cached(self, key: Key) -> bool:
+        """Whether this process keeps the object's bytes (not those in shared memory, which need no cache)."""
+        return key in self._cache
+
+    # Objects by reference.
+
+    def reference(self, obj: Any, *, session: str | None = None, evict: bool = False) -> Reference:
+        """Store an object and return its reference. Raises as `put`."""
+        key, size = self._put(obj, session, None)
+        return Reference(key, self.recipe, size, class_name(obj), evict)
+
+    def load(self, reference: Reference) -> Any:
+        """The object that a reference of this store names: a private copy.
+
+        Raises:
+            GoneError: it is not there any more.
+            StoreError: as `get`.
+        """
+        data = self._bytes(reference.key)
+        if data is None:
+            raise GoneError(
+                f"the object ({reference.describe()}) is gone",
+                store=self.recipe,
+                key=reference.key,
+                remedy="It was evicted, or the session that stored it is over (see the lease setting).",
+            )
+        obj = self._decode(reference.key, data, None)
+        if reference.evict:
+            self.evict(reference.key)
+        return obj
+
+    def load_batch(self, references: Sequence[Reference]) -> list[Any]:
+        """The objects that several references name, in their order, fetched in parallel where that helps."""
+        return self._map(self.load, references)
+
+    def proxy(
+        self, obj: T, *, evict: bool = False, populate_target: bool | None = None, session: str | None = None
+    ) -> Proxy[T]:
+        """Store an object and return a proxy of it.
+
+        Args:
+            obj: the object. A proxy is returned as it is.
+            evict: let the object leave the store when the proxy is first resolved.
+            populate_target: let this proxy know its object from the start.
+            session: the session that the object belongs to; the store's own by default.
+
+        Raises:
+            NotProxiableError: the object is None, True or False.
+            StoreError: as `put`.
+        """
+        if type(obj) in PROXIES:
+            return obj  # type: ignore[return-value]
+        _check_proxiable(obj)
+        reference = self.reference(obj, session=session, evict=evict)
+        if self.populate_target if populate_target is None else populate_target:
+            return Proxy(reference, cache_defaults=True, target=obj)
+        return Proxy(reference)
+
+    def proxy_batch(
+        self,
+        objs: Iterable[T],
+        *,
+        evict: bool = False,
+        populate_target: bool | None = None,
+        session: str | None = None,
+    ) -> list[Proxy[T]]:
+        """Store several objects; their proxies in order. Nothing is stored when one cannot be proxied."""
+        objs = list(objs)
+        for obj in objs:
+            _check_proxiable(obj)
+        return self._map(
+            lambda obj: self.proxy(obj, evict=evict, populate_target=populate_target, session=session), objs
+        )
+
+    def proxy_from_key(self, key: Key, *, evict: bool = False) -> Proxy[Any]:
+        """A proxy of an object that is in the store already; nothing is checked or loaded."""
+        return Proxy(Reference(key, self.recipe, 0, "", evict))
+
+    def locked_proxy(self, obj: T, *, evict: bool = False, session: str | None = None) -> ProxyLocker[T]:
+        """As `proxy`, unresolved, in a case that nobody opens by accident."""
+        return ProxyLocker(self.proxy(obj, evict=evict, populate_target=False, session=session))
+
+    # The way of the bytes.
+
+    def _put(self, obj: Any, session: str | None, serializer: Serializer | None) -> tuple[Key, int]:
+        frames = self._encode(obj, serializer or self._serializer)
+        key = self.connector.put(frames, session=self.session if session is None else session)
+        return key, nbytes(frames)
+
+    def _encode(self, obj: Any, serializer: Serializer | None) -> list[Buffer]:
+        def encode() -> list[Buffer]:
+            return serialize(
+                obj, compression=self.compression, checksum=self.connector.checksum, serializer=serializer
+            )
+
+        if self.metrics is None:
+            return encode()
+        frames: list[Buffer] = self.metrics.timed("serialize", encode, nbytes)
+        return frames
+
+    def _decode(self, key: Key, data: Buffer, deserializer: Deserializer | None) -> Any:
+        def decode() -> Any:
+            return deserialize(data, deserializer=deserializer or self._deserializer)
+
+        try:
+            if self.metrics is None:
+                return decode()
+            return self.metrics.timed("deserialize", decode, lambda result: len(data))
+        except StoreError as error:
+            if error.store is None and error.key is None:
+                error.store, error.key = self.recipe, key
+            if error.remedy is None and isinstance(error, CorruptError):
+                error.remedy = "Evict it and store it again; what altered it may have altered more."
+            raise
+
+    def _bytes(self, key: Key) -> Buffer | None:
+        """The stored bytes: private to this caller, or read-only and shared with the cache."""
+        if self.connector.cheap_get:
+            return self.connector.get(key)
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
+        private: list[Buffer | None] = []
+
+        def fetch() -> memoryview | None:
+            data = self.connector.get(key)
+            shared = None if data is None else self._cache.admit(key, data)
+            if shared is None:
+                private.append(data)
+            return shared
+
+        shared = self._flights.run(key, fetch)
+        if private:
+            return private[0]
+        # Too big to be shared by those who waited for the same flight: each fetches bytes of its own.
+        return self.connector.get(key) if shared is None else shared
+
+    def _map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        if len(items) < 2 or self.connector.cheap_get:
+            return [function(item) for item in items]
+        workers = min(len(items), 4 * (os.cpu_count() or 1), 16)
+        with ThreadPoolExecutor(workers, thread_name_prefix="proxystore") as executor:
+            return list(executor.map(function, items))
+
+
+def _check_proxiable(obj: object) -> None:
+    if obj is None or obj is True or obj is False:
+        raise NotProxiableError(f"{obj!r} cannot be proxied", remedy="Pass it as it is: it is tiny.")

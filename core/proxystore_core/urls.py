@@ -1,0 +1,111 @@
+"""A store's URL taken apart, with errors that say what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proxystore_core.errors import ConfigurationError
+
+__all__ = ["StoreURL", "redact"]
+
+
+def redact(url: str) -> str:
+    """The URL without its password."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreURL:
+    """The parts of a URL such as ``redis://user@host:6379/0?timeout=5``.
+
+    Attributes:
+        url: the whole, redacted, for messages.
+        scheme: lower case.
+        host: as written (case kept), without port; empty when absent.
+        port: None when absent.
+        path: decoded, with its leading slash.
+        query: parameters; a repeated one keeps its last value.
+    """
+
+    url: str
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+    username: str | None
+    password: str | None
+    query: dict[str, str]
+
+    @classmethod
+    def parse(cls, url: str) -> StoreURL:
+        """Take a URL apart.
+
+        Raises:
+            ConfigurationError: it has no scheme, or its port is no number.
+        """
+        parts = urllib.parse.urlsplit(url)
+        shown = redact(url)
+        if not parts.scheme or "://" not in url:
+            raise ConfigurationError(
+                f"{shown!r} is not a store's URL: expected scheme://..., for example shm:// or file:///scratch/me"
+            )
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"bad port in {shown!r}: {error}") from None
+        host = parts.netloc.rpartition("@")[2].partition(":")[0] if parts.netloc else ""
+        return cls(
+            url=shown,
+            scheme=parts.scheme.lower(),
+            host=urllib.parse.unquote(host),
+            port=port,
+            path=urllib.parse.unquote(parts.path),
+            username=parts.username and urllib.parse.unquote(parts.username),
+            password=parts.password and urllib.parse.unquote(parts.password),
+            query=dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True)),
+        )
+
+    def expect(self, *, host: bool = False, port: bool = False, path: bool = False) -> None:
+        """Check that only the named parts are there.
+
+        Raises:
+            ConfigurationError: another part is there.
+        """
+        for there, allowed, name in (
+            (self.host, host, "a host or name"),
+            (self.port is not None, port, "a port"),
+            (self.path.strip("/"), path, "a path"),
+            (self.username, False, "a user"),
+        ):
+            if there and not allowed:
+                raise ConfigurationError(f"{self.scheme}:// takes no {name[2:]}, found {name} in {self.url!r}")
+
+    def options(self, known: dict[str, Callable[[str], Any]], spare: Iterable[str] = ()) -> dict[str, Any]:
+        """The query's parameters, converted.
+
+        Args:
+            known: parameter names with their converters (raising ValueError).
+            spare: names that are someone else's.
+
+        Raises:
+            ConfigurationError: unknown name or bad value; says which are known.
+        """
+        found = {}
+        for name, value in self.query.items():
+            if name in spare:
+                continue
+            if name not in known:
+                expected = ", ".join(sorted(known)) or "none"
+                raise ConfigurationError(f"unknown parameter {name!r} in {self.url!r}; known: {expected}")
+            try:
+                found[name] = known[name](value)
+            except ValueError as error:
+                raise ConfigurationError(f"bad value {value!r} of {name!r} in {self.url!r}: {error}") from error
+        return found

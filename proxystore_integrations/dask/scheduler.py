@@ -1,0 +1,309 @@
+"""The scheduler's side: pins stored arguments while Dask knows their tasks, and orders evictions.
+
+The scheduler's process needs neither the store's library nor its network: it asks the client that
+stored an object, or, when that one is gone, any worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import functools
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps
+
+from proxystore_integrations.dask.graph import StoreTask, stored_values
+from proxystore_integrations.dask.worker import StoreWorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+__all__ = ["ClientSession", "StoreSchedulerPlugin"]
+
+logger = logging.getLogger(__name__)
+_announced: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("announced", default=None)
+
+
+@dataclasses.dataclass
+class ClientSession:
+    """What the scheduler knows of one client's session.
+
+    Attributes:
+        client: Dask's id of the client.
+        session: the session's name in the store.
+        recipe: how a worker opens the store.
+        probe: key of an object by which a worker can tell whether it reaches a store that has no leases.
+        lease: seconds.
+        pins: for each stored object, the tasks that need it.
+        here: whether the client is still connected.
+    """
+
+    client: str
+    session: str
+    recipe: str
+    probe: str
+    lease: float
+    pins: dict[str, set[Any]] = dataclasses.field(default_factory=dict)
+    here: bool = True
+
+
+class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
+    """Follows the tasks of all clients that use a store; registered by the first of them."""
+
+    name = "proxystore"
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, ClientSession] = {}
+        self._needs: dict[Any, set[tuple[str, str]]] = {}  # task -> (client, key) of its arguments
+        self._results: dict[Any, tuple[str, str]] = {}  # task -> (client, key) of its result
+        self._orders: defaultdict[str, list[str]] = defaultdict(list)
+
+    # Not a coroutine: between being started and being known to the scheduler no other client's plugin gets in.
+    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
+        self.scheduler = scheduler
+        self._joining = asyncio.Lock()
+        self._update_graph = scheduler.stream_handlers["update-graph"]
+        scheduler.stream_handlers["update-graph"] = self._announced_graph
+        scheduler.handlers.update(
+            {
+                "proxystore_join": self.join,
+                "proxystore_leave": self.leave,
+                "proxystore_gather": self.gather,
+                "proxystore_sessions": self.probes,
+                "proxystore_report": self.report,
+            }
+        )
+
+    # Clients and workers come and go.
+
+    async def join(self, session: dict[str, Any]) -> dict[str, str]:
+        """A client opens its session.
+
+        Returns:
+            For each worker that cannot reach the client's store, why not.
+        """
+        joined = ClientSession(**session)
+        async with self._joining:
+            await self.scheduler.register_worker_plugin(
+                None, dumps(StoreWorkerPlugin()), name=StoreWorkerPlugin.name, idempotent=True
+            )
+        if not self.sessions:
+            self.scheduler.loop.call_later(joined.lease / 4, self._keep_orphans)
+        self.sessions[joined.client] = joined
+        answers = await self.scheduler.broadcast(
+            msg={
+                "op": "proxystore_probe",
+                "recipe": joined.recipe,
+                "session": joined.session,
+                "probe": joined.probe,
+            },
+            on_error="ignore",
+        )
+        return {worker: reason for worker, reason in answers.items() if reason}
+
+    async def leave(self, client: str) -> bool:
+        """A client is about to close.
+
+        Returns:
+            Whether tasks that go on without it still need its objects; their eviction is then seen to.
+        """
+        scheduler, session = self.scheduler, self.sessions.get(client)
+        if session is None:
+            return False
+        state = scheduler.clients.get(client)
+        if state is not None:
+            scheduler.client_releases_keys(
+                keys=[task.key for task in state.wants_what], client=client, stimulus_id="proxystore-leave"
+            )
+        session.here = False
+        if session.pins:
+            return True
+        del self.sessions[client]
+        return False
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        session = self.sessions.get(client)
+        if session is not None:  # it did not say goodbye
+            session.here = False
+            self._end_if_over(session)
+
+    async def probes(self) -> list[tuple[str, str, str, str]]:
+        """What a worker that joins late has to try: client, recipe, session and probe of each session."""
+        return [(one.client, one.recipe, one.session, one.probe) for one in self.sessions.values()]
+
+    async def report(self, worker: str, client: str, reason: str) -> None:
+        """A worker that joined late cannot reach a client's store."""
+        self._tell_unreachable(client, worker, reason)
+
+    def _tell_unreachable(self, client: str, worker: str, reason: str) -> None:
+        if client in self.scheduler.client_comms:
+            self.scheduler.client_comms[client].send(
+                {"op": "proxystore-unreachable", "worker": worker, "reason": reason}
+            )
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        for client in self.sessions:
+            self._tell_unreachable(client, worker, "")
+
+    # Tasks come and go.
+
+    async def _announced_graph(self, proxystore: dict[str, Any] | None = None, **message: Any) -> None:
+        if proxystore is None:
+            await self._update_graph(**message)
+            return
+        token = _announced.set(proxystore)
+        try:
+            await self._update_graph(**message)
+        finally:
+            _announced.reset(token)
+            # What no task took (it was known already under its key, or the graph failed) goes at once.
+            session = self.sessions.get(message["client"])
+            if session is not None:
+                self._evict(session, (key for key in proxystore["keys"] if key not in session.pins))
+
+    def update_graph(self, scheduler: Scheduler, *, client: str, tasks: Iterable[Any], **kwargs: Any) -> None:
+        announced = _announced.get()
+        session = self.sessions.get(client)
+        if announced is None or session is None:
+            return
+        announced_keys = set(announced["keys"])
+        results = (session.recipe, session.session, announced["results"]) if announced["results"] else None
+        for key in tasks:
+            task = scheduler.tasks.get(key)
+            if task is None or task.run_spec is None or type(task.run_spec) is StoreTask:
+                continue
+            values = list(stored_values(task.run_spec)) if announced_keys else []
+            if not values and results is None:
+                continue
+            for value in values:
+                if value.reference.key in announced_keys:
+                    session.pins.setdefault(value.reference.key, set()).add(key)
+                    self._needs.setdefault(key, set()).add((client, value.reference.key))
+            wanted = tuple(dict.fromkeys(value.reference for value in values if not value.lazy))
+            task.run_spec = StoreTask(task.run_spec, wanted, None if task.actor else results)
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if finish == "memory":
+            stored = (kwargs.get("metadata") or {}).get("proxystore")
+            if stored is not None:
+                self._drop_result(key)
+                self._keep_result(key, *stored)
+        elif start == "memory":
+            self._drop_result(key)
+        if finish == "forgotten":
+            for client, stored_key in self._needs.pop(key, ()):
+                session = self.sessions.get(client)
+                if session is not None:
+                    self._unpin(session, stored_key, key)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        for session in self.sessions.values():
+            self._evict(session, list(session.pins))
+            session.pins.clear()
+        self._needs.clear()
+        self._results.clear()
+
+    def _keep_result(self, task: Any, session: str, stored_key: str) -> None:
+        for one in self.sessions.values():
+            if one.session == session:
+                one.pins.setdefault(stored_key, set()).add(task)
+                self._results[task] = one.client, stored_key
+                return
+
+    def _drop_result(self, task: Any) -> None:
+        client, stored_key = self._results.pop(task, (None, None))
+        session = self.sessions.get(client) if client else None
+        if session is not None and stored_key is not None:
+            self._unpin(session, stored_key, task)
+
+    def _unpin(self, session: ClientSession, stored_key: str, task: Any) -> None:
+        holders = session.pins.get(stored_key, set())
+        holders.discard(task)
+        if not holders:
+            session.pins.pop(stored_key, None)
+            self._evict(session, [stored_key])
+            self._end_if_over(session)
+
+    # Eviction is an order that the client carries out, else a worker.
+
+    def _evict(self, session: ClientSession, keys: Iterable[str]) -> None:
+        orders = self._orders[session.client]
+        orders.extend(keys)
+        if orders:
+            self.scheduler.loop.add_callback(functools.partial(self._flush, session))
+
+    def _flush(self, session: ClientSession) -> None:
+        keys = self._orders.pop(session.client, None)
+        if not keys:
+            return
+        if session.client in self.scheduler.client_comms:
+            self.scheduler.client_comms[session.client].send({"op": "proxystore-evict", "keys": keys})
+        else:
+            self._ask_worker({"op": "proxystore-evict", "recipe": session.recipe, "keys": keys})
+
+    def _end_if_over(self, session: ClientSession) -> None:
+        if not session.here and not session.pins and self.sessions.pop(session.client, None) is not None:
+            self._ask_worker(
+                {"op": "proxystore-end", "recipe": session.recipe, "session": session.session}
+            )
+
+    def _keep_orphans(self) -> None:
+        """Have the leases renewed of sessions whose client is gone and whose tasks are not."""
+        orphans = [one for one in self.sessions.values() if not one.here]
+        for one in orphans:
+            self._ask_worker(
+                {"op": "proxystore-renew", "recipe": one.recipe, "session": one.session, "lease": one.lease}
+            )
+        if self.sessions:
+            shortest = min(one.lease for one in self.sessions.values())
+            self.scheduler.loop.call_later(shortest / 4, self._keep_orphans)
+
+    def _ask_worker(self, message: dict[str, Any]) -> None:
+        for comm in self.scheduler.stream_comms.values():
+            if not comm.closed():
+                comm.send(message)
+                return
+
+    # Gathering.
+
+    async def gather(
+        self, keys: Sequence[Any], client: str, threshold: int, by_value: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """Dask's gather, with the large results published in the client's store by the workers that hold them.
+
+        Args:
+            keys: of the results.
+            client: who asks.
+            threshold: size in bytes from which a result is published.
+            by_value: keys that are not.
+
+        Returns:
+            What Dask's gather returns, plus ``references``: the published results.
+        """
+        session = self.sessions.get(client)
+        holders: defaultdict[str, list[Any]] = defaultdict(list)
+        for key in keys if session is not None else ():
+            task = self.scheduler.tasks.get(key)
+            if task is not None and task.who_has and task.nbytes >= threshold and key not in by_value:
+                holders[next(iter(task.who_has)).address].append(key)
+        if not holders or session is None:
+            return dict(await self.scheduler.gather(keys=keys))
+        references: dict[Any, Any] = {}
+        for worker, held in holders.items():
+            try:
+                published = await self.scheduler.rpc(worker).proxystore_publish(
+                    keys=held, recipe=session.recipe, session=session.session
+                )
+            except Exception as error:  # the worker is dying: Dask's own gather knows what to do
+                logger.info("worker %s did not publish its results: %s", worker, error)
+            else:
+                references.update(published)
+        rest = [key for key in keys if key not in references]
+        response = await self.scheduler.gather(keys=rest) if rest else {"status": "OK", "data": {}}
+        return {**response, "references": references}

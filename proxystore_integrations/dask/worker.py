@@ -1,0 +1,156 @@
+"""The worker's side: publishes results that a client gathers, and carries out evictions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from proxystore_core import Reference, StoreError, store_for
+from proxystore_core.connectors.base import Leased, leased
+from proxystore_integrations.dask.graph import StoredResult, StoreTask
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+__all__ = ["StoreWorkerPlugin", "pack", "unpack"]
+
+logger = logging.getLogger(__name__)
+_ELSEWHERE = (
+    "{recipe} is another store on {node}. Use one that all hosts reach, for example "
+    'store = "file:///shared/directory" in proxystore.toml'
+)
+
+
+def pack(reference: Reference) -> tuple[Any, ...]:
+    """A reference as plain values for Dask's messages."""
+    return reference.key, reference.recipe, reference.size, reference.kind
+
+
+def unpack(packed: Sequence[Any]) -> Reference:
+    """The inverse of `pack`."""
+    return Reference(*packed)
+
+
+class StoreWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Gives a worker the abilities that the scheduler's plugin asks for."""
+
+    name = "proxystore"
+
+    async def setup(self, worker: Worker) -> None:
+        self.worker = worker
+        self._update_data = worker.handlers["update_data"]
+        worker.handlers.update(
+            {
+                "proxystore_probe": self.probe,
+                "proxystore_publish": self.publish,
+                "update_data": self.update_data,
+            }
+        )
+        worker.stream_handlers.update(
+            {
+                "proxystore-evict": self.evict,
+                "proxystore-end": self.end,
+                "proxystore-renew": self.renew,
+            }
+        )
+        for client, recipe, session, probe in await worker.scheduler.proxystore_sessions():
+            reason = await self.probe(recipe, session, probe)
+            if reason:
+                await worker.scheduler.proxystore_report(
+                    worker=worker.contact_address, client=client, reason=reason
+                )
+
+    def teardown(self, worker: Worker) -> None:
+        worker.handlers["update_data"] = self._update_data
+
+    async def probe(self, recipe: str, session: str, probe: str) -> str:
+        """Why this worker does not reach a client's store; empty when it does.
+
+        Args:
+            recipe: the store.
+            session: the client's session, whose lease is there.
+            probe: key of an object that is there, where a store has no leases.
+        """
+
+        def there() -> bool:
+            store = store_for(recipe)
+            return store.exists(probe) if probe else session in _leased(recipe).sessions()
+
+        try:
+            found = await asyncio.to_thread(there)
+        except StoreError as error:
+            return str(error)
+        return "" if found else _ELSEWHERE.format(recipe=recipe, node=socket.gethostname())
+
+    async def publish(self, keys: Sequence[Any], recipe: str, session: str) -> dict[Any, Any]:
+        """Put results of this worker's memory into a client's store.
+
+        Returns:
+            The packed reference of each that could be stored; the others go Dask's way.
+        """
+        published = {}
+        for key in keys:
+            if key not in self.worker.data:
+                continue
+            value = self.worker.data[key]
+            if type(value) is StoredResult:
+                continue
+            try:
+                reference = await asyncio.to_thread(
+                    lambda value=value: store_for(recipe).reference(value, session=session)
+                )
+            except StoreError as error:
+                logger.warning("result %r is gathered through the scheduler: %s", key, error)
+            else:
+                published[key] = pack(reference)
+        return published
+
+    async def update_data(self, data: dict[Any, Any], **kwargs: Any) -> Any:
+        """Dask's scatter, with stored values loaded first: what is in a worker's memory is the value itself."""
+        stored = {key: value for key, value in data.items() if type(value) is StoredResult}
+        if stored:
+            loaded = await asyncio.to_thread(lambda: [value.reference() for value in stored.values()])
+            data = {**data, **dict(zip(stored, loaded, strict=True))}
+        return self._update_data(data=data, **kwargs)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        task = self.worker.state.tasks.get(key)
+        if task is None:
+            return
+        if finish in ("ready", "constrained", "executing"):
+            if type(task.run_spec) is not StoreTask and any(dep.type is StoredResult for dep in task.dependencies):
+                task.run_spec = StoreTask(task.run_spec)
+        elif finish == "memory" and task.type is StoredResult and type(task.run_spec) is StoreTask:
+            assert task.run_spec.results is not None
+            task.metadata["proxystore"] = task.run_spec.results[1], self.worker.data[key].reference.key
+
+    # Orders of the scheduler.
+
+    async def evict(self, recipe: str, keys: Sequence[str]) -> None:
+        """Evict objects of a client that is gone."""
+        await self._order(lambda: [store_for(recipe).evict(key) for key in keys], "evict")
+
+    async def end(self, recipe: str, session: str) -> None:
+        """End the session of a client that is gone."""
+        await self._order(lambda: _leased(recipe).end(session), "end a session")
+
+    async def renew(self, recipe: str, session: str, lease: float) -> None:
+        """Renew the lease of a client that is gone while its tasks are not."""
+        await self._order(lambda: _leased(recipe).renew(session, lease), "renew a lease")
+
+    async def _order(self, order: Any, name: str) -> None:
+        try:
+            await asyncio.to_thread(order)
+        except StoreError as error:
+            logger.warning("could not %s: %s", name, error)
+
+
+def _leased(recipe: str) -> Leased:
+    keeper = leased(store_for(recipe).connector)
+    assert keeper is not None
+    return keeper

@@ -1,0 +1,254 @@
+"""Settings: keyword arguments, the environment, ``proxystore.toml`` or ``[tool.proxystore]``, defaults.
+
+The first one found wins, setting by setting; ``docs/settings.md`` is written for users.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from proxystore_core.errors import ConfigurationError
+from proxystore_integrations.units import format_size, parse_duration, parse_size
+
+__all__ = ["NOT_SETTINGS", "Settings", "format_size", "parse_duration", "parse_size"]
+
+PREFIX = "PROXYSTORE_"
+CONFIG = "PROXYSTORE_CONFIG"
+
+NOT_SETTINGS = frozenset(
+    {
+        CONFIG,
+        "PROXYSTORE_DEBUG",
+        "PROXYSTORE_SECRET",
+        # ProxyStore's own, which may be installed beside this.
+        "PROXYSTORE_GLOBUS_CLIENT_ID",
+        "PROXYSTORE_GLOBUS_CLIENT_SECRET",
+        "PROXYSTORE_HOME",
+    }
+)
+"""Environment variables with our prefix that are no setting."""
+
+_CHOICES: dict[str, Any] = {
+    "inputs": Literal["value", "proxy"],
+    "results": Literal["auto", "always", "never"],
+    "on_store_error": Literal["fallback", "raise"],
+}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a client was told, checked. `load` looks everywhere; the constructor takes its arguments only.
+
+    Attributes:
+        threshold: size from which a value is proxied, bytes.
+        store: URL of the store.
+        inputs: what a task gets for an argument that was proxied: the object, or a lazy proxy.
+        results: which results over the threshold are proxied.
+        on_store_error: pass by value and warn once, or raise.
+        lease: seconds after which what a dead session stored is dropped.
+        origins: where each setting that is no default came from.
+
+    Raises:
+        ConfigurationError: a wrong value.
+        MissingExtraError: the store's library is not installed.
+    """
+
+    threshold: int = 100_000
+    store: str = "shm://"
+    inputs: Literal["value", "proxy"] = "value"
+    results: Literal["auto", "always", "never"] = "auto"
+    on_store_error: Literal["fallback", "raise"] = "fallback"
+    lease: float = 600.0
+    origins: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name in _NAMES:
+            value = _checked(name, getattr(self, name), self.origin(name))
+            msgspec.structs.force_setattr(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Settings):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        pairs = zip(_NAMES, self._values(), strict=True)
+        return f"Settings({', '.join(f'{name}={_shown(name, value)}' for name, value in pairs)})"
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in _NAMES)
+
+    def origin(self, name: str) -> str:
+        """Where a setting came from: a file's path, a variable's name, ``keyword argument`` or ``default``.
+
+        Raises:
+            ConfigurationError: no such setting.
+        """
+        _known(name, "Settings.origin")
+        given = "default" if getattr(self, name) == _DEFAULTS[name] else "keyword argument"
+        return self.origins.get(name, given)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Settings for one client: for each setting the first of
+
+        1. a keyword argument that is not None,
+        2. an environment variable that is not empty: ``PROXYSTORE_THRESHOLD``, ``PROXYSTORE_STORE`` ...,
+        3. one file: the one that ``PROXYSTORE_CONFIG`` names, else the nearest ``proxystore.toml`` or
+           ``pyproject.toml`` with ``[tool.proxystore]`` from the working directory upwards,
+        4. the default.
+
+        Args:
+            **overrides: settings by name. A size or duration may be text with a unit.
+
+        Raises:
+            ConfigurationError: an unknown key in any of them, or a wrong value in the one that wins.
+            MissingExtraError: the store's library is not installed.
+        """
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        origin, table = _file()
+        for name, value in table.items():
+            _known(name, origin)
+            values[name], origins[name] = value, origin
+        for variable, value in _environment().items():
+            name = variable.removeprefix(PREFIX).lower()
+            values[name], origins[name] = value, variable
+        for name, value in overrides.items():
+            _known(name, "Settings.load")
+            if value is not None:
+                values[name], origins[name] = value, "keyword argument"
+        return cls(**values, origins=origins)
+
+
+_NAMES = tuple(name for name in Settings.__struct_fields__ if name != "origins")
+_DEFAULTS = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
+
+
+def _environment() -> dict[str, str]:
+    """Our variables that are set and not empty."""
+    variables = [PREFIX + name.upper() for name in _NAMES]
+    found = {}
+    for variable, value in os.environ.items():
+        if variable.startswith(PREFIX) and value and variable not in NOT_SETTINGS:
+            if variable not in variables:
+                raise _unknown("environment variable", variable, [*variables, *NOT_SETTINGS])
+            found[variable] = value
+    return found
+
+
+def _file() -> tuple[str, dict[str, Any]]:
+    """Path and settings of the one file that counts; an empty table when there is none."""
+    named = os.environ.get(CONFIG)
+    if named:
+        path = os.path.abspath(os.path.expanduser(named))
+        table = _read(path)
+        if table is None:
+            remedy = "Expected a TOML file of settings, or a pyproject.toml with [tool.proxystore]."
+            raise ConfigurationError(f"{CONFIG}={named!r} names no file with settings", remedy=remedy)
+        return path, table
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:  # Removed under our feet.
+        return "", {}
+    while True:
+        for name in ("proxystore.toml", "pyproject.toml"):
+            path = os.path.join(directory, name)
+            table = _read(path) if os.path.isfile(path) else None
+            if table is not None:
+                return path, table
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return "", {}
+        directory = parent
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    """Settings of one file; None when there is no such file or it is a pyproject.toml without any."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    project = os.path.basename(path) == "pyproject.toml"
+    if project and b"proxystore" not in data:  # Most are not ours: not parsed, whatever is in them.
+        return None
+    import tomllib
+
+    try:
+        table: Any = tomllib.loads(data.decode())
+    except ValueError as error:  # Not TOML (with line and column), or not UTF-8.
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+    if project:
+        table = table.get("tool", {}).get("proxystore")
+        if table is not None and not isinstance(table, dict):
+            raise ConfigurationError(f"{path}: tool.proxystore is {table!r}", remedy="Expected a table.")
+    return table  # type: ignore[no-any-return]
+
+
+def _known(name: str, source: str) -> None:
+    if name not in _NAMES:
+        raise _unknown(f"setting in {source}:", name, _NAMES)
+
+
+def _unknown(what: str, name: str, names: Iterable[str]) -> ConfigurationError:
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return ConfigurationError(f"unknown {what} {name!r}", remedy=f"{hint}Known: {', '.join(names)}.")
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    """The value as the setting's type; errors say where it was found."""
+    try:
+        if name == "threshold":
+            return parse_size(value)
+        if name == "lease":
+            return _lease(value)
+        if name == "store":
+            return _url(value)
+        choices = get_args(_CHOICES[name])
+        if value not in choices:
+            raise ConfigurationError(
+                f"{value!r} is no choice", remedy=f"Expected {' or '.join(map(repr, choices))}."
+            )
+        return value
+    except ConfigurationError as error:
+        problem = f"{origin}: {name} = {_shown(name, value)}: {error.problem}"
+        raise type(error)(problem, remedy=error.remedy) from error
+
+
+def _lease(value: Any) -> float:
+    seconds = parse_duration(value)
+    if not seconds:
+        raise ConfigurationError("a lease of 0 s would drop what is in use", remedy='Expected "10 min", say.')
+    return seconds
+
+
+def _url(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f"it is of type {type(value).__name__}", remedy='Expected a URL such as "shm://".'
+        )
+    if value != _DEFAULTS["store"]:
+        from proxystore_core.recipe import check_url
+
+        check_url(value)
+    return value
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "store" and isinstance(value, str) and "@" in value:
+        from proxystore_core.urls import redact
+
+        return repr(redact(value))
+    return repr(value)

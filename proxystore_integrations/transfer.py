@@ -1,0 +1,195 @@
+"""Values on their way out of a call and into a task: large ones through the store, once each.
+
+What an engine carries instead of a large value is its own business (a node of its graph, an inert
+box): it subclasses `Outgoing` and says how a reference travels and how a container is rebuilt.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from proxystore_core import Proxy, Reference, SerializationError, Store, StoreError, store_for
+from proxystore_integrations.policy import Policy
+
+__all__ = ["ByValue", "Outgoing", "load"]
+
+_SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
+_TEXT = frozenset({str, bytes, bytearray})
+_CONTAINERS = frozenset({list, tuple, dict})
+_DEPTH = 8
+
+
+class ByValue:
+    """Decides what happens when the store fails: pass by value and warn once, or raise.
+
+    Args:
+        on_store_error: ``"fallback"`` or ``"raise"``.
+    """
+
+    def __init__(self, on_store_error: str = "fallback") -> None:
+        self.on_store_error = on_store_error
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    def accept(self, error: BaseException, doing: str) -> None:
+        """Return if the value may go by value instead; else raise the error."""
+        if self.on_store_error == "raise":
+            raise error
+        self.warn(f"cannot {doing} through the store: {error}")
+
+    def warn(self, problem: str) -> None:
+        """Say once that, and why, values go by value."""
+        with self._lock:
+            if problem in self._warned:
+                return
+            self._warned.add(problem)
+        warnings.warn(
+            f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
+            'set on_store_error = "raise" to make this an error.',
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+class Outgoing:
+    """The values of one call (one submit, one map, one graph).
+
+    Within one call the same object is stored once, however often it appears.
+
+    Args:
+        store: where large values go.
+        policy: which values are large.
+        session: the session that they belong to.
+        by_value: what to do when the store fails.
+
+    Attributes:
+        references: of the objects stored for this call.
+    """
+
+    def __init__(self, store: Store[Any], policy: Policy, session: str, by_value: ByValue) -> None:
+        self.store = store
+        self.policy = policy
+        self.session = session
+        self.by_value = by_value
+        self.references: list[Reference] = []
+        # By id; the values are kept so that no id is used again while this call lasts.
+        self._stored: dict[int, tuple[Any, Reference | None]] = {}
+        self._rebuilt: dict[int, tuple[Any, Any]] = {}
+
+    def carrier(self, reference: Reference) -> Any:
+        """What the engine carries in place of the value."""
+        raise NotImplementedError
+
+    def rebuilt(self, container: Any, items: Any) -> Any:
+        """A container like ``container`` with some of its values replaced by carriers.
+
+        Args:
+            container: an exact list, tuple or dict.
+            items: its new values, in its own type.
+        """
+        return items
+
+    def engine_value(self, value: Any) -> Any:
+        """What becomes of an object of the engine's own (a future, a graph node); NotImplemented for others."""
+        return NotImplemented
+
+    def substitute(self, value: Any, depth: int = _DEPTH) -> Any:
+        """The value itself, or a carrier, or a container holding carriers. A user's proxy stays as it is.
+
+        Args:
+            value: any argument.
+            depth: levels of containers that are looked into.
+        """
+        kind = type(value)
+        if kind in _SMALL or kind is Proxy:
+            return value
+        if kind in _TEXT:
+            return self._carried(value) if len(value) >= self.policy.threshold else value
+        own = self.engine_value(value)
+        if own is not NotImplemented:
+            return own
+        if kind not in _CONTAINERS:
+            return self._carried(value) if self.policy.over(value) else value
+        if not depth or not self.policy.over(value):
+            return value
+        seen = self._rebuilt.get(id(value))
+        if seen is None:
+            self._rebuilt[id(value)] = seen = value, self._container(value, depth - 1)
+        return seen[1]
+
+    def substitute_all(self, values: Iterable[Any]) -> list[Any]:
+        """`substitute` for each."""
+        return [self.substitute(value) for value in values]
+
+    def whole(self, value: Any, wrap: Callable[[Reference], Any]) -> Any:
+        """The value itself, or, if it is large, ``wrap`` of its reference; nothing in it is looked at.
+
+        Args:
+            value: a value.
+            wrap: makes the carrier.
+        """
+        if type(value) is Proxy or not self.policy.over(value):
+            return value
+        reference = self._reference(value)
+        return value if reference is None else wrap(reference)
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if type(value) is dict:
+            items: Any = {key: self.substitute(item, depth) for key, item in value.items()}
+            changed = any(items[key] is not item for key, item in value.items())
+        else:
+            items = type(value)(self.substitute(item, depth) for item in value)
+            changed = any(new is not old for new, old in zip(items, value, strict=True))
+        if changed:
+            return self.rebuilt(value, items)
+        # Nothing in it is large, but all of it is: one object.
+        return value if self._holds_engine_values(value, depth) else self._carried(value)
+
+    def _holds_engine_values(self, value: Any, depth: int) -> bool:
+        kind = type(value)
+        if kind is Proxy or kind in _SMALL or kind in _TEXT:
+            return kind is Proxy
+        if kind in _CONTAINERS and depth >= 0:
+            items = value.values() if kind is dict else value
+            return any(self._holds_engine_values(item, depth - 1) for item in items)
+        return self.engine_value(value) is not NotImplemented
+
+    def _carried(self, value: Any) -> Any:
+        reference = self._reference(value)
+        return value if reference is None else self.carrier(reference)
+
+    def _reference(self, value: Any) -> Reference | None:
+        """The value stored, once; None if it has to go by value."""
+        stored = self._stored.get(id(value))
+        if stored is None:
+            self._stored[id(value)] = stored = value, self._put(value)
+        return stored[1]
+
+    def _put(self, value: Any) -> Reference | None:
+        try:
+            reference = self.store.reference(value, session=self.session)
+        except SerializationError:
+            return None  # the engine meets the same object and raises its own error
+        except StoreError as error:
+            self.by_value.accept(error, "pass an argument")
+            return None
+        self.references.append(reference)
+        return reference
+
+
+def load(references: Sequence[Reference]) -> list[Any]:
+    """The objects of several references, each key fetched once, those of one store in parallel.
+
+    Raises:
+        StoreError: one of them cannot be had; says which and why.
+    """
+    stores: dict[str, list[Reference]] = {}
+    for reference in dict.fromkeys(references):
+        stores.setdefault(reference.recipe, []).append(reference)
+    loaded: dict[Reference, Any] = {}
+    for recipe, wanted in stores.items():
+        loaded.update(zip(wanted, store_for(recipe).load_batch(wanted), strict=True))
+    return [loaded[reference] for reference in references]

@@ -1,0 +1,113 @@
+"""What every test runs in: no settings of the developer's, and a machine left as it was found."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers import the tasks of tests by name
+
+from waiting import until
+
+SHARED_MEMORY = Path("/dev/shm")
+GRACE = 10.0  # seconds that workers told to stop get to evict what they hold
+
+
+def pytest_configure() -> None:
+    # Before any test module is imported: a developer's own settings would change what is tested.
+    for name in [name for name in os.environ if name.startswith("PROXYSTORE_")]:
+        del os.environ[name]
+
+
+def stored_paths(*directories: Path) -> set[Path]:
+    """Everything below `<directory>/proxystore-*` that is this user's; an empty root is nobody's loss."""
+    uid = os.getuid()
+    found = set()
+    for directory in directories:
+        for root in directory.glob("proxystore-*"):
+            for path in [root, *root.rglob("*")]:
+                try:
+                    if path.lstat().st_uid == uid and not (path == root and path.is_dir()):
+                        found.add(path)
+                except FileNotFoundError:
+                    continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session when stored objects outlive it.
+
+    Temporary files go into a directory of this session's own, inherited by worker processes.
+    """
+    scratch = tmp_path_factory.mktemp("scratch")
+    before = stored_paths(SHARED_MEMORY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+        deadline = time.monotonic() + GRACE
+        while (left := stored_paths(SHARED_MEMORY, scratch) - before) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert not left, "left behind:\n" + "\n".join(sorted(map(str, left)))
+
+
+# -- Clusters ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two worker processes with nannies, for the tests of one module."""
+    import distributed
+
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def bare_client(cluster: Any) -> Iterator[Any]:
+    """Dask as it is without us."""
+    import distributed
+
+    with distributed.Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(cluster: Any) -> Iterator[Any]:
+    """Our client with its defaults."""
+    from proxystore_integrations.dask import Client
+
+    with Client(cluster) as client:
+        yield client
+
+
+class Stored:
+    """The objects of one client's session in shared memory, seen from outside."""
+
+    def __init__(self, client: Any) -> None:
+        self.directory = Path(client._link._store.connector.store_dir) / client._link._session.name
+
+    def __call__(self) -> list[str]:
+        return [path.name for path in self.directory.glob("[0-9a-f]*")]
+
+    def becomes(self, count: int) -> None:
+        """Wait until there are so many."""
+        until(lambda: len(self()) == count)
+
+
+@pytest.fixture
+def stored(client: Any) -> Stored:
+    return Stored(client)
+
+
+@pytest.fixture
+def stored_by() -> type[Stored]:
+    return Stored

@@ -1,0 +1,171 @@
+"""Functions and classes that tasks of the Dask tests are made of; workers import them by name."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import pickle
+import signal
+import time
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+
+from proxystore_core import Proxy
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclasses.dataclass
+class Model:
+    name: str
+    weights: Any
+
+    def score(self):
+        return float(self.weights.sum())
+
+
+class Hidden:
+    """Keeps its data in slots, behind a property."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data):
+        self._data = data
+
+
+def describe(value):
+    """Exact type and content of a value, whatever it is, as a small comparable object."""
+    return type(value).__module__, type(value).__qualname__, hashlib.sha256(pickle.dumps(value)).hexdigest()
+
+
+def describe_all(*args, **kwargs):
+    return [shape(arg) for arg in args], {name: shape(value) for name, value in kwargs.items()}
+
+
+def shape(value):
+    """A value's structure with exact types, arrays by their sum."""
+    kind = type(value)
+    if kind is Proxy:
+        return "Proxy"
+    if isinstance(value, np.ndarray):
+        return kind.__name__, value.dtype.str, value.shape, float(value.sum()), value.flags.writeable
+    if isinstance(value, (list, tuple)):
+        return kind.__name__, [shape(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return kind.__name__, sorted(map(repr, map(shape, value)))
+    if isinstance(value, dict):
+        return kind.__name__, {key: shape(item) for key, item in value.items()}
+    if isinstance(value, (str, bytes, bytearray)) and len(value) > 100:
+        raw = value.encode() if isinstance(value, str) else value
+        return kind.__name__, len(value), hashlib.sha256(raw).hexdigest()
+    if dataclasses.is_dataclass(value):
+        return kind.__name__, shape(vars(value))
+    if kind is Hidden:
+        return kind.__name__, shape(value._data)
+    return kind.__name__, repr(value)
+
+
+def total(array):
+    return float(array.sum())
+
+
+def increment(array):
+    return array + 1
+
+
+def ones(count):
+    return np.ones(count)
+
+
+def make_bytes(count):
+    return b"x" * count
+
+
+def identity(value):
+    return value
+
+
+def wrap_argument(value):
+    return {"argument": value, "again": value}
+
+
+def add_in_place(array):
+    array += 1
+    return array
+
+
+def set_first(array):
+    array[0] = -1.0
+    return float(array[0]), float(array[1])
+
+
+def same_object(first, second, nested):
+    return first is second and nested["again"] is first
+
+
+def type_of(value):
+    return type(value).__name__
+
+
+def worker_of(value):
+    return os.getpid()
+
+
+def fail(array):
+    raise ValueError(f"not this one: {array.sum()}")
+
+
+def fail_with(array):
+    error = ValueError("with data")
+    error.data = array  # type: ignore[attr-defined]
+    raise error
+
+
+def fail_until(path, array):
+    """Fails twice, then succeeds; changes its argument each time before it fails."""
+    array += 1
+    with open(path, "a") as file:
+        file.write("x")
+    if os.path.getsize(path) < 3:
+        raise RuntimeError("try again")
+    return float(array[0])
+
+
+def slow_total(array, seconds):
+    time.sleep(seconds)
+    return float(array.sum())
+
+
+def die_once(path, array):
+    """Kills its own worker the first time it runs."""
+    if not os.path.exists(path):
+        with open(path, "w"):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(array.sum())
+
+
+def write_total(path, array, seconds):
+    time.sleep(seconds)
+    with open(path, "w") as file:
+        file.write(str(float(array.sum())))
+
+
+async def total_soon(array):
+    await asyncio.sleep(0.01)
+    return float(array.sum())
+
+
+class Counter:
+    """An actor that holds an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def bump(self):
+        self.array += 1
+        return float(self.array[0])

@@ -1,0 +1,76 @@
+"""What importing costs: the core loads two small libraries, and no engine is loaded unasked."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIGHT = {"cloudpickle", "xxhash"}
+ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}
+
+
+def folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def core_modules() -> list[str]:
+    """Every module of the core but `testing`, which is written for pytest."""
+    root = folder("proxystore_core")
+    names = (path.relative_to(root.parent).with_suffix("").parts for path in root.rglob("*.py"))
+    modules = {".".join(name[:-1] if name[-1] == "__init__" else name) for name in names}
+    return sorted(modules - {"proxystore_core.testing"})
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Third-party packages that one statement loads into a fresh interpreter."""
+    loaded = "json.dumps([*sys.modules.keys() - before])"
+    script = f"import json, sys; before = set(sys.modules); {statement}; print({loaded})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    return names - sys.stdlib_module_names - {"proxystore_core", "proxystore_integrations"}
+
+
+def test_importing_the_core_loads_only_what_it_needs():
+    assert loaded_by("import proxystore_core") <= LIGHT
+
+
+def test_importing_every_public_name_of_the_core_loads_only_what_it_needs():
+    assert loaded_by("from proxystore_core import *") <= LIGHT
+
+
+@pytest.mark.parametrize("module", core_modules())
+def test_no_module_of_the_core_loads_more(module):
+    assert loaded_by(f"import {module}") <= LIGHT
+
+
+@pytest.mark.parametrize("module", ["proxystore_integrations", "proxystore_integrations.settings"])
+def test_no_engine_is_loaded_unasked(module):
+    heavy = ENGINES | {"numpy", "pandas", "polars", "pyarrow"}
+    assert loaded_by(f"import {module}").isdisjoint(heavy)
+
+
+def private_imports(source: Path) -> Iterator[str]:
+    """Core's private names that a file imports."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("proxystore_core"):
+            path = f"{node.module}.{{}}"
+            yield from (path.format(alias.name) for alias in node.names if alias.name.startswith("_"))
+
+
+def test_engines_import_no_private_name_of_the_core():
+    sources = sorted(folder("proxystore_integrations").rglob("*.py"))
+    assert sources
+    assert {source.name: list(private_imports(source)) for source in sources} == {
+        source.name: [] for source in sources
+    }
