@@ -194,14 +194,14 @@ def main() -> int:
     console.print(f"[red]- {BARE}[/]\n[green]+ {OURS}[/]\n", highlight=False)
 
     # A store of its own, so that what stays behind is known from what others use now.
-    name = f"demo-{os.getpid()}"
-    os.environ.setdefault("PROXYSTORE_STORE", f"shm://{name}")
+    store = f"demo-{os.getpid()}"
+    os.environ.setdefault("PROXYSTORE_STORE", f"shm://{store}")
     traffic = Traffic()
     traffic.start()
     left: list[Path] = []
     start = time.monotonic()
     with ExitStack() as stack:
-        stack.callback(lambda: left.extend(objects_left(name)))  # when the clusters are closed
+        stack.callback(lambda: left.extend(objects_left(store)))  # when the clusters are closed
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
         progress = stack.enter_context(
             Progress(
@@ -227,16 +227,18 @@ def main() -> int:
             )
             sides.append(Side(name, script, stack.enter_context(cluster).scheduler_address))
             progress.advance(steps)
+        ready = time.monotonic()
         for turn in range(arguments.rounds):
-            elapsed = time.monotonic() - start
-            if turn and elapsed * (turn + 1) / turn > BUDGET:  # a busy machine: fewer rounds
+            now = time.monotonic()
+            if turn and now + (now - ready) / turn > start + BUDGET:  # a busy machine: fewer rounds
                 break
             for side in sides if turn % 2 == 0 else reversed(sides):
                 progress.update(steps, description=f"round {turn + 1}: {side.name}")
                 try:
                     side.run(arguments.repeat, traffic)
                 except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                    console.print(f"{side.name}: {error}\n{error.stderr}", markup=False, highlight=False)
+                    said = f"{side.name}: {error}\n{error.stderr!s}"
+                    console.print(said, markup=False, highlight=False)
                     return 1
                 progress.advance(steps)
     same = compare(sides[0], sides[1], console)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from proxystore_core import Proxy, Reference, SerializationError, Store, StoreError, store_for
@@ -93,7 +93,7 @@ class Outgoing:
         return items
 
     def engine_value(self, value: Any) -> Any:
-        """What becomes of an object of the engine's own (a future, a graph node); NotImplemented for others."""
+        """What becomes of an object of the engine's own (a future, a node); NotImplemented for others."""
         return NotImplemented
 
     def substitute(self, value: Any, depth: int = _DEPTH) -> Any:
@@ -124,17 +124,20 @@ class Outgoing:
         """`substitute` for each."""
         return [self.substitute(value) for value in values]
 
-    def whole(self, value: Any, wrap: Callable[[Reference], Any]) -> Any:
-        """The value itself, or, if it is large, ``wrap`` of its reference; nothing in it is looked at.
+    def carrier_of_whole(self, reference: Reference) -> Any:
+        """What the engine carries in place of a value that is nobody's argument yet."""
+        return self.carrier(reference)
+
+    def whole(self, value: Any) -> Any:
+        """The value itself, or a carrier if it is large; it is not taken apart.
 
         Args:
-            value: a value.
-            wrap: makes the carrier.
+            value: any value.
         """
         if type(value) is Proxy or not self.policy.over(value):
             return value
         reference = self._reference(value)
-        return value if reference is None else wrap(reference)
+        return value if reference is None else self.carrier_of_whole(reference)
 
     def _container(self, value: Any, depth: int) -> Any:
         if type(value) is dict:

@@ -9,14 +9,16 @@ import os
 import pickle
 import signal
 import time
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from proxystore_core import Proxy
 
-Pair = namedtuple("Pair", "left right")
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
 
 
 @dataclasses.dataclass

@@ -55,12 +55,15 @@ def test_two_clients_on_one_cluster(cluster, array, stored_by):
 
 
 def test_an_in_process_cluster_stores_and_copies_nothing(array):
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-    ) as cluster, Client(cluster) as client:
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         assert not client._link.joined
         future = client.submit(tasks.identity, array, pure=False)
-        assert future.result() is array
+        np.testing.assert_array_equal(future.result(), array)
         assert client.submit(tasks.total, client.scatter(array), pure=False).result() == tasks.total(array)
 
 
@@ -77,7 +80,10 @@ def test_as_completed_with_results(client, array):
 
 
 def test_results_skip_errors_as_without_us(client, array):
-    futures = [client.submit(tasks.increment, array, pure=False), client.submit(tasks.fail, array, pure=False)]
+    futures = [
+        client.submit(tasks.increment, array, pure=False),
+        client.submit(tasks.fail, array, pure=False),
+    ]
     distributed.wait(futures)
     (only,) = client.gather(futures, errors="skip")
     np.testing.assert_array_equal(only, array + 1)

@@ -40,13 +40,14 @@ def test_the_two_scripts_differ_in_one_import(run_demo):
     assert text.lower().count("proxystore") == 1
 
 
+@pytest.mark.timeout(300)
 def test_demo_gives_the_same_answers_through_a_lighter_scheduler():
     out = run("run_demo.py", "--rounds", "1", "--repeat", "2")
     assert "Same answers, bit for bit" in out
     assert "\x1b" not in out
     for direction in ("received", "sent"):
         bare, ours = map(float, re.findall(r"([\d.]+) MB", out.split(f"{direction} by the scheduler")[1])[:2])
-        assert bare > 100  # two analyses' worth of 8 MB arguments and results, each, or more
+        assert bare > 140  # 18 arguments of 8 MB, and as much again for what the client gathers
         assert ours < bare / 20
 
 

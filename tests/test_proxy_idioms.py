@@ -1,10 +1,10 @@
-"""Everyday idioms on proxies: the same result as on the plain values, or an error, or listed here as different.
+"""Everyday idioms on proxies: the plain values' result, or an error, or listed here as different.
 
 An idiom is Python source over the names of `values()`. It is an expression, or statements that
 assign ``r``. Each runs on the plain values, on unresolved and on resolved proxies of them.
 """
 
-# ruff: noqa: F401, DTZ001 (the idioms use the imports; naive dates are an everyday idiom)
+# ruff: noqa: F401, DTZ001, ICN001 (the idioms use the imports; naive dates are an everyday idiom)
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ import textwrap
 import urllib.parse
 import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -142,8 +143,12 @@ def run(source: str, given: dict[str, Any]) -> Any:
     return eval(code, scope)
 
 
+def returning(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
 def proxies(resolved: bool) -> dict[str, Any]:
-    given: dict[str, Any] = {name: Proxy(lambda v=value: v) for name, value in values().items()}
+    given: dict[str, Any] = {name: Proxy(returning(value)) for name, value in values().items()}
     if resolved:
         for proxy in given.values():
             resolve(proxy)
@@ -475,7 +480,7 @@ def test_refused_rather_than_different(idiom: str, resolved: bool) -> None:
 def test_known_difference(idiom: str) -> None:
     extra = {"nothing": None, "pair": (1,)}
     expected = run(idiom, values() | extra)
-    given = proxies(resolved=True) | {name: Proxy(lambda v=value: v) for name, value in extra.items()}
+    given = proxies(resolved=True) | {name: Proxy(returning(value)) for name, value in extra.items()}
     got = run(idiom, given)
     assert got == DIFFERENT[idiom]
     assert got != expected

@@ -16,16 +16,18 @@ from proxystore_core.connectors.base import Buffer
 __all__ = ["MAP_FROM", "fresh_buffer", "map_private", "read_file", "write_file"]
 
 MAP_FROM = 1 << 20
-"""Size in bytes from which a map is cheaper than a copy (measured: a map costs some 30 us and a page fault a page)."""
+"""Size in bytes from which a map is cheaper than a copy: it costs some 30 us, and a page fault a page."""
 
 _IOV_MAX = 1024  # Linux' bound on the buffers of one writev
+_maps: set[int] = set()  # addresses of the private maps that this process holds
 
 
 def fresh_buffer(size: int) -> bytearray | memoryview:
-    """Writable memory of ``size`` bytes, zero and, when big, untouched: no page is paid for before it is written."""
+    """Writable memory of ``size`` bytes, all zero; of a big one no page is paid for before it is written."""
     if size < MAP_FROM:
         return bytearray(size)
-    return memoryview(mmap.mmap(-1, size))
+    # Not mmap's default, a shared map: a forked child would write into its parent's buffer.
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
 
 
 def read_file(fd: int, size: int) -> bytearray | memoryview:
@@ -42,8 +44,9 @@ def read_file(fd: int, size: int) -> bytearray | memoryview:
 
 
 def write_file(fd: int, data: Sequence[Buffer]) -> None:
-    """Write all buffers one after another from the file's position on, in as few calls as the system allows."""
-    views = [view for view in map(memoryview, data) if view.nbytes]
+    """Write all buffers one after another at the file's position, in as few calls as the system allows."""
+    # Counted in bytes below, whatever the elements of the buffers are.
+    views = [memoryview(buffer).cast("B") for buffer in data if len(buffer)]
     start = 0
     while start < len(views):
         count = os.writev(fd, views[start : start + _IOV_MAX])
@@ -63,10 +66,13 @@ def map_private(fd: int, size: int) -> memoryview:
     The map lives as long as any view of it.
 
     Raises:
-        OSError: the system refuses another map (``ENOMEM``: vm.max_map_count).
+        OSError: the system refuses another map, or this process has half of all that it may have
+            (``ENOMEM``: vm.max_map_count). At the bound itself not even malloc works any more.
     """
     if sys.platform != "linux":
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+    if len(_maps) >= _most_maps():
+        raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
     libc = _libc()
     address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
     if address in (None, ctypes.c_void_p(-1).value):
@@ -74,8 +80,23 @@ def map_private(fd: int, size: int) -> memoryview:
         raise OSError(number, f"cannot map {size} bytes: {os.strerror(number)}")
     array = (ctypes.c_ubyte * size).from_address(address)
     # At exit the arrays may outlive the finalizer's turn: the kernel unmaps then.
-    weakref.finalize(array, libc.munmap, address, size).atexit = False
+    _maps.add(address)
+    weakref.finalize(array, _unmap, address, size).atexit = False
     return memoryview(array).cast("B")
+
+
+def _unmap(address: int, size: int) -> None:
+    _maps.discard(address)  # first: once unmapped, the address may be another thread's
+    _libc().munmap(address, size)
+
+
+@functools.cache
+def _most_maps() -> int:
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+            return int(file.read()) // 2
+    except OSError:
+        return 32_765
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """What can go wrong with a store, as types that name the store, the key and the remedy.
 
-Every error of this package derives from [`StoreError`][proxystore_core.errors.StoreError], so one ``except`` catches them
-all; the subclasses say which of the field's five stories it is: the object is *gone*, the
-store is *unreachable*, the bytes are *corrupt*, the request was *refused*, or it took too long.
+Every error of this package derives from `StoreError`, so one ``except`` catches them all. The
+subclasses say which story it is: the object is *gone*, the store is *unreachable* or *full*, the
+bytes are *corrupt*, the request was *refused*, or it took too long.
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ import threading
 import weakref
 
 from proxystore_core.connectors.base import Connector, Leased, leased
-from proxystore_core.errors import StoreError
+from proxystore_core.errors import ConfigurationError, StoreError
 
 __all__ = ["Session"]
+
+_LAST_RENEWAL = 5.0  # seconds to wait for a renewal in progress, which would bring an ended session back
 
 
 class Session:
@@ -26,11 +28,17 @@ class Session:
         lease: seconds after which a session that nobody renews is dead; renewed four times as often.
         name: unique name; made up when not given.
 
+    Raises:
+        ConfigurationError: the lease is no positive number of seconds.
+        StoreError: the connector cannot be reached, or refuses the name.
+
     The lease is renewed by a thread of its own until `end` or the process's exit. A forked child
     has a copy of the object but renews nothing and ends nothing.
     """
 
     def __init__(self, connector: Connector, *, lease: float = 600.0, name: str | None = None) -> None:
+        if not lease > 0:
+            raise ConfigurationError(f"a lease of {lease!r} s is over at once: expected more than 0")
         self.name = name or secrets.token_hex(6)
         self.lease = lease
         self.connector = connector
@@ -65,13 +73,13 @@ class Session:
         if not self.owned:
             return 0
         self._over.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_RENEWAL)
         keeper = leased(self.connector)
         return 0 if keeper is None else keeper.end(self.name)
 
 
-def _renew(
-    connector: weakref.ref[Leased], session: str, lease: float, over: threading.Event
-) -> None:
+def _renew(connector: weakref.ref[Leased], session: str, lease: float, over: threading.Event) -> None:
     first = True
     while True:
         alive = connector()

@@ -98,10 +98,6 @@ class Observed:
     def __init__(self, connector: Connector, metrics: Metrics) -> None:
         self.observed = connector
         self.metrics = metrics
-        # From Python 3.12 on, isinstance(x, Leased) looks for attributes without asking __getattr__.
-        for ability in ("end", "renew", "sessions", "sweep"):
-            if hasattr(connector, ability):
-                setattr(self, ability, getattr(connector, ability))
 
     def __repr__(self) -> str:
         return f"Observed({self.observed!r})"

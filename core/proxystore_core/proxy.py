@@ -84,7 +84,7 @@ class _OfTarget:
         return getattr(_known_class(p) or type(p), name)
 
 
-class _Text(_OfTarget, str):
+class _Text(_OfTarget, str):  # noqa: SLOT000 (no slots may be added to a str)
     attribute: str
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -175,6 +175,8 @@ class Store(Generic[C]):
         }
         if self.compression:
             config["compression"] = self.compression
+        if self.session != USER_SESSION:
+            config["session"] = self.session
         if self._serializer and self._deserializer:
             config["serializer"] = import_name(self._serializer)
             config["deserializer"] = import_name(self._deserializer)
@@ -316,7 +318,7 @@ class Store(Generic[C]):
         _check_proxiable(obj)
         reference = self.reference(obj, session=session, evict=evict)
         if self.populate_target if populate_target is None else populate_target:
-            return Proxy(reference, cache_defaults=True, target=obj)
+            return Proxy(reference, target=obj)
         return Proxy(reference)
 
     def proxy_batch(

@@ -50,7 +50,10 @@ class StoreURL:
         Raises:
             ConfigurationError: it has no scheme, or its port is no number.
         """
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError as error:
+            raise ConfigurationError(f"bad host in a store's URL: {error}") from None
         shown = redact(url)
         if not parts.scheme or "://" not in url:
             raise ConfigurationError(
@@ -60,7 +63,8 @@ class StoreURL:
             port = parts.port
         except ValueError as error:
             raise ConfigurationError(f"bad port in {shown!r}: {error}") from None
-        host = parts.netloc.rpartition("@")[2].partition(":")[0] if parts.netloc else ""
+        host = parts.netloc.rpartition("@")[2]
+        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return cls(
             url=shown,
             scheme=parts.scheme.lower(),
@@ -82,10 +86,12 @@ class StoreURL:
             (self.host, host, "a host or name"),
             (self.port is not None, port, "a port"),
             (self.path.strip("/"), path, "a path"),
-            (self.username, False, "a user"),
+            (self.username or self.password, False, "a user"),
         ):
             if there and not allowed:
-                raise ConfigurationError(f"{self.scheme}:// takes no {name[2:]}, found {name} in {self.url!r}")
+                raise ConfigurationError(
+                    f"{self.scheme}:// takes no {name[2:]}, found {name} in {self.url!r}"
+                )
 
     def options(self, known: dict[str, Callable[[str], Any]], spare: Iterable[str] = ()) -> dict[str, Any]:
         """The query's parameters, converted.
@@ -107,5 +113,7 @@ class StoreURL:
             try:
                 found[name] = known[name](value)
             except ValueError as error:
-                raise ConfigurationError(f"bad value {value!r} of {name!r} in {self.url!r}: {error}") from error
+                raise ConfigurationError(
+                    f"bad value {value!r} of {name!r} in {self.url!r}: {error}"
+                ) from error
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +34,7 @@ _announcement: contextvars.ContextVar[dict[str, Any] | None] = contextvars.Conte
 normalize_token.register(Proxy, lambda proxy: ("proxystore_core.Proxy", repr(get_factory(proxy))))
 
 
-class Client(distributed.Client):  # type: ignore[misc]
+class Client(distributed.Client):
     """`distributed.Client` with a store beside the scheduler.
 
     Arguments over the threshold are stored once and reach the task as what they were; large
@@ -107,24 +108,40 @@ class Client(distributed.Client):  # type: ignore[misc]
             self._link.by_value.accept(
                 ConfigurationError(
                     f"the scheduler could not load proxystore_integrations ({type(error).__name__}: {error})",
-                    remedy="Install the same proxystore-integrations in the scheduler's and the workers' environment.",
+                    remedy="Install the same proxystore-integrations for the scheduler and the workers.",
                 ),
                 "work",
             )
 
     async def _close(self, fast: bool = False) -> None:
-        needed = False
-        if self._link.joined:
-            with contextlib.suppress(Exception):
-                needed = await asyncio.wait_for(self.scheduler.proxystore_leave(client=self.id), 5)
+        needed = await self._leave() if self._link.joined else False
         await super()._close(fast=fast)
-        # Tasks that go on without us (fire_and_forget) still need their arguments: the scheduler sees to them.
+        # Tasks that go on without us (fire_and_forget) need their arguments: the scheduler sees to them.
         await asyncio.to_thread(self._link.close, keep=needed and self._start_arg is not None)
+
+    async def _leave(self) -> bool:
+        """Take leave of the scheduler; returns whether tasks that go on without us need what we stored."""
+        stream = self.scheduler_comm
+        if stream is None or stream.comm is None or stream.comm.closed():
+            return False  # the scheduler is gone, and all tasks with it
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        handlers: dict[str, Any] = self._stream_handlers
+        handlers["proxystore-left"] = functools.partial(_answer, answer)
+        try:
+            self._send_to_scheduler({"op": "proxystore-leave"})
+            return await asyncio.wait_for(answer, 5)
+        except Exception:  # it goes just now
+            return False
 
     # Out: arguments.
 
     def submit(
-        self, func: Any, *args: Any, proxy_args: bool | None = None, proxy_result: bool | None = None, **kwargs: Any
+        self,
+        func: Any,
+        *args: Any,
+        proxy_args: bool | None = None,
+        proxy_result: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """As `distributed.Client.submit`.
 
@@ -139,7 +156,12 @@ class Client(distributed.Client):  # type: ignore[misc]
             return self._noted(super().submit(func, *args, **kwargs), proxy_result)
 
     def map(
-        self, func: Any, *iterables: Any, proxy_args: bool | None = None, proxy_result: bool | None = None, **kwargs: Any
+        self,
+        func: Any,
+        *iterables: Any,
+        proxy_args: bool | None = None,
+        proxy_result: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
         """As `distributed.Client.map`, with the arguments that `submit` adds."""
         with _these(proxy_args, proxy_result):
@@ -184,31 +206,26 @@ class Client(distributed.Client):  # type: ignore[misc]
             msg = {**msg, "proxystore": announced}
         super()._send_to_scheduler(msg)
 
-    async def _scatter(
-        self, data: Any, workers: Any = None, broadcast: Any = False, direct: Any = None,
-        local_worker: Any = None, *args: Any, hash: bool = True, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+    async def _scatter(  # type: ignore[override]
+        self, data: Any, *, direct: Any = None, local_worker: Any = None, hash: bool = True, **kwargs: Any
+    ) -> Any:
         link = self._link
+        dasks: Any = super()._scatter
+        send = functools.partial(dasks, direct=direct, local_worker=local_worker, hash=hash, **kwargs)
         if local_worker or not link.reached:
-            return await super()._scatter(
-                data, workers, broadcast, direct, local_worker, *args, hash=hash, **kwargs
-            )
+            return await send(data)
         named, rebuild = _named(data, hash)
         outgoing = link.outgoing()
-        # Only whole values: a worker keeps each scattered value in its memory under Dask's own key.
         carried = await asyncio.to_thread(
-            lambda: {key: outgoing.whole(value, StoredResult) for key, value in named.items()}
+            lambda: {key: outgoing.whole(value) for key, value in named.items()}
         )
         try:
-            futures = await super()._scatter(
-                carried, workers, broadcast, direct, local_worker, *args, hash=hash, **kwargs
-            )
+            futures = await send(carried)
         except StoreError as error:
             link.by_value.accept(error, "scatter")
-            futures = await super()._scatter(
-                named, workers, broadcast, direct, local_worker, *args, hash=hash, **kwargs
-            )
+            futures = await send(named)
         finally:
+            # The workers hold the values in their memory by now.
             link.evict_later([reference.key for reference in outgoing.references])
         for key, value in named.items():
             self.futures[key].finish(type=type(value))
@@ -223,7 +240,7 @@ class Client(distributed.Client):  # type: ignore[misc]
         else:
             async with self._gather_semaphore:
                 # Requests that come in meanwhile form the next batch, as in Dask's own method.
-                keys, self._gather_keys, self._gather_future = list(self._gather_keys), None, None
+                keys, self._gather_keys, self._gather_future = list(self._gather_keys or ()), None, None
                 # Whoever stops waiting, what was published is fetched and evicted.
                 response = await asyncio.shield(asyncio.ensure_future(self._gather_published(keys)))
         stored = {
@@ -263,6 +280,11 @@ class Client(distributed.Client):  # type: ignore[misc]
         super()._release_key(key)
 
 
+def _answer(answer: asyncio.Future[bool], needed: bool) -> None:
+    if not answer.done():
+        answer.set_result(needed)
+
+
 @contextlib.contextmanager
 def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]:
     if proxy_args is None and proxy_result is None:
@@ -280,7 +302,9 @@ def _named(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
     kind = type(data)
     if kind is dict:
         return data, lambda futures: futures
-    several = list(data) if kind in (list, tuple, set, frozenset, range) or hasattr(kind, "__next__") else None
+    several = (
+        list(data) if kind in (list, tuple, set, frozenset, range) or hasattr(kind, "__next__") else None
+    )
     is_namedtuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
     if is_namedtuple:
         several = list(data)

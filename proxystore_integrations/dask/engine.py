@@ -35,7 +35,7 @@ __all__ = [
     "version",
 ]
 
-version: str = distributed.__version__
+version: str = distributed.__version__  # type: ignore[attr-defined]
 
 containers: dict[type, Callable[[Any], Any]] = {
     list: lambda items: List(*items),

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import cloudpickle
+from dask.tokenize import tokenize
 
 from proxystore_core import Proxy, Reference, StoreError, store_for
 from proxystore_integrations.dask.engine import (
@@ -32,7 +33,7 @@ _loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("
 _no_dependencies: frozenset[Any] = frozenset()
 
 
-class StoredValue(GraphNode):  # type: ignore[misc]
+class StoredValue(GraphNode):
     """A leaf of a graph whose value is in the store: inert on the scheduler, loaded where the task runs.
 
     Args:
@@ -75,15 +76,21 @@ class StoredValue(GraphNode):  # type: ignore[misc]
 
 
 class StoredResult:
-    """A task's result that is in the store: what a worker keeps in its memory in place of the value."""
+    """A value that is in the store: what a worker keeps in its memory, or is sent, in its place.
 
-    __slots__ = ("reference",)
+    Args:
+        reference: names the value.
+        session: the session that it belongs to.
+    """
 
-    def __init__(self, reference: Reference) -> None:
+    __slots__ = ("reference", "session")
+
+    def __init__(self, reference: Reference, session: str) -> None:
         self.reference = reference
+        self.session = session
 
-    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference]]:
-        return StoredResult, (self.reference,)
+    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference, str]]:
+        return StoredResult, (self.reference, self.session)
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -92,7 +99,7 @@ class StoredResult:
         return 200
 
 
-class StoreTask(GraphNode):  # type: ignore[misc]
+class StoreTask(GraphNode):
     """A task that takes values from the store, or puts its result there.
 
     All references of one call are loaded together before the function runs, each once, so that an
@@ -119,9 +126,7 @@ class StoreTask(GraphNode):  # type: ignore[misc]
         self.results = results
 
     def __call__(self, values: Any = ()) -> Any:
-        stored = {
-            key: value.reference for key, value in dict(values).items() if type(value) is StoredResult
-        }
+        stored = {key: value.reference for key, value in dict(values).items() if type(value) is StoredResult}
         wanted = (*self.references, *stored.values())
         loaded = dict(zip(wanted, load(wanted), strict=True)) if wanted else {}
         if stored:
@@ -145,7 +150,7 @@ class StoreTask(GraphNode):  # type: ignore[misc]
             return result
         # A store that fails leaves the result where it is: in the worker's memory, as without us.
         with contextlib.suppress(StoreError):
-            return StoredResult(store_for(recipe).reference(result, session=session))
+            return StoredResult(store_for(recipe).reference(result, session=session), session)
         return result
 
     @property
@@ -167,7 +172,7 @@ class StoreTask(GraphNode):  # type: ignore[misc]
         return repr(self.inner)
 
     def __dask_tokenize__(self) -> Any:
-        return self.inner.__dask_tokenize__()
+        return tokenize(self.inner)
 
     def copy(self) -> StoreTask:
         return StoreTask(self.inner.copy(), self.references, self.results)
@@ -203,6 +208,9 @@ class DaskOutgoing(Outgoing):
 
     def carrier(self, reference: Reference) -> StoredValue:
         return StoredValue(None, reference, self.lazy)
+
+    def carrier_of_whole(self, reference: Reference) -> StoredResult:
+        return StoredResult(reference, self.session)
 
     def rebuilt(self, container: Any, items: Any) -> Any:
         # Dask evaluates its own container nodes; a plain container it hands over as it is.

@@ -42,6 +42,8 @@ class ClientSession:
         lease: seconds.
         pins: for each stored object, the tasks that need it.
         here: whether the client is still connected.
+        updating: graphs of the client that the scheduler is working on.
+        updated: set while there are none.
     """
 
     client: str
@@ -51,9 +53,11 @@ class ClientSession:
     lease: float
     pins: dict[str, set[Any]] = dataclasses.field(default_factory=dict)
     here: bool = True
+    updating: int = 0
+    updated: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
-class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
+class StoreSchedulerPlugin(SchedulerPlugin):
     """Follows the tasks of all clients that use a store; registered by the first of them."""
 
     name = "proxystore"
@@ -64,16 +68,16 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._results: dict[Any, tuple[str, str]] = {}  # task -> (client, key) of its result
         self._orders: defaultdict[str, list[str]] = defaultdict(list)
 
-    # Not a coroutine: between being started and being known to the scheduler no other client's plugin gets in.
+    # Not a coroutine: no other client's plugin gets in before this one is known to the scheduler.
     def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
         self.scheduler = scheduler
         self._joining = asyncio.Lock()
         self._update_graph = scheduler.stream_handlers["update-graph"]
         scheduler.stream_handlers["update-graph"] = self._announced_graph
+        scheduler.stream_handlers["proxystore-leave"] = self.leave
         scheduler.handlers.update(
             {
                 "proxystore_join": self.join,
-                "proxystore_leave": self.leave,
                 "proxystore_gather": self.gather,
                 "proxystore_sessions": self.probes,
                 "proxystore_report": self.report,
@@ -89,6 +93,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             For each worker that cannot reach the client's store, why not.
         """
         joined = ClientSession(**session)
+        joined.updated.set()
         async with self._joining:
             await self.scheduler.register_worker_plugin(
                 None, dumps(StoreWorkerPlugin()), name=StoreWorkerPlugin.name, idempotent=True
@@ -107,25 +112,27 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         )
         return {worker: reason for worker, reason in answers.items() if reason}
 
-    async def leave(self, client: str) -> bool:
-        """A client is about to close.
+    async def leave(self, client: str) -> None:
+        """A client is about to close; it is told whether tasks that go on without it still need its objects.
 
-        Returns:
-            Whether tasks that go on without it still need its objects; their eviction is then seen to.
+        This comes in the client's own stream, after all that it submitted.
         """
         scheduler, session = self.scheduler, self.sessions.get(client)
-        if session is None:
-            return False
-        state = scheduler.clients.get(client)
-        if state is not None:
-            scheduler.client_releases_keys(
-                keys=[task.key for task in state.wants_what], client=client, stimulus_id="proxystore-leave"
-            )
-        session.here = False
-        if session.pins:
-            return True
-        del self.sessions[client]
-        return False
+        needed = False
+        if session is not None:
+            await session.updated.wait()
+            state = scheduler.clients.get(client)
+            if state is not None:
+                scheduler.client_releases_keys(
+                    keys=[task.key for task in state.wants_what],
+                    client=client,
+                    stimulus_id="proxystore-leave",
+                )
+            session.here = False
+            needed = bool(session.pins)
+            if not needed:
+                del self.sessions[client]
+        self._tell(client, {"op": "proxystore-left", "needed": needed})
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         session = self.sessions.get(client)
@@ -142,10 +149,15 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._tell_unreachable(client, worker, reason)
 
     def _tell_unreachable(self, client: str, worker: str, reason: str) -> None:
-        if client in self.scheduler.client_comms:
-            self.scheduler.client_comms[client].send(
-                {"op": "proxystore-unreachable", "worker": worker, "reason": reason}
-            )
+        self._tell(client, {"op": "proxystore-unreachable", "worker": worker, "reason": reason})
+
+    def _tell(self, client: str, message: dict[str, Any]) -> bool:
+        """Send a message to a client; returns whether it is there."""
+        comm = self.scheduler.client_comms.get(client)
+        if comm is None or comm.closed():
+            return False
+        comm.send(message)
+        return True
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         for client in self.sessions:
@@ -154,18 +166,22 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     # Tasks come and go.
 
     async def _announced_graph(self, proxystore: dict[str, Any] | None = None, **message: Any) -> None:
-        if proxystore is None:
+        session = self.sessions.get(message["client"])
+        if proxystore is None or session is None:
             await self._update_graph(**message)
             return
         token = _announced.set(proxystore)
+        session.updating += 1
+        session.updated.clear()
         try:
             await self._update_graph(**message)
         finally:
+            session.updating -= 1
+            if not session.updating:
+                session.updated.set()
             _announced.reset(token)
             # What no task took (it was known already under its key, or the graph failed) goes at once.
-            session = self.sessions.get(message["client"])
-            if session is not None:
-                self._evict(session, (key for key in proxystore["keys"] if key not in session.pins))
+            self._evict(session, (key for key in proxystore["keys"] if key not in session.pins))
 
     def update_graph(self, scheduler: Scheduler, *, client: str, tasks: Iterable[Any], **kwargs: Any) -> None:
         announced = _announced.get()
@@ -242,16 +258,12 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
         keys = self._orders.pop(session.client, None)
         if not keys:
             return
-        if session.client in self.scheduler.client_comms:
-            self.scheduler.client_comms[session.client].send({"op": "proxystore-evict", "keys": keys})
-        else:
+        if not self._tell(session.client, {"op": "proxystore-evict", "keys": keys}):
             self._ask_worker({"op": "proxystore-evict", "recipe": session.recipe, "keys": keys})
 
     def _end_if_over(self, session: ClientSession) -> None:
         if not session.here and not session.pins and self.sessions.pop(session.client, None) is not None:
-            self._ask_worker(
-                {"op": "proxystore-end", "recipe": session.recipe, "session": session.session}
-            )
+            self._ask_worker({"op": "proxystore-end", "recipe": session.recipe, "session": session.session})
 
     def _keep_orphans(self) -> None:
         """Have the leases renewed of sessions whose client is gone and whose tasks are not."""
@@ -275,7 +287,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
     async def gather(
         self, keys: Sequence[Any], client: str, threshold: int, by_value: Sequence[Any] = ()
     ) -> dict[str, Any]:
-        """Dask's gather, with the large results published in the client's store by the workers that hold them.
+        """Dask's gather, with large results published in the client's store by the workers that hold them.
 
         Args:
             keys: of the results.
@@ -293,7 +305,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
             if task is not None and task.who_has and task.nbytes >= threshold and key not in by_value:
                 holders[next(iter(task.who_has)).address].append(key)
         if not holders or session is None:
-            return dict(await self.scheduler.gather(keys=keys))
+            return dict[str, Any](await self.scheduler.gather(keys=keys))  # type: ignore[arg-type]
         references: dict[Any, Any] = {}
         for worker, held in holders.items():
             try:
@@ -306,4 +318,4 @@ class StoreSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
                 references.update(published)
         rest = [key for key in keys if key not in references]
         response = await self.scheduler.gather(keys=rest) if rest else {"status": "OK", "data": {}}
-        return {**response, "references": references}
+        return {"references": references, **response}  # type: ignore[dict-item]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -36,7 +37,7 @@ def unpack(packed: Sequence[Any]) -> Reference:
     return Reference(*packed)
 
 
-class StoreWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+class StoreWorkerPlugin(WorkerPlugin):
     """Gives a worker the abilities that the scheduler's plugin asks for."""
 
     name = "proxystore"
@@ -101,9 +102,7 @@ class StoreWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             if type(value) is StoredResult:
                 continue
             try:
-                reference = await asyncio.to_thread(
-                    lambda value=value: store_for(recipe).reference(value, session=session)
-                )
+                reference = await asyncio.to_thread(_store, value, recipe, session)
             except StoreError as error:
                 logger.warning("result %r is gathered through the scheduler: %s", key, error)
             else:
@@ -111,7 +110,7 @@ class StoreWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         return published
 
     async def update_data(self, data: dict[Any, Any], **kwargs: Any) -> Any:
-        """Dask's scatter, with stored values loaded first: what is in a worker's memory is the value itself."""
+        """Dask's scatter, with stored values loaded first: a worker's memory holds the values themselves."""
         stored = {key: value for key, value in data.items() if type(value) is StoredResult}
         if stored:
             loaded = await asyncio.to_thread(lambda: [value.reference() for value in stored.values()])
@@ -123,31 +122,46 @@ class StoreWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         if task is None:
             return
         if finish in ("ready", "constrained", "executing"):
-            if type(task.run_spec) is not StoreTask and any(dep.type is StoredResult for dep in task.dependencies):
+            if (
+                task.run_spec is not None
+                and type(task.run_spec) is not StoreTask
+                and any(dep.type is StoredResult for dep in task.dependencies)
+            ):
                 task.run_spec = StoreTask(task.run_spec)
-        elif finish == "memory" and task.type is StoredResult and type(task.run_spec) is StoreTask:
-            assert task.run_spec.results is not None
-            task.metadata["proxystore"] = task.run_spec.results[1], self.worker.data[key].reference.key
+        elif finish == "memory" and task.type is StoredResult:
+            result = self.worker.data[key]
+            assert type(result) is StoredResult
+            task.metadata["proxystore"] = result.session, result.reference.key
 
     # Orders of the scheduler.
 
     async def evict(self, recipe: str, keys: Sequence[str]) -> None:
         """Evict objects of a client that is gone."""
-        await self._order(lambda: [store_for(recipe).evict(key) for key in keys], "evict")
+        await self._order(functools.partial(_evict, recipe, keys), "evict")
 
     async def end(self, recipe: str, session: str) -> None:
         """End the session of a client that is gone."""
-        await self._order(lambda: _leased(recipe).end(session), "end a session")
+        await self._order(functools.partial(_leased(recipe).end, session), "end a session")
 
     async def renew(self, recipe: str, session: str, lease: float) -> None:
         """Renew the lease of a client that is gone while its tasks are not."""
-        await self._order(lambda: _leased(recipe).renew(session, lease), "renew a lease")
+        await self._order(functools.partial(_leased(recipe).renew, session, lease), "renew a lease")
 
-    async def _order(self, order: Any, name: str) -> None:
+    async def _order(self, order: Callable[[], object], name: str) -> None:
         try:
             await asyncio.to_thread(order)
         except StoreError as error:
             logger.warning("could not %s: %s", name, error)
+
+
+def _store(value: Any, recipe: str, session: str) -> Reference:
+    return store_for(recipe).reference(value, session=session)
+
+
+def _evict(recipe: str, keys: Sequence[str]) -> None:
+    store = store_for(recipe)
+    for key in keys:
+        store.evict(key)
 
 
 def _leased(recipe: str) -> Leased:

@@ -1,4 +1,4 @@
-"""What a store needs of a backend: the [`Connector`][proxystore_core.connectors.base.Connector] protocol and its optional abilities.
+"""What a store needs of a backend: the `Connector` protocol and its optional abilities.
 
 A connector moves bytes and knows nothing of objects. A new backend is one file with one class
 that satisfies `Connector` (plus the abilities it has) and one subclass of
@@ -7,10 +7,13 @@ that satisfies `Connector` (plus the abilities it has) and one subclass of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
-__all__ = ["Buffer", "Connector", "Key", "Leased", "USER_SESSION", "leased"]
+from proxystore_core.errors import RefusedError
+
+__all__ = ["USER_SESSION", "Buffer", "Connector", "Key", "Leased", "check_session", "leased"]
 
 Key: TypeAlias = str
 """Names one object in one connector. Opaque to everyone else; always printable ASCII without spaces."""
@@ -20,6 +23,28 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 USER_SESSION = "user"
 """The session of objects that belong to nobody's run: they stay until evicted by hand."""
+
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_session(session: str, store: str, *, leased: bool = False) -> None:
+    """Check a session's name before it becomes part of keys and paths.
+
+    Args:
+        session: the name.
+        store: the connector's URL, for the message.
+        leased: whether it is to get a lease, which the user session never has.
+
+    Raises:
+        RefusedError: it is not a session's name.
+    """
+    if not _SESSION.fullmatch(session):
+        problem, remedy = f"{session!r} is not a session's name", "Use at most 64 letters, digits, - and _."
+    elif leased and session == USER_SESSION:
+        problem, remedy = "what the user stored himself has no lease", "Name the session otherwise."
+    else:
+        return
+    raise RefusedError(problem, store=store, remedy=remedy)
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """Objects as files in a directory that all processes reach, for example on a parallel file system.
 
-    <directory>/<session>/<object>      mode 0600, published whole, never changed
-    <directory>/<session>/.lease        its modification time is when the lease lapses
+<directory>/<session>/<object>      mode 0600, published whole, never changed
+<directory>/<session>/.lease        its modification time is when the lease lapses
+<directory>/<session>/.<object>     not published yet (where files need a name from the start)
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import read_file, write_file
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -27,7 +27,10 @@ __all__ = ["FileConnector"]
 
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OBJECT = re.compile(r"[0-9a-f]{20}")
+_PART = re.compile(r"\.[0-9a-f]{20}")
 _LEASE = ".lease"
+_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_TRIES = 10  # a directory that is made can be ended beside us before it is used
 _NETWORK = frozenset(
     "nfs nfs4 lustre gpfs beegfs ceph cifs smb3 panfs afs wekafs fuse.sshfs fuse.glusterfs".split()
 )
@@ -53,10 +56,10 @@ class FileConnector:
     def __init__(self, store_dir: str | os.PathLike[str], *, grace: float | None = None) -> None:
         self.store_dir = os.path.abspath(store_dir)
         self._given_grace = grace
-        self._own: set[Key] = set()
+        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
         self._unnamed = hasattr(os, "O_TMPFILE")
         with self._translated():
-            self._prepare(self.store_dir)
+            self._prepare()
         self.grace = (2.0 if _file_system(self.store_dir) in _NETWORK else 0.0) if grace is None else grace
 
     def __repr__(self) -> str:
@@ -64,7 +67,8 @@ class FileConnector:
 
     @property
     def url(self) -> str:
-        return f"{self.schemes[0]}://{Path(self.store_dir).as_uri()[7:]}"
+        options = "" if self._given_grace is None else f"?grace={self._given_grace}"
+        return f"{self.schemes[0]}://{Path(self.store_dir).as_uri()[7:]}{options}"
 
     def config(self) -> dict[str, Any]:
         return {"store_dir": self.store_dir, "grace": self._given_grace}
@@ -85,19 +89,17 @@ class FileConnector:
         name = secrets.token_hex(10)
         with self._translated():
             directory = self._directory(session)
-            for attempt in range(3):
+            for tries_left in reversed(range(_TRIES)):
                 try:
                     self._publish(data, directory, name)
                     break
                 except FileNotFoundError:
-                    # The first object of its session, or the session has just been ended beside us.
-                    if attempt == 2:
+                    if not tries_left:
                         raise
-                    self._prepare(self.store_dir)
-                    self._prepare(directory)
+                    self._begin(session, _UNRENEWED)
         key = self._key(session, name)
         if session == USER_SESSION:
-            self._own.add(key)
+            self._own.add((os.getpid(), key))
         return key
 
     def get(self, key: Key) -> Buffer | None:
@@ -115,7 +117,11 @@ class FileConnector:
                         os.listdir(os.path.dirname(path))  # makes an NFS client ask its server again
                     continue
                 try:
-                    return self._read(fd, os.fstat(fd).st_size)
+                    status = os.fstat(fd)
+                    # The directory may have been removed as empty, and made again by someone else.
+                    if status.st_uid != os.geteuid():
+                        raise RefusedError("the object is another user's", store=self.url, key=key)
+                    return self._read(fd, status.st_size)
                 finally:
                     os.close(fd)
 
@@ -127,41 +133,48 @@ class FileConnector:
         path = self._path(key)
         with self._translated(key), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        self._own.discard(key)
+        self._own.discard((os.getpid(), key))
 
     def renew(self, session: str, seconds: float) -> None:
-        directory = self._directory(session)
-        lease = os.path.join(directory, _LEASE)
+        check_session(session, self.url, leased=True)
+        lease = os.path.join(self._directory(session), _LEASE)
         expiry = time.time() + seconds
         with self._translated():
-            try:
-                os.utime(lease, (expiry, expiry))
-            except FileNotFoundError:
-                self._prepare(self.store_dir)
-                self._prepare(directory)
-                # A lease that lapses at once, until the next line: a sweep in between finds an empty session.
-                os.close(os.open(lease, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                os.utime(lease, (expiry, expiry))
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    os.utime(lease, (expiry, expiry))
+                    return
+                except FileNotFoundError:
+                    if not tries_left:
+                        raise
+                    self._begin(session, seconds)
 
     def end(self, session: str) -> int:
         directory = self._directory(session)
+        count = 0
         with self._translated():
-            try:
-                names = os.listdir(directory)
-            except FileNotFoundError:
-                return 0
-            # The lease goes last: a crash in between leaves a session that lapses, not one without a lease.
-            shutil.rmtree(directory, ignore_errors=True)
+            for _ in range(_TRIES):  # an object may be published between the last unlink and the rmdir
+                try:
+                    # The lease goes last: a crash in between leaves a session that lapses, not one without.
+                    for name in sorted(os.listdir(directory), key=_LEASE.__eq__):
+                        count += self._remove(directory, name)
+                    os.rmdir(directory)
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
             self._remove_if_empty()
-        return sum(bool(_OBJECT.fullmatch(name)) for name in names)
+        return count
 
     def sessions(self) -> dict[str, float]:
         now = time.time()
         found = {}
         with self._translated(), contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.store_dir):
-                with contextlib.suppress(FileNotFoundError):
-                    found[entry.name] = os.stat(os.path.join(entry.path, _LEASE)).st_mtime - now
+            for name in os.listdir(self.store_dir):
+                if name != USER_SESSION and _SESSION.fullmatch(name):
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        found[name] = os.stat(os.path.join(self.store_dir, name, _LEASE)).st_mtime - now
         return found
 
     def sweep(self) -> list[str]:
@@ -172,8 +185,9 @@ class FileConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for key in list(self._own):
-                self.evict(key)
+            for process, key in list(self._own):
+                if process == os.getpid():
+                    self.evict(key)
             self._remove_if_empty()
 
     # What a connector over another kind of file changes.
@@ -216,19 +230,18 @@ class FileConnector:
         part = os.path.join(directory, f".{name}")
         fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
-            write_file(fd, data)
+            try:
+                write_file(fd, data)
+            finally:
+                os.close(fd)  # before the name is there: a network file system writes, and fails, only here
             os.rename(part, path)
         except BaseException:
-            os.unlink(part)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
             raise
-        finally:
-            os.close(fd)
 
     def _directory(self, session: str) -> str:
-        if not _SESSION.fullmatch(session):
-            raise RefusedError(
-                f"{session!r} is not a session's name", store=self.url, remedy="Use letters, digits, - and _."
-            )
+        check_session(session, self.url)
         return os.path.join(self.store_dir, session)
 
     def _path(self, key: Key) -> str:
@@ -237,9 +250,28 @@ class FileConnector:
             raise RefusedError("not a key of this store", store=self.url, key=key)
         return os.path.join(self.store_dir, *parsed)
 
-    def _prepare(self, directory: str) -> None:
-        try:
+    def _begin(self, session: str, seconds: float) -> None:
+        """Make a session's directory, with a lease unless it is the user's."""
+        directory = self._directory(session)
+        lease = os.path.join(directory, _LEASE)
+        self._prepare()
+        # Somebody beside us may remove each directory as empty until it has the next: callers try again.
+        with contextlib.suppress(FileNotFoundError):
+            self._prepare(directory)
+            if session == USER_SESSION or os.path.exists(lease):
+                return
+            part = os.path.join(directory, f".{secrets.token_hex(10)}")
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            expiry = time.time() + seconds
+            os.utime(part, (expiry, expiry))
+            os.rename(part, lease)  # never seen with another time: a sweep would end the session
+
+    def _prepare(self, directory: str | None = None) -> None:
+        """Make sure that a directory (the store's own by default) is there and is this user's alone."""
+        if directory is None:
+            directory = self.store_dir
             os.makedirs(os.path.dirname(directory), exist_ok=True)
+        try:
             os.mkdir(directory, 0o700)
         except FileExistsError:
             status = os.lstat(directory)
@@ -254,6 +286,16 @@ class FileConnector:
             raise RefusedError(
                 f"{directory} {problem}", store=self.url, remedy="Name a directory of your own, mode 0700."
             ) from None
+
+    def _remove(self, directory: str, name: str) -> bool:
+        """Remove a file of this store, no other; tells whether it was an object."""
+        is_object = _OBJECT.fullmatch(name) is not None
+        if is_object or name == _LEASE or _PART.fullmatch(name):
+            try:
+                os.unlink(os.path.join(directory, name))
+            except FileNotFoundError:
+                return False
+        return is_object
 
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):
@@ -278,8 +320,8 @@ class FileConnector:
 def _file_system(path: str) -> str:
     """Type of the file system that holds a path, as the kernel names it; empty when it does not say."""
     best, kind = "", ""
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
+    with contextlib.suppress(OSError), open("/proc/self/mounts", "rb") as mounts:
+        for line in mounts.read().decode(errors="replace").splitlines():
             _, point, name, *_ = line.split(" ")
             point = point.replace("\\040", " ")
             if len(point) >= len(best) and (path + "/").startswith(point.rstrip("/") + "/"):

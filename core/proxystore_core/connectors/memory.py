@@ -7,11 +7,12 @@ import os
 import re
 import threading
 import time
+import urllib.parse
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
 from proxystore_core.errors import RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -63,7 +64,7 @@ class MemoryConnector:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self._closed = False
-        self._own: set[Key] = set()
+        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
         with _lock:
             _spaces.setdefault(name, _Space()).open += 1
 
@@ -72,7 +73,7 @@ class MemoryConnector:
 
     @property
     def url(self) -> str:
-        return f"{self.schemes[0]}://{self.name}"
+        return f"{self.schemes[0]}://{urllib.parse.quote(self.name, safe='')}"
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -85,7 +86,7 @@ class MemoryConnector:
     def from_url(cls, url: str) -> MemoryConnector:
         parts = StoreURL.parse(url)
         parts.expect(host=True)
-        return cls(parts.host)
+        return cls(parts.host, **parts.options({}))
 
     @property
     def _space(self) -> _Space:
@@ -105,11 +106,12 @@ class MemoryConnector:
             )
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        check_session(session, self.url)
         space = self._space
         key = f"{_process}.{session}.{next(space.counter)}"
         space.objects[key] = b"".join(data)
         if session == USER_SESSION:
-            self._own.add(key)
+            self._own.add((os.getpid(), key))
         return key
 
     def get(self, key: Key) -> bytearray | None:
@@ -124,12 +126,14 @@ class MemoryConnector:
     def evict(self, key: Key) -> None:
         self._check(key)
         self._space.objects.pop(key, None)
-        self._own.discard(key)
+        self._own.discard((os.getpid(), key))
 
     def renew(self, session: str, seconds: float) -> None:
+        check_session(session, self.url, leased=True)
         self._space.leases[session] = time.time() + seconds
 
     def end(self, session: str) -> int:
+        check_session(session, self.url)
         space = self._space
         space.leases.pop(session, None)
         ended = [key for key in list(space.objects) if key.split(".")[1] == session]
@@ -149,8 +153,9 @@ class MemoryConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for key in list(self._own):
-                self.evict(key)
+            for process, key in list(self._own):
+                if process == os.getpid():
+                    self.evict(key)
         with _lock:
             space = _spaces.get(self.name)
             if self._closed or space is None:

@@ -17,7 +17,15 @@ __all__ = ["SegmentStock"]
 
 _IDLE = 5.0  # seconds without a put after which the stock is given back
 _KEPT = 4  # segments at most
+_LEFT_TO_OBJECTS = 0.5  # share of the file system that no stock takes
 _stocks: weakref.WeakSet[SegmentStock] = weakref.WeakSet()
+
+
+def has_room(directory: str, size: int, left: float) -> bool:
+    """Whether ``size`` bytes fit into a file system so that a share ``left`` of all of it stays free."""
+    status = os.statvfs(directory)
+    free = status.f_bavail - left * status.f_blocks
+    return not status.f_blocks or size <= free * status.f_frsize  # no blocks: a tmpfs without a bound
 
 
 class SegmentStock:
@@ -38,6 +46,7 @@ class SegmentStock:
         self._ready: list[tuple[int, int]] = []  # (capacity in bytes, descriptor)
         self._wanted: list[tuple[str, int]] = []  # (directory, capacity)
         self._thread: threading.Thread | None = None
+        self._allocating: int | None = None  # the thread's descriptor that is not in stock yet
 
     def take(self, directory: str, size: int) -> int | None:
         """A descriptor with at least ``size`` bytes allocated and the length cut to it, or None.
@@ -88,24 +97,27 @@ class SegmentStock:
             for directory, capacity in orders:
                 self._make_room(capacity)
                 try:
+                    if not has_room(directory, capacity, _LEFT_TO_OBJECTS):
+                        continue
                     fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                    self._allocating = fd
                 except OSError:  # the session was ended: its next put makes the directory again
                     continue
                 try:
                     os.posix_fallocate(fd, 0, capacity)
                 except OSError:  # full: puts will see it themselves
+                    self._allocating = None
                     os.close(fd)
                     continue
                 with self._lock:
+                    self._allocating = None
                     self._ready.append((capacity, fd))
         self.drop()
 
     def _make_room(self, capacity: int) -> None:
         while True:
             with self._lock:
-                if not self._ready or (
-                    self.nbytes + capacity <= self.limit and len(self._ready) < _KEPT
-                ):
+                if not self._ready or (self.nbytes + capacity <= self.limit and len(self._ready) < _KEPT):
                     return
                 _, fd = self._ready.pop(0)
             os.close(fd)
@@ -114,7 +126,8 @@ class SegmentStock:
 def _after_fork() -> None:
     # The child's descriptors are the parent's segments: used by both, one would overwrite the other's object.
     for stock in list(_stocks):
-        for _, fd in stock._ready:
+        held = [fd for _, fd in stock._ready]
+        for fd in held if stock._allocating is None else [*held, stock._allocating]:
             os.close(fd)
         stock._reset()
 

@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import tempfile
+import urllib.parse
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,14 +23,15 @@ from typing import Any, ClassVar
 from proxystore_core.buffers import MAP_FROM, map_private, read_file
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
 from proxystore_core.connectors.file import FileConnector
-from proxystore_core.connectors.segments import SegmentStock
-from proxystore_core.errors import FullError, UnreachableError
+from proxystore_core.connectors.segments import SegmentStock, has_room
+from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["ShmConnector"]
 
 _SHM = "/dev/shm"
 _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_STOCK = 256 << 20
 _LEFT_TO_OTHERS = 0.1  # share of the file system that this store never takes
 
 
@@ -53,16 +55,19 @@ class ShmConnector(FileConnector):
     cheap_get: ClassVar[bool] = True
 
     def __init__(
-        self, name: str = "", *, stock: int = 256 << 20, spill: str | os.PathLike[str] | None = None
+        self, name: str = "", *, stock: int = _STOCK, spill: str | os.PathLike[str] | None = None
     ) -> None:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a name for shared memory: use letters, digits, - and _")
+            raise ConfigurationError(
+                f"{name!r} names no shared memory: use at most 64 letters, digits, - and _"
+            )
         self.name = name
-        self._given = {"stock": stock, "spill": spill}
+        given_spill = os.path.abspath(spill) if spill else None
+        self._given = {"stock": stock, "spill": given_spill}
         folder = f"proxystore-{os.geteuid()}" + (f"-{name}" if name else "")
         super().__init__(os.path.join(_root(), folder), grace=0)
         self.node = node()
-        self._spill_dir = os.fspath(spill) if spill is not None else os.path.join(tempfile.gettempdir(), folder)
+        self._spill_dir = given_spill or os.path.join(tempfile.gettempdir(), folder)
         self._stock = SegmentStock(stock)
 
     def __repr__(self) -> str:
@@ -70,7 +75,10 @@ class ShmConnector(FileConnector):
 
     @property
     def url(self) -> str:
-        return f"{self.schemes[0]}://{self.name}"
+        usual = {"stock": _STOCK, "spill": None}
+        options = {name: value for name, value in self._given.items() if value != usual[name]}
+        query = f"?{urllib.parse.urlencode(options)}" if options else ""
+        return f"{self.schemes[0]}://{self.name}{query}"
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **self._given}
@@ -98,22 +106,32 @@ class ShmConnector(FileConnector):
 
     def get(self, key: Key) -> Buffer | None:
         spilled = self._spilled(key)
-        return super().get(key) if spilled is None else self._spill.get(spilled)
+        if spilled is None:
+            return super().get(key)
+        return self._spill.get(spilled) if self._has_spilled() else None
 
     def exists(self, key: Key) -> bool:
         spilled = self._spilled(key)
-        return super().exists(key) if spilled is None else self._spill.exists(spilled)
+        if spilled is None:
+            return super().exists(key)
+        return self._has_spilled() and self._spill.exists(spilled)
 
     def evict(self, key: Key) -> None:
         spilled = self._spilled(key)
         if spilled is None:
             super().evict(key)
-        else:
+        elif self._has_spilled():
             self._spill.evict(spilled)
 
     def end(self, session: str) -> int:
-        count = super().end(session)
-        return count + self._spill.end(session) if os.path.isdir(self._spill_dir) else count
+        # The lease is here, and goes last.
+        count = self._spill.end(session) if self._has_spilled() else 0
+        return count + super().end(session)
+
+    def sessions(self) -> dict[str, float]:
+        # A session of the spill directory alone is one that got objects after its end.
+        spilled = self._spill.sessions() if self._has_spilled() else {}
+        return spilled | super().sessions()
 
     def close(self, *, clear: bool = False) -> None:
         self._stock.drop()
@@ -131,12 +149,23 @@ class ShmConnector(FileConnector):
     def _spill(self) -> FileConnector:
         return FileConnector(self._spill_dir)
 
+    def _has_spilled(self) -> bool:
+        """Whether anyone's objects went to the spill directory; a look never makes it."""
+        if not os.path.isdir(self._spill_dir):
+            return False
+        try:
+            return self._spill is not None
+        except RefusedError:  # another user's: whatever is there, nothing of ours is
+            return False
+
     def _spilled(self, key: Key) -> Key | None:
         """The spill directory's key of an object that went there, else None."""
         if not key.endswith(".disk"):
             return None
         parsed = self._parse(key.removesuffix(".disk"))
-        return key if parsed is None else ".".join(parsed)
+        if parsed is None:
+            raise RefusedError("not a key of this store", store=self.url, key=key)
+        return ".".join(parsed)
 
     def _key(self, session: str, name: str) -> Key:
         return f"{self.node}.{session}.{name}"
@@ -168,11 +197,14 @@ class ShmConnector(FileConnector):
         return read_file(fd, size)
 
     def _fresh(self, directory: str, size: int) -> int:
-        room = os.statvfs(self.store_dir)
-        if size > (room.f_bavail - _LEFT_TO_OTHERS * room.f_blocks) * room.f_frsize:
-            raise OSError(errno.ENOSPC, f"no room for {size} bytes in shared memory")
         fd = self._stock.take(directory, size)
-        return super()._fresh(directory, size) if fd is None else fd
+        if fd is not None:
+            return fd
+        if not has_room(self.store_dir, size, _LEFT_TO_OTHERS):
+            self._stock.drop()
+            if not has_room(self.store_dir, size, _LEFT_TO_OTHERS):
+                raise OSError(errno.ENOSPC, f"no room for {size} bytes in shared memory")
+        return super()._fresh(directory, size)
 
 
 def _root() -> str:
@@ -181,7 +213,7 @@ def _root() -> str:
 
 @functools.cache
 def node() -> str:
-    """Names the shared memory that this process sees: two processes can share objects exactly if they agree on it.
+    """Names the shared memory that this process sees: processes that agree on it can share objects.
 
     The host's name is for people. What tells is the kernel's boot and the device number of the
     file system at /dev/shm, which differs between containers of one host unless they share it.
