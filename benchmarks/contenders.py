@@ -11,13 +11,26 @@ from typing import Any
 
 from benchmarks.timing import Absent, describe_error
 
-__all__ = ["BARE", "COPY", "OURS", "PEER", "RAW", "STOCKLESS", "attempt", "counting", "dask_client", "store"]
+__all__ = [
+    "BARE",
+    "COPY",
+    "OURS",
+    "PEER",
+    "RAW",
+    "SCATTERED",
+    "STOCKLESS",
+    "attempt",
+    "counting",
+    "dask_client",
+    "store",
+]
 
 COPY = "memcpy"
 RAW = "plain object"
 BARE = "Dask"
 PEER = "ProxyStore"
 OURS = "this project"
+SCATTERED = "Dask, scatter() first"
 STOCKLESS = "this project, no stock"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plot
-from benchmarks.contenders import BARE, COPY, OURS, PEER, RAW
+from benchmarks.contenders import BARE, COPY, OURS, PEER, RAW, SCATTERED
 from benchmarks.rows import Row, Verdict, amount, size_name
 from benchmarks.timing import Absent, Outcome, Spread
 
@@ -83,7 +83,7 @@ def _figures(rows: Sequence[Row]) -> Iterator[str]:
 
 def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
-    references = [name for name in (COPY, RAW, BARE, PEER) if name in contenders]
+    references = [name for name in (COPY, RAW, BARE, SCATTERED, PEER) if name in contenders]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in group:

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import tomllib
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, leased
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.errors import (
@@ -72,7 +73,11 @@ def elsewhere(code: str, given: Any = None) -> Any:
     script = "import json, pickle, sys\ngiven = pickle.load(sys.stdin.buffer)\n"
     script += textwrap.dedent(code) + "\nprint(json.dumps(answer))"
     done = subprocess.run(
-        [sys.executable, "-c", script], input=pickle.dumps(given), capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        input=pickle.dumps(given),
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout.splitlines()[-1])
@@ -94,7 +99,7 @@ class Gated(FileConnector):
     def __init__(self, store_dir: str | os.PathLike[str]) -> None:
         super().__init__(store_dir)
         self.gets = 0
-        self.hook = lambda: None
+        self.hook: Callable[[], Any] = lambda: None
 
     def get(self, key: Key) -> Buffer | None:
         self.gets += 1
@@ -108,10 +113,9 @@ def gated(tmp_path: Path):
         yield store
 
 
-def fresh(proxy: Proxy[Any]) -> Proxy[Any]:
+def fresh(proxy: Any) -> Any:
     """The proxy as another process gets it: not resolved."""
-    copy: Proxy[Any] = pickle.loads(pickle.dumps(proxy))
-    return copy
+    return pickle.loads(pickle.dumps(proxy))
 
 
 # -- By key --------------------------------------------------------------------------------------
@@ -183,6 +187,13 @@ def test_keys_of_another_shape_are_refused(store):
         assert "/etc/passwd" in str(caught.value)
 
 
+@pytest.mark.parametrize("batch", ["put_batch", "proxy_batch", "reference_batch"])
+def test_a_batch_is_stored_whole_or_not_at_all(file_store, tmp_path, batch):
+    with pytest.raises(SerializationError):
+        getattr(file_store, batch)([*range(20), threading.Lock(), *range(20)])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_sessions(store):
     kept = store.put("kept")
     gone = [store.put("a", session="one-run"), *store.put_batch(["b", "c"], session="one-run")]
@@ -197,10 +208,12 @@ def test_sessions(store):
 def test_the_session_of_a_store(url):
     with Store.from_url(url, name="mine", session="my-run") as store:
         key = store.put(1)
-        assert store.connector.end("my-run") == 1
+        keeper = leased(store.connector)
+        assert keeper is not None
+        assert keeper.end("my-run") == 1
         assert not store.exists(key)
         key = store.put(1, session=USER_SESSION)
-        assert store.connector.end("my-run") == 0
+        assert keeper.end("my-run") == 0
         store.evict(key)
 
 
@@ -276,7 +289,9 @@ def test_a_proxy_by_key_is_asked_for_its_class(store):
     assert isinstance(fresh(store.proxy_from_key(key)), list)
     assert not isinstance(store.proxy_from_key(key), dict)
     proxy = store.proxy_from_key(key)
-    repr(proxy), hash(proxy), pickle.dumps(proxy)
+    assert repr(proxy)
+    assert len({proxy, proxy}) == 1
+    assert pickle.dumps(proxy)
     assert not is_resolved(proxy)
 
 
@@ -302,7 +317,7 @@ def test_locked_proxies(store):
     assert type(locked) is ProxyLocker
     proxy = locked.unlock()
     assert not is_resolved(proxy)
-    assert proxy == [1]
+    assert extract(proxy) == [1]
     assert not store.exists(get_key(proxy))
 
 
@@ -310,6 +325,13 @@ def test_proxy_batch(store):
     proxies = store.proxy_batch([[i] for i in range(5)], evict=True, populate_target=False)
     assert [extract(p) for p in proxies] == [[i] for i in range(5)]
     assert not any(store.exists(get_key(p)) for p in proxies)
+
+
+def test_proxies_in_a_batch_stay_as_they_are(store):
+    proxy = store.proxy([0], populate_target=False)
+    batch = store.proxy_batch([[1], proxy, [2]])
+    assert batch[1] is proxy
+    assert [extract(p) for p in batch] == [[1], [0], [2]]
 
 
 def test_references(store):
@@ -382,7 +404,12 @@ def test_one_flight_per_key(gated):
     proxy = gated.proxy(np.zeros(1000))
     copies = [fresh(proxy) for _ in range(8)]
     started, go = threading.Event(), threading.Event()
-    gated.connector.hook = lambda: (started.set(), go.wait(30))
+
+    def hold() -> None:
+        started.set()
+        assert go.wait(30)
+
+    gated.connector.hook = hold
     with ThreadPoolExecutor(8) as executor:
         leader = executor.submit(extract, copies[0])
         assert started.wait(30)
@@ -390,8 +417,8 @@ def test_one_flight_per_key(gated):
         go.set()
         arrays = [future.result() for future in [leader, *others]]
     assert gated.connector.gets == 1
-    for i, array in enumerate(arrays):
-        array += i
+    for i in range(8):
+        arrays[i] += i
     assert [array[0] for array in arrays] == list(range(8))
 
 
@@ -399,8 +426,8 @@ def test_big_objects_in_threads_are_each_reader_s_own(gated):
     key = gated.put(np.zeros(5_000_000))
     arrays = in_threads(3, lambda i: gated.get(key))
     assert not gated.is_cached(key)
-    for array in arrays:
-        array += 1
+    for i in range(3):
+        arrays[i] += 1
     assert [array[-1] for array in arrays] == [1, 1, 1]
 
 
@@ -469,7 +496,7 @@ def test_cache_size(tmp_path):
 
 @pytest.mark.parametrize("size", [-1, 1.5, "1 MB", None])
 def test_bad_cache_size(size):
-    with pytest.raises(ConfigurationError, match="cache_size is .*: expected bytes"):
+    with pytest.raises(ConfigurationError, match=r"cache_size is .*: expected bytes"):
         Store("bad", MemoryConnector(), cache_size=size)
 
 
@@ -510,7 +537,9 @@ def test_own_serializer_in_another_process(shared_store):
 
 
 def test_serializer_whose_module_is_not_loaded(shared_store):
-    reference = Reference(shared_store.put(1), str(Recipe(shared_store.connector.url, serializer="colorsys:a")))
+    reference = Reference(
+        shared_store.put(1), str(Recipe(shared_store.connector.url, serializer="colorsys:a"))
+    )
     with pytest.raises(ConfigurationError, match=r"Import colorsys in this process first"):
         reference()
     assert "colorsys" not in sys.modules
@@ -573,7 +602,7 @@ def test_config_round_trip(url, dumps, loads):
             assert again.session == "my-run"
             key = store.put([1])
             assert again.get(key) == [1]
-            again.connector.end("my-run")
+            again.connector.end("my-run")  # type: ignore[attr-defined]
 
 
 def test_config_in_another_process(shared_store):
@@ -621,7 +650,7 @@ def test_close():
 
 
 def test_clear_evicts_what_this_store_put_for_nobody_s_session(shared_store):
-    other = Store.from_config(shared_store.config())
+    other: Any = Store.from_config(shared_store.config())
     mine, theirs, run = shared_store.put(1), other.put(2), shared_store.put(3, session="one-run")
     shared_store.close(clear=True)
     assert [other.exists(key) for key in (mine, theirs, run)] == [False, True, True]
@@ -641,9 +670,20 @@ def test_names_that_need_quoting(url):
         assert Recipe.parse(store.recipe).name == name
         proxy = store.proxy([1])
         assert fresh(proxy) == [1]
-        assert get_store(proxy).name == name
-        get_store(proxy).close()
+        opened = get_store(proxy)
+        assert opened is not None
+        assert opened.name == name
+        opened.close()
         store.close(clear=True)
+
+
+def test_paths_that_need_quoting(tmp_path):
+    with Store("odd", FileConnector(tmp_path / "a b#c?d&e=%41ü"), populate_target=False) as store:
+        assert fresh(store.proxy([1])) == [1]
+        opened = get_store(store.proxy([1]))
+        assert opened is not None
+        assert opened.connector.config() == store.connector.config()
+        opened.close()
 
 
 def test_metrics(tmp_path):
@@ -653,6 +693,7 @@ def test_metrics(tmp_path):
         store.get(key)
         store.exists(key)
         store.evict(key)
+        assert store.metrics is not None
         counts = {name: one.count for name, one in store.metrics.as_dict().items()}
         assert counts == {"serialize": 1, "put": 1, "get": 1, "deserialize": 2, "exists": 1, "evict": 1}
         assert store.metrics["put"].nbytes == store.metrics["get"].nbytes > 10_000
@@ -663,7 +704,7 @@ def test_the_readme_of_the_design():
     class MyDataType(dict[str, int]):
         pass
 
-    def my_function(x: MyDataType) -> int:
+    def my_function(x: Any) -> int:
         assert isinstance(x, MyDataType)
         return x["a"]
 
@@ -757,7 +798,8 @@ def test_after_a_fork(shared_store):
         if not child:
             try:
                 key = store.put("from the child")
-                os.write(write, json.dumps([int(given[1].sum()), int(store.get(key) == "from the child")]).encode())
+                says = [int(given[1].sum()), store.get(key)]
+                os.write(write, json.dumps(says).encode())
                 store.evict(key)
             finally:
                 os._exit(0)
@@ -766,7 +808,7 @@ def test_after_a_fork(shared_store):
         """,
         shared_store.proxy_batch([np.ones(1000), np.ones(2000)]),
     )
-    assert answer == [1000, 2000, 1, 2000]
+    assert answer == [1000, 2000, "from the child", 2000]
 
 
 def test_a_fork_that_ends_takes_nothing_along(shared_store):
@@ -881,7 +923,11 @@ def test_gone(store):
 
 def test_a_proxy_whose_object_comes_too_late_is_asked_again(gated):
     proxy = fresh(gated.proxy([1]))
-    gated.connector.hook = lambda: (_ for _ in ()).throw(UnreachableError("down", key="k"))
+
+    def down() -> None:
+        raise UnreachableError("down", key="k")
+
+    gated.connector.hook = down
     for _ in range(2):
         with pytest.raises(UnreachableError):
             resolve(proxy)
@@ -971,7 +1017,11 @@ def test_a_module_missing_where_it_is_read(file_store):
 
 
 def test_bad_urls():
-    for url, problem in (("shmm://", "did you mean 'shm'"), ("nothing", "expected scheme://"), ("file://", "names no directory")):
+    for url, problem in (
+        ("shmm://", "did you mean 'shm'"),
+        ("nothing", "expected scheme://"),
+        ("file://", "names no directory"),
+    ):
         with pytest.raises(ConfigurationError, match=problem):
             Store.from_url(url)
 

@@ -80,7 +80,7 @@ class Reference:
         kind = self.kind.replace("builtins:", "").replace(":", ".") or "object"
         size = float(self.size)
         for unit in ("B", "kB", "MB", "GB", "TB"):
-            if size < 1000 or unit == "TB":
+            if size < 999.5 or unit == "TB":
                 break
             size /= 1000
         return f"{kind}, {size:.3g} {unit}, {self.recipe}"

@@ -163,9 +163,9 @@ def _open(recipe: str) -> Store[Any]:
 @contextlib.contextmanager
 def store_registration(*stores: Store[Any], exist_ok: bool = False) -> Iterator[None]:
     """Register stores for the length of a with-block."""
-    for store in stores:
-        register_store(store, exist_ok=exist_ok)
     try:
+        for store in stores:
+            register_store(store, exist_ok=exist_ok)
         yield
     finally:
         for store in stores:

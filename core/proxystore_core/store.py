@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,8 +233,8 @@ class Store(Generic[C]):
         return self._put(obj, session, serializer)[0]
 
     def put_batch(self, objs: Iterable[Any], *, session: str | None = None) -> list[Key]:
-        """Store several objects; keys in their order."""
-        return self._map(lambda obj: self.put(obj, session=session), list(objs))
+        """Store several objects, or none when one fails; keys in their order."""
+        return [reference.key for reference in self.reference_batch(objs, session=session)]
 
     def get(self, key: Key, default: T | None = None, *, deserializer: Deserializer | None = None) -> Any | T:
         """The object under a key: a private copy that the caller may change.
@@ -273,6 +274,25 @@ class Store(Generic[C]):
         """Store an object and return its reference. Raises as `put`."""
         key, size = self._put(obj, session, None)
         return Reference(key, self.recipe, size, class_name(obj), evict)
+
+    def reference_batch(
+        self, objs: Iterable[Any], *, session: str | None = None, evict: bool = False
+    ) -> list[Reference]:
+        """Store several objects, side by side where that helps, or none when one fails."""
+        stored: list[Reference] = []
+
+        def store(obj: Any) -> Reference:
+            reference = self.reference(obj, session=session, evict=evict)
+            stored.append(reference)
+            return reference
+
+        try:
+            return self._map(store, list(objs))
+        except BaseException:
+            for reference in stored:
+                with contextlib.suppress(StoreError):
+                    self.evict(reference.key)
+            raise
 
     def load(self, reference: Reference) -> Any:
         """The object that a reference of this store names: a private copy.
@@ -317,9 +337,7 @@ class Store(Generic[C]):
             return obj  # type: ignore[return-value]
         _check_proxiable(obj)
         reference = self.reference(obj, session=session, evict=evict)
-        if self.populate_target if populate_target is None else populate_target:
-            return Proxy(reference, target=obj)
-        return Proxy(reference)
+        return self._proxy(reference, obj, populate_target)
 
     def proxy_batch(
         self,
@@ -329,13 +347,16 @@ class Store(Generic[C]):
         populate_target: bool | None = None,
         session: str | None = None,
     ) -> list[Proxy[T]]:
-        """Store several objects; their proxies in order. Nothing is stored when one cannot be proxied."""
+        """Store several objects, or none when one fails; their proxies in order. Raises as `proxy`."""
         objs = list(objs)
         for obj in objs:
             _check_proxiable(obj)
-        return self._map(
-            lambda obj: self.proxy(obj, evict=evict, populate_target=populate_target, session=session), objs
-        )
+        plain = [obj for obj in objs if type(obj) not in PROXIES]
+        references = iter(self.reference_batch(plain, session=session, evict=evict))
+        return [
+            obj if type(obj) in PROXIES else self._proxy(next(references), obj, populate_target)  # type: ignore[misc]
+            for obj in objs
+        ]
 
     def proxy_from_key(self, key: Key, *, evict: bool = False) -> Proxy[Any]:
         """A proxy of an object that is in the store already; nothing is checked or loaded."""
@@ -344,6 +365,11 @@ class Store(Generic[C]):
     def locked_proxy(self, obj: T, *, evict: bool = False, session: str | None = None) -> ProxyLocker[T]:
         """As `proxy`, unresolved, in a case that nobody opens by accident."""
         return ProxyLocker(self.proxy(obj, evict=evict, populate_target=False, session=session))
+
+    def _proxy(self, reference: Reference, obj: T, populate_target: bool | None) -> Proxy[T]:
+        if self.populate_target if populate_target is None else populate_target:
+            return Proxy(reference, target=obj)
+        return Proxy(reference)
 
     # The way of the bytes.
 

@@ -152,6 +152,8 @@ class Client(distributed.Client):
             proxy_result: True: store this call's result at the task's end; False: gather it by value.
             kwargs: the function's and Dask's keyword arguments.
         """
+        if proxy_args is None and proxy_result is None:
+            return super().submit(func, *args, **kwargs)
         with _these(proxy_args, proxy_result):
             return self._noted(super().submit(func, *args, **kwargs), proxy_result)
 
@@ -287,9 +289,6 @@ def _answer(answer: asyncio.Future[bool], needed: bool) -> None:
 
 @contextlib.contextmanager
 def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]:
-    if proxy_args is None and proxy_result is None:
-        yield
-        return
     token = _options.set((proxy_args, proxy_result))
     try:
         yield

@@ -251,6 +251,9 @@ def _identity(value: Any) -> Any:
 def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     """Dask's expression with its large values in the store; keys and names stay what they were.
 
+    Dask serializes every graph anyway. Unless a value is large at first sight, that is done first,
+    and a graph that turns out small is sent as it is: nothing was looked into for nothing.
+
     Args:
         expr: what Dask's client is about to send to the scheduler.
         outgoing: collects the references.
@@ -261,24 +264,27 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     kind = type(expr)
     if kind is LLGExpr:
         graph = expr.operand("dsk")
-        changed = {key: outgoing.substitute(node) for key, node in graph.items()}
-        if all(changed[key] is node for key, node in graph.items()):
-            return expr
-        return LLGExpr(changed, _determ_token=expr._determ_token)
-    if kind is MapExpr:
-        return _substitute_map(expr, outgoing)
-    serialized = serialize_graph(expr)
-    if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
-        return serialized
-    return _substitute_pickled(expr, outgoing)
+        tasks = graph.values() if len(graph) == 1 else ()
+        visible = [part for task in tasks if type(task) is Task for part in (*task.args, *task.kwargs.values())]
+    elif kind is MapExpr:
+        expr.keys  # noqa: B018  made from the values, before they are replaced
+        visible = [*expr.kwargs.values(), *(items[0] for items in expr.iterables if len(items))]
+    else:
+        visible = []
+    if not any(map(outgoing.plainly_large, visible)):
+        serialized = serialize_graph(expr)
+        if sum(map(len, serialized.frames)) < outgoing.policy.threshold:
+            return serialized
+    if kind is LLGExpr:
+        return LLGExpr(
+            {key: outgoing.substitute(node) for key, node in graph.items()}, _determ_token=expr._determ_token
+        )
+    return _substitute_map(expr, outgoing) if kind is MapExpr else _substitute_pickled(expr, outgoing)
 
 
 def _substitute_map(expr: Any, outgoing: DaskOutgoing) -> Any:
-    expr.keys  # noqa: B018  names are made from the values, before they are replaced
     iterables = [outgoing.substitute_all(items) for items in expr.iterables]
     kwargs = {name: outgoing.substitute(value) for name, value in expr.kwargs.items()}
-    if not outgoing.references:
-        return expr
     changed = object.__new__(kind := type(expr))
     changed.__dict__.update(expr.__dict__)
     changed.operands = list(expr.operands)

@@ -137,6 +137,8 @@ class Leased(Protocol):
 
     A session is one client process that uses an integration (or one explicit lifetime). Its
     liveness is the age of its lease, never a process id: containers share memory, not ids.
+    A session that gets an object without ever having been renewed, or after its end, has ten
+    minutes. The user session has no lease and is never swept.
     """
 
     def renew(self, session: str, seconds: float) -> None:

@@ -93,8 +93,9 @@ class FileConnector:
                 try:
                     self._publish(data, directory, name)
                     break
-                except FileNotFoundError:
-                    if not tries_left:
+                except (FileNotFoundError, PermissionError) as error:
+                    # EPERM is what ext4 says of a new file in a directory that has just been removed.
+                    if not tries_left or error.errno == errno.EACCES:
                         raise
                     self._begin(session, _UNRENEWED)
         key = self._key(session, name)

@@ -18,6 +18,7 @@ from proxystore_core.urls import StoreURL
 
 __all__ = ["MemoryConnector"]
 
+_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _KEY = re.compile(r"([0-9a-f]{12})\.([\w-]{1,64})\.([0-9]+)", re.ASCII)
 
 
@@ -27,12 +28,12 @@ class _Space:
     def __init__(self) -> None:
         self.objects: dict[Key, bytes] = {}
         self.leases: dict[str, float] = {}
-        self.counter = itertools.count()
         self.open = 0
 
 
 _spaces: dict[str, _Space] = {}
 _lock = threading.Lock()
+_numbers = itertools.count()  # one series for all names: a key means nothing in another store
 _process = uuid.uuid4().hex[:12]
 
 
@@ -108,8 +109,10 @@ class MemoryConnector:
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         check_session(session, self.url)
         space = self._space
-        key = f"{_process}.{session}.{next(space.counter)}"
+        key = f"{_process}.{session}.{next(_numbers)}"
         space.objects[key] = b"".join(data)
+        if session != USER_SESSION:
+            space.leases.setdefault(session, time.time() + _UNRENEWED)
         if session == USER_SESSION:
             self._own.add((os.getpid(), key))
         return key

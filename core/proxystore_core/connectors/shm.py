@@ -58,9 +58,7 @@ class ShmConnector(FileConnector):
         self, name: str = "", *, stock: int = _STOCK, spill: str | os.PathLike[str] | None = None
     ) -> None:
         if not _NAME.fullmatch(name):
-            raise ConfigurationError(
-                f"{name!r} names no shared memory: use at most 64 letters, digits, - and _"
-            )
+            raise ConfigurationError(f"{name!r} names no shared memory: use letters, digits, - and _")
         self.name = name
         given_spill = os.path.abspath(spill) if spill else None
         self._given = {"stock": stock, "spill": given_spill}
@@ -197,12 +195,15 @@ class ShmConnector(FileConnector):
         return read_file(fd, size)
 
     def _fresh(self, directory: str, size: int) -> int:
+        fits = has_room(
+            directory, size, _LEFT_TO_OTHERS
+        )  # a missing directory is found before a segment is ordered
         fd = self._stock.take(directory, size)
         if fd is not None:
             return fd
-        if not has_room(self.store_dir, size, _LEFT_TO_OTHERS):
+        if not fits:
             self._stock.drop()
-            if not has_room(self.store_dir, size, _LEFT_TO_OTHERS):
+            if not has_room(directory, size, _LEFT_TO_OTHERS):
                 raise OSError(errno.ENOSPC, f"no room for {size} bytes in shared memory")
         return super()._fresh(directory, size)
 

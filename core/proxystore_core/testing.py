@@ -1,0 +1,563 @@
+"""What every connector has to do, as tests: subclass `ConnectorContract` in a backend's test file.
+
+    class TestFileConnector(ConnectorContract):
+        def make(self) -> FileConnector:
+            return FileConnector(self.place / secrets.token_hex(4))
+
+Needs pytest. A contract is checked through the connector and, where the subclass says how to look
+there, behind its back; other processes are real ones.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import functools
+import os
+import pickle
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import cloudpickle
+import pytest
+
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, Leased, leased
+from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
+from proxystore_core.store import Store
+
+__all__ = ["ConnectorContract", "in_fork", "in_new_process", "until"]
+
+T = TypeVar("T")
+
+FORGED = (
+    "",
+    " ",
+    ".",
+    "..",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "user./etc/passwd",
+    "user.../../../etc/passwd",
+    "user.\0",
+    "user.0123456789abcdef0123\n",
+    "user.*",
+    "user.\u0661",
+    "k" * 100_000,
+)
+_BIG = 5_000_000
+_MAIN = """
+import pickle, sys
+path, function = pickle.load(sys.stdin.buffer)
+sys.path[:] = path
+try:
+    outcome = True, pickle.loads(function)()
+except BaseException as error:
+    outcome = False, error
+sys.stdout.flush()
+with open(int(sys.argv[1]), "wb") as answer:
+    pickle.dump(outcome, answer)
+"""
+_WRITER = f"""
+import pickle, sys
+path, call = pickle.load(sys.stdin.buffer)
+sys.path[:] = path
+from {__name__} import _put_for_ever
+_put_for_ever(*pickle.loads(call))
+"""
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for a condition; fail when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.01)
+
+
+def in_new_process(function: Callable[..., T], *args: object, command: Sequence[str] = ()) -> T:
+    """What a function returns, or raises, in a fresh interpreter (which imports what the function names).
+
+    Args:
+        function: travels by value when it is a test module's.
+        args: its arguments.
+        command: what to start the interpreter with, for example ``["unshare", "--mount"]``.
+    """
+    module = sys.modules.get(function.__module__)  # none where the function itself came by value
+    if module is not None and not module.__name__.startswith("proxystore_core."):
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            call = cloudpickle.dumps(functools.partial(function, *args))
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+    else:
+        call = cloudpickle.dumps(functools.partial(function, *args))
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answer:
+        try:
+            process = _start([*command, sys.executable, "-c", _MAIN, str(writing)], call, writing)
+        finally:
+            os.close(writing)
+        text = answer.read()
+        result: T = _outcome(text, process.wait())
+        return result
+
+
+def in_fork(function: Callable[[], T]) -> T:
+    """What a function returns, or raises, in a forked child of this process."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of threads is what is tested
+        child = os.fork()
+    if not child:
+        try:
+            os.close(reading)
+            outcome: tuple[bool, Any] = True, function()
+        except BaseException as error:
+            outcome = False, error
+        with contextlib.suppress(BaseException), open(writing, "wb") as answer:
+            pickle.dump(outcome, answer)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        text = answer.read()
+    result: T = _outcome(text, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return result
+
+
+def _start(command: Sequence[str], call: bytes, writing: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writing])
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(pickle.dumps((sys.path, call)))
+    return process
+
+
+def _outcome(text: bytes, code: int) -> Any:
+    assert text, f"the process died without an answer: exit status {code}"
+    good, value = pickle.loads(text)
+    if not good:
+        raise value
+    return value
+
+
+def _put_for_ever(kind: type[Any], url: str, session: str, size: int, started: int) -> None:
+    connector = kind.from_url(url)
+    data = [bytes([part]) * (size // 16) for part in range(16)]
+    while True:
+        connector.put(data, session=session)
+        if started >= 0:
+            os.write(started, b".")
+            os.close(started)
+            started = -1
+
+
+def _get(kind: type[Any], url: str, keys: Sequence[Key]) -> list[bytes | None]:
+    connector = kind.from_url(url)
+    found = [connector.get(key) for key in keys]
+    connector.close()
+    return [None if data is None else bytes(data) for data in found]
+
+
+def _put(kind: type[Any], url: str, data: Sequence[bytes]) -> list[Key]:
+    connector = kind.from_url(url)
+    keys = [connector.put([item]) for item in data]
+    connector.close()
+    return keys
+
+
+class ConnectorContract:
+    """The tests; a subclass says how to make a connector, and what else it can about the backend."""
+
+    process_local: ClassVar[bool] = False
+    """Whether other processes cannot reach the objects at all."""
+
+    place: Path
+    """A fresh directory, for backends that need one."""
+
+    def make(self) -> Connector:
+        """A connector to an empty store of its own: each call another one."""
+        raise NotImplementedError
+
+    def open_again(self, connector: Connector) -> Connector:
+        """An equal connector, as another process would have it."""
+        return type(connector).from_url(connector.url)
+
+    def raw_objects(self, connector: Connector) -> Mapping[str, bytes] | None:
+        """Everything of the store (objects, unfinished ones, no leases), read behind the connector's back.
+
+        Published objects are under their keys, anything else under any other name; None when
+        there is no such view.
+        """
+        return None
+
+    def corrupt(self, connector: Connector, key: Key) -> bool:
+        """Change a byte in the midst of the stored object; tells whether that can be done here."""
+        return False
+
+    @pytest.fixture
+    def connector(self, tmp_path: Path) -> Iterator[Connector]:
+        """The connector under test; whatever its store holds is evicted afterwards."""
+        self.place = tmp_path
+        self._made: list[Connector] = []
+        yield self._fresh()
+        for connector in self._made:
+            keeper = leased(connector)
+            if keeper is not None:
+                for session in [USER_SESSION, *keeper.sessions()]:
+                    keeper.end(session)
+            connector.close(clear=True)
+
+    def _fresh(self) -> Connector:
+        connector = self.make()
+        self._made.append(connector)
+        return connector
+
+    @pytest.fixture
+    def keeper(self, connector: Connector) -> Leased:
+        keeper = leased(connector)
+        if keeper is None:
+            pytest.skip("keeps no leases")
+        return keeper
+
+    @pytest.fixture
+    def session(self) -> str:
+        return secrets.token_hex(6)
+
+    # Bytes.
+
+    @pytest.mark.parametrize("size", [0, 1, 1000, (1 << 20) - 1, 1 << 20, _BIG])
+    def test_round_trip(self, connector: Connector, size: int) -> None:
+        data = os.urandom(size)
+        key = connector.put([data])
+        got = connector.get(key)
+        assert got is not None
+        assert memoryview(got).format == "B"
+        assert bytes(got) == data
+
+    def test_buffers_are_stored_one_after_another(self, connector: Connector) -> None:
+        numbers = array.array("d", range(1000))
+        matrix = memoryview(numbers).cast("B").cast("d", (10, 100))
+        many: list[Any] = [bytes([i % 256]) * (i % 3) for i in range(3000)]
+        data = [b"head", bytearray(b"array"), memoryview(b"view")[1:], memoryview(numbers), matrix, *many]
+        got = connector.get(connector.put(data))
+        assert got is not None
+        assert bytes(got) == b"headarrayiew" + numbers.tobytes() * 2 + b"".join(many)
+        assert connector.get(connector.put([])) == b""
+
+    @pytest.mark.parametrize("size", [100, 3_000_000])
+    def test_bytes_are_taken_at_once(self, connector: Connector, size: int) -> None:
+        source = bytearray(b"a" * size)
+        key = connector.put([source])
+        source[:] = b"b" * size
+        assert connector.get(key) == b"a" * size
+
+    @pytest.mark.parametrize("size", [100, 3_000_000])
+    def test_what_is_got_is_private(self, connector: Connector, size: int) -> None:
+        key = connector.put([b"a" * size])
+        first, second = connector.get(key), connector.get(key)
+        assert first is not None
+        if not memoryview(first).readonly:
+            memoryview(first)[:] = b"b" * size
+        assert second == b"a" * size
+        assert connector.get(key) == b"a" * size
+        raw = self.raw_objects(connector)
+        assert raw is None or raw[key] == b"a" * size
+
+    @pytest.mark.parametrize("size", [100, 3_000_000])
+    def test_what_a_fork_changes_its_parent_does_not_see(self, connector: Connector, size: int) -> None:
+        got = connector.get(connector.put([b"a" * size]))
+        assert got is not None
+
+        def change() -> bool:
+            view = memoryview(got)
+            if not view.readonly:
+                view[:] = b"b" * size
+            return True
+
+        assert in_fork(change)
+        assert got == b"a" * size
+
+    @pytest.mark.parametrize("size", [100, 3_000_000])
+    def test_what_is_got_outlives_the_object_and_the_connector(self, connector: Connector, size: int) -> None:
+        key = connector.put([b"a" * size])
+        got = connector.get(key)
+        connector.evict(key)
+        connector.close()
+        assert got == b"a" * size
+
+    def test_what_is_corrupt_is_not_loaded(self, connector: Connector) -> None:
+        with Store(secrets.token_hex(4), connector) as store:
+            key = store.put(b"a" * 100_000)
+            assert store.get(key) == b"a" * 100_000
+            if connector.checksum and self.corrupt(connector, key):
+                with pytest.raises(CorruptError), Store(secrets.token_hex(4), connector) as other:
+                    other.get(key)
+
+    # Keys.
+
+    def test_exists_and_evict(self, connector: Connector) -> None:
+        key, other = connector.put([b"one"]), connector.put([b"two"])
+        assert connector.exists(key)
+        connector.evict(key)
+        connector.evict(key)
+        assert not connector.exists(key)
+        assert connector.get(key) is None
+        assert connector.get(other) == b"two"
+        raw = self.raw_objects(connector)
+        assert raw is None or dict(raw) == {other: b"two"}
+
+    def test_keys(self, connector: Connector, session: str) -> None:
+        keys = [connector.put([b"same"], session=session) for _ in range(50)]
+        keys += [connector.put([b"same"]) for _ in range(50)]
+        assert len(set(keys)) == 100
+        for key in keys:
+            assert key.isascii()
+            assert key.isprintable()
+            assert " " not in key
+            assert len(key) <= 80
+
+    def test_forged_keys(self, connector: Connector) -> None:
+        key = connector.put([b"mine"])
+        elsewhere = self._fresh()
+        victim = self.place / "victim"
+        victim.write_bytes(b"precious")
+        before = sorted(self.place.rglob("*"))
+        near = [
+            key + "/",
+            f"../{key}",
+            key.upper() + ".",
+            f"{key}\0",
+            key.replace(".", "/."),
+        ]
+        for forged in [*FORGED, *near, str(victim), f"user.{victim}", f"{key}/../../victim"]:
+            for method in (connector.get, connector.exists, connector.evict):
+                with pytest.raises((RefusedError, UnreachableError)):
+                    method(forged)
+        # Another store's key is no forgery, but there is nothing under it here.
+        with contextlib.suppress(RefusedError, UnreachableError):
+            connector.evict(elsewhere.put([b"other's"]))
+        theirs = elsewhere.put([b"other's"])
+        with contextlib.suppress(RefusedError, UnreachableError):
+            assert connector.get(theirs) is None
+        assert elsewhere.get(theirs) == b"other's"
+        elsewhere.evict(theirs)
+        assert connector.get(key) == b"mine"
+        assert set(before) <= set(self.place.rglob("*"))
+        assert victim.read_bytes() == b"precious"
+
+    # The same store elsewhere.
+
+    def test_config_and_url_open_an_equal_connector(self, connector: Connector) -> None:
+        key = connector.put([b"data"])
+        for other in (
+            type(connector).from_config(connector.config()),
+            type(connector).from_url(connector.url),
+            self.open_again(connector),
+        ):
+            assert other.get(key) == b"data"
+            assert other.config() == connector.config()
+            assert other.url == connector.url
+            back = other.put([b"back"])
+            assert connector.get(back) == b"back"
+            other.close()
+        assert connector.url.partition("://")[0] == connector.schemes[0]
+        pickle.dumps(connector.config())
+
+    def test_url_with_an_unknown_parameter(self, connector: Connector) -> None:
+        url = connector.url
+        with pytest.raises(ConfigurationError, match="no_such_parameter"):
+            type(connector).from_url(f"{url}{'&' if '?' in url else '?'}no_such_parameter=1")
+
+    def test_another_process(self, connector: Connector) -> None:
+        data = [b"", b"small", os.urandom(_BIG)]
+        keys = [connector.put([item]) for item in data]
+        if self.process_local:
+            with pytest.raises(UnreachableError):
+                in_new_process(_get, type(connector), connector.url, keys)
+            return
+        assert in_new_process(_get, type(connector), connector.url, keys) == data
+        theirs = in_new_process(_put, type(connector), connector.url, data)
+        assert [connector.get(key) for key in theirs] == data
+
+    def test_fork(self, connector: Connector) -> None:
+        key = connector.put([b"parent's"])
+
+        def child() -> tuple[Key, bool]:
+            with contextlib.suppress(UnreachableError) if self.process_local else contextlib.nullcontext():
+                assert connector.get(key) == b"parent's"
+            theirs = connector.put([b"child's"])
+            assert connector.get(theirs) == b"child's"
+            connector.close()
+            connector.close(clear=True)
+            return connector.put([b"kept"]), connector.exists(theirs)
+
+        kept, left = in_fork(child)
+        assert not left
+        assert connector.get(key) == b"parent's"
+        if not self.process_local:
+            assert connector.get(kept) == b"kept"
+
+    def test_threads(self, connector: Connector, session: str) -> None:
+        def work(number: int) -> None:
+            for turn in range(50):
+                data = bytes([number, turn]) * (turn + 1)
+                key = connector.put([data], session=session if turn % 2 else USER_SESSION)
+                assert connector.get(key) == data
+                if turn % 3:
+                    connector.evict(key)
+                    assert not connector.exists(key)
+
+        with ThreadPoolExecutor(8) as executor:
+            list(executor.map(work, range(8)))
+
+    # Ends.
+
+    def test_close_clears_what_it_put_for_the_user(self, connector: Connector, session: str) -> None:
+        other = self.open_again(connector)
+        mine, sessions = connector.put([b"mine"]), connector.put([b"session's"], session=session)
+        theirs = other.put([b"theirs"])
+        connector.close(clear=True)
+        connector.close(clear=True)
+        assert other.get(mine) is None
+        assert other.get(sessions) == b"session's"
+        assert other.get(theirs) == b"theirs"
+        other.evict(sessions)
+        other.close(clear=True)
+        other.close()
+
+    def test_close_leaves_what_it_put(self, connector: Connector) -> None:
+        other = self.open_again(connector)
+        key = connector.put([b"mine"])
+        connector.close()
+        connector.close()
+        assert other.get(key) == b"mine"
+        other.evict(key)
+        other.close()
+
+    def test_published_whole(self, connector: Connector) -> None:
+        if self.raw_objects(connector) is None:
+            pytest.skip("no view behind the connector's back")
+        size = 16 << 20
+        data = [bytes([part]) * (size // 16) for part in range(16)]
+        whole, done = b"".join(data), threading.Event()
+
+        def put() -> None:
+            try:
+                for _ in range(3):
+                    connector.evict(connector.put(data))
+            finally:
+                done.set()
+
+        writer = threading.Thread(target=put)
+        writer.start()
+        while not done.is_set():
+            self._all_whole(connector, whole)
+        writer.join()
+        assert not self.raw_objects(connector)
+
+    def test_a_killed_writer_leaves_nothing_unfinished(self, connector: Connector, session: str) -> None:
+        if self.process_local:
+            pytest.skip("the objects die with the process")
+        size = 8 << 20
+        for turn in range(4):
+            reading, writing = os.pipe()
+            child = self._writer(connector, session, size, writing)
+            os.close(writing)
+            assert os.read(reading, 1) == b"."
+            os.close(reading)
+            time.sleep(0.003 * turn)  # whatever it is in the midst of
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        whole = b"".join(bytes([part]) * (size // 16) for part in range(16))
+        self._all_whole(connector, whole)
+        keeper = leased(connector)
+        if keeper is not None:
+            assert keeper.end(session) > 0
+            assert not self.raw_objects(connector)
+
+    def _writer(self, connector: Connector, session: str, size: int, started: int) -> subprocess.Popen[bytes]:
+        call = pickle.dumps((type(connector), connector.url, session, size, started))
+        return _start([sys.executable, "-c", _WRITER], call, started)
+
+    def _all_whole(self, connector: Connector, whole: bytes) -> None:
+        for name in self.raw_objects(connector) or ():
+            try:
+                got: Buffer | None = connector.get(name)
+            except (RefusedError, UnreachableError):
+                continue  # not published: no key
+            assert got is None or got == whole
+
+    # Leases.
+
+    def test_end_evicts_the_session_and_no_other(
+        self, connector: Connector, keeper: Leased, session: str
+    ) -> None:
+        keeper.renew(session, 600)
+        keeper.renew(session + "x", 600)
+        keys = [connector.put([b"data"], session=session) for _ in range(3)]
+        kept = [connector.put([b"kept"], session=session + "x"), connector.put([b"kept"])]
+        assert keeper.end(session) == 3
+        assert keeper.end(session) == 0
+        assert [connector.get(key) for key in keys] == [None] * 3
+        assert [connector.get(key) for key in kept] == [b"kept"] * 2
+        assert session not in keeper.sessions()
+        assert 590 < keeper.sessions()[session + "x"] <= 600
+
+    def test_renew_extends(self, keeper: Leased, session: str) -> None:
+        keeper.renew(session, 5)
+        assert 0 < keeper.sessions()[session] <= 5
+        keeper.renew(session, 100)
+        assert 90 < keeper.sessions()[session] <= 100
+
+    def test_sweep_ends_the_lapsed(self, connector: Connector, keeper: Leased, session: str) -> None:
+        live, other = session + "-live", leased(self.open_again(connector))
+        assert other is not None
+        keeper.renew(session, 0.2)
+        keeper.renew(live, 600)
+        lapsed = connector.put([b"x" * 2_000_000], session=session)
+        kept = [connector.put([b"kept"], session=live), connector.put([b"kept"])]
+        until(lambda: keeper.sessions().get(session, -1.0) < 0)
+        assert live not in other.sweep()
+        assert connector.get(lapsed) is None
+        assert [connector.get(key) for key in kept] == [b"kept"] * 2
+        assert session not in keeper.sessions()
+        assert other.sweep() == []
+
+    def test_the_user_session_has_no_lease(self, connector: Connector, keeper: Leased) -> None:
+        key = connector.put([b"mine"])
+        with pytest.raises(RefusedError):
+            keeper.renew(USER_SESSION, 0.001)
+        time.sleep(0.01)
+        assert keeper.sweep() == []
+        assert connector.get(key) == b"mine"
+        assert USER_SESSION not in keeper.sessions()
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a.b", "a b", "a\0", "ü", "x" * 65])
+    def test_session_names_are_checked(self, connector: Connector, keeper: Leased, name: str) -> None:
+        for use in (
+            lambda: connector.put([b"data"], session=name),
+            lambda: keeper.renew(name, 1),
+            lambda: keeper.end(name),
+        ):
+            with pytest.raises(RefusedError):
+                use()
+        assert not self.raw_objects(connector)
+
+    def test_what_comes_after_the_end_is_not_for_ever(
+        self, connector: Connector, keeper: Leased, session: str
+    ) -> None:
+        keeper.renew(session, 600)
+        keeper.end(session)
+        key = connector.put([b"late"], session=session)
+        assert session in keeper.sessions()
+        assert keeper.end(session) == 1
+        assert connector.get(key) is None
