@@ -32,7 +32,7 @@ def describe() -> dict[str, str]:
         "shared memory": _gibibytes(_capacity("/dev/shm")),
         "transparent huge pages (shmem)": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "load before the run": f"{os.getloadavg()[0]:.1f}",
-        "kernel": f"{platform.system()} {platform.release()}",
+        "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         **{name: version for name in PACKAGES if (version := _version(name))},
     }

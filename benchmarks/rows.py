@@ -24,7 +24,7 @@ class Plan:
 
     def rounds(self, size: int) -> int:
         """Small arrays are cheap to sample and noisier: they get more rounds."""
-        return self.repeat * (5 if size <= 1_000_000 else 2 if size <= 10_000_000 else 1)
+        return self.repeat * (3 if size <= 1_000_000 else 1)
 
     def sized(self) -> Iterator[tuple[int, int]]:
         """Every size with its rounds."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import warnings
 
 import dask_tasks as tasks
 import distributed
 import numpy as np
 import pytest
+from waiting import until
 
 from proxystore_core import ConfigurationError, Store, StoreError, UnreachableError
 from proxystore_core.connectors.memory import MemoryConnector
@@ -186,3 +190,36 @@ def test_a_store_that_fails_in_use(cluster, array, on_store_error):
             warnings.simplefilter("error")
             assert client.submit(tasks.total, array, pure=False).result() == tasks.total(array)
         assert client.submit(tasks.total, client.scatter(array), pure=False).result() == tasks.total(array)
+
+
+def test_a_worker_that_sees_other_shared_memory(array, tmp_path):
+    """As in another container or on another host: by value from then on, one warning that says what to do."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs root and mount namespaces")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            assert client.submit(tasks.total, array, pure=False).result() == tasks.total(array)
+            worker = subprocess.Popen(
+                [
+                    *("unshare", "-m", "sh", "-c"),
+                    f"mount -t tmpfs -o size=16m tmpfs /dev/shm && exec {sys.executable} -m distributed.cli.dask_worker "
+                    f"{cluster.scheduler_address} --no-nanny --nthreads 1 --no-dashboard --name elsewhere",
+                ],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                client.wait_for_workers(2)
+                until(lambda: client._link.elsewhere)
+                with pytest.warns(RuntimeWarning, match=r"does not reach the store.*proxystore\.toml") as caught:
+                    futures = client.map(tasks.increment, [array + i for i in range(8)], pure=False)
+                    assert [float(result[0]) for result in client.gather(futures)] == list(range(1, 9))
+                    assert len({*client.who_has(futures).values()}) == 2
+                assert len(caught) == 1
+            finally:
+                worker.terminate()
+                worker.wait()
+            until(lambda: not client._link.elsewhere)
+            assert client.submit(tasks.total, array, pure=False).result() == tasks.total(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import pickle
 import threading
@@ -172,6 +173,21 @@ def test_a_store_is_opened_once_however_many_ask(counted):
         (opened,) = stores
         assert get_store("a") is opened
         assert store_for(store.recipe) is opened
+        opened.close()
+
+
+def test_a_store_opened_from_a_recipe_is_as_the_first(counted):
+    options: dict[str, Any] = {
+        "name": "a",
+        "compression": "zstd",
+        "serializer": marshal.dumps,
+        "deserializer": marshal.loads,
+    }
+    with Store.from_url(counted, **options) as store:
+        opened = store_for(store.recipe)
+        assert opened is not store
+        assert opened.recipe == store.recipe
+        assert opened.config() == store.config()
         opened.close()
 
 

@@ -1016,6 +1016,13 @@ def test_a_module_missing_where_it_is_read(file_store):
     check(caught.value, "files", key)
 
 
+def test_bad_arguments():
+    with pytest.raises(ConfigurationError, match="name is text, not 3"):
+        Store(3, MemoryConnector())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"'shm://' is not a connector.*from_url"):
+        Store("name", "shm://")  # type: ignore[type-var]
+
+
 def test_bad_urls():
     for url, problem in (
         ("shmm://", "did you mean 'shm'"),

@@ -88,6 +88,12 @@ class Store(Generic[C]):
         compression: str | None = None,
         session: str = USER_SESSION,
     ) -> None:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"a store's name is text, not {name!r}")
+        if not hasattr(connector, "config"):
+            raise ConfigurationError(
+                f"{connector!r} is not a connector", remedy="Store.from_url() takes the URL of a store."
+            )
         if (serializer is None) != (deserializer is None):
             raise ConfigurationError("a store has its own serializer and deserializer, or neither of them")
         if type(cache_size) is not int or cache_size < 0:
@@ -111,7 +117,7 @@ class Store(Generic[C]):
         )
         self._serializer = serializer
         self._deserializer = deserializer
-        self._cache = ByteCache(0 if connector.cheap_get else cache_size)
+        self._cache = ByteCache(cache_size)
         self._flights = Flights()
         if register:
             registry.register_store(self)

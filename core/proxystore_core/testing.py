@@ -468,7 +468,7 @@ class ConnectorContract:
         if self.process_local:
             pytest.skip("the objects die with the process")
         size = 8 << 20
-        for turn in range(4):
+        for turn in range(3):
             reading, writing = os.pipe()
             child = self._writer(connector, session, size, writing)
             os.close(writing)
