@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from proxystore_core import Proxy, Reference, SerializationError, Store, StoreError, store_for
+from proxystore_core import Holdings, Proxy, Reference, SerializationError, Store, StoreError, store_for
 from proxystore_integrations.policy import Policy
 
 __all__ = ["ByValue", "Outgoing", "load"]
@@ -64,16 +64,20 @@ class Outgoing:
         policy: which values are large.
         session: the session that they belong to.
         by_value: what to do when the store fails.
+        holdings: what the session shares among its calls: an equal object is not stored again.
 
     Attributes:
-        references: of the objects stored for this call.
+        references: of the objects that this call uses, each pinned once in the holdings.
     """
 
-    def __init__(self, store: Store[Any], policy: Policy, session: str, by_value: ByValue) -> None:
+    def __init__(
+        self, store: Store[Any], policy: Policy, session: str, by_value: ByValue, holdings: Holdings
+    ) -> None:
         self.store = store
         self.policy = policy
         self.session = session
         self.by_value = by_value
+        self.holdings = holdings
         self.references: list[Reference] = []
         # By id; the values are kept so that no id is used again while this call lasts.
         self._stored: dict[int, tuple[Any, Reference | None]] = {}
@@ -97,7 +101,7 @@ class Outgoing:
         return NotImplemented
 
     def plainly_large(self, value: Any) -> bool:
-        """Whether a value is seen to be large without looking into containers; costs less than a microsecond."""
+        """Whether a value is seen to be large without looking into containers; costs about 1 us."""
         kind = type(value)
         if kind in _TEXT:
             return len(value) >= self.policy.threshold
@@ -131,20 +135,11 @@ class Outgoing:
         """`substitute` for each."""
         return [self.substitute(value) for value in values]
 
-    def carrier_of_whole(self, reference: Reference) -> Any:
-        """What the engine carries in place of a value that is nobody's argument yet."""
-        return self.carrier(reference)
-
-    def whole(self, value: Any) -> Any:
-        """The value itself, or a carrier if it is large; it is not taken apart.
-
-        Args:
-            value: any value.
-        """
+    def whole(self, value: Any) -> Reference | None:
+        """The reference of a large value, stored whole and for this call alone; None if it is small."""
         if type(value) is Proxy or not self.policy.over(value):
-            return value
-        reference = self._reference(value)
-        return value if reference is None else self.carrier_of_whole(reference)
+            return None
+        return self._put(value, shared=False)
 
     def _container(self, value: Any, depth: int) -> Any:
         if type(value) is dict:
@@ -175,12 +170,15 @@ class Outgoing:
         """The value stored, once; None if it has to go by value."""
         stored = self._stored.get(id(value))
         if stored is None:
-            self._stored[id(value)] = stored = value, self._put(value)
+            self._stored[id(value)] = stored = value, self._put(value, shared=True)
         return stored[1]
 
-    def _put(self, value: Any) -> Reference | None:
+    def _put(self, value: Any, *, shared: bool) -> Reference | None:
         try:
-            reference = self.store.reference(value, session=self.session)
+            if shared:
+                reference = self.store.share(value, self.holdings, session=self.session)
+            else:
+                reference = self.store.reference(value, session=self.session)
         except SerializationError:
             return None  # the engine meets the same object and raises its own error
         except StoreError as error:

@@ -130,7 +130,7 @@ def test_one_object_in_one_call_is_stored_once_and_stays_one_object(client, arra
 
 
 def test_map_stores_each_item_once_and_a_shared_argument_once(client, array, stored):
-    items = [array + i for i in range(4)]
+    items = [array + i for i in range(1, 5)]
     futures = client.map(tasks.describe_all, items, shared=array, pure=False)
     results = client.gather(futures)
     assert results == [([tasks.shape(item)], {"shared": tasks.shape(array)}) for item in items]

@@ -202,8 +202,11 @@ def test_a_worker_that_sees_other_shared_memory(array, tmp_path):
             worker = subprocess.Popen(
                 [
                     *("unshare", "-m", "sh", "-c"),
-                    f"mount -t tmpfs -o size=16m tmpfs /dev/shm && exec {sys.executable} -m distributed.cli.dask_worker "
-                    f"{cluster.scheduler_address} --no-nanny --nthreads 1 --no-dashboard --name elsewhere",
+                    (
+                        f"mount -t tmpfs -o size=16m tmpfs /dev/shm && exec {sys.executable} "
+                        f"-m distributed.cli.dask_worker {cluster.scheduler_address} "
+                        "--no-nanny --nthreads 1 --no-dashboard --name elsewhere"
+                    ),
                 ],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -213,7 +216,9 @@ def test_a_worker_that_sees_other_shared_memory(array, tmp_path):
             try:
                 client.wait_for_workers(2)
                 until(lambda: client._link.elsewhere)
-                with pytest.warns(RuntimeWarning, match=r"does not reach the store.*proxystore\.toml") as caught:
+                with pytest.warns(
+                    RuntimeWarning, match=r"does not reach the store.*proxystore\.toml"
+                ) as caught:
                     futures = client.map(tasks.increment, [array + i for i in range(8)], pure=False)
                     assert [float(result[0]) for result in client.gather(futures)] == list(range(1, 9))
                     assert len({*client.who_has(futures).values()}) == 2

@@ -36,6 +36,47 @@ def test_an_argument_stays_while_its_task_is_known_and_goes_with_it(client, arra
     stored.becomes(0)
 
 
+def test_equal_arguments_of_many_calls_are_stored_once(client, array, stored):
+    futures = [client.submit(tasks.total, array.copy(), pure=False) for _ in range(100)]
+    distributed.wait(futures)
+    assert len(stored()) == 1
+    del futures[1:]
+    time.sleep(0.2)
+    assert len(stored()) == 1
+    changed = array.copy()
+    changed[0] = 5  # not equal any more
+    other = client.submit(tasks.total, changed, pure=False)
+    assert other.result() == tasks.total(array) + 5
+    assert len(stored()) == 2
+    del futures, other
+    stored.becomes(0)
+
+
+def test_an_equal_argument_that_comes_while_the_last_one_goes(client, array, stored):
+    """The scheduler's order to evict and the next submit cross on their way, again and again."""
+    for i in range(150):
+        future = client.submit(tasks.total, array, pure=False)
+        if i % 3 == 0:
+            assert future.result() == tasks.total(array)
+        elif i % 3 == 1:
+            time.sleep(0.002)
+    assert future.result() == tasks.total(array)
+    assert len(stored()) == 1
+    del future
+    stored.becomes(0)
+
+
+def test_an_argument_lost_behind_our_back_is_stored_again(client, array, stored):
+    first = client.submit(tasks.total, array, pure=False)
+    first.result()
+    for name in stored():
+        (stored.directory / name).unlink()
+    again = client.submit(tasks.total, array, pure=False)
+    assert again.result() == tasks.total(array)
+    del first, again
+    stored.becomes(0)
+
+
 def test_dependents_keep_an_argument(client, array, stored):
     first = client.submit(tasks.increment, array, pure=False)
     second = client.submit(tasks.total, first, pure=False)

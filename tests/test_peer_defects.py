@@ -1,7 +1,7 @@
-"""Defects of an older library of this kind, each reproduced with it, as tests that this one passes.
+"""Defects reported of an older library of this kind, as tests that this one passes.
 
 Here are those of store, proxy, serialization, registry and file connector; those of an engine or of
-another connector are tested with it.
+another connector are tested with it. Around each idiom that failed stand some of its neighbours.
 """
 
 from __future__ import annotations

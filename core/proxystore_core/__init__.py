@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         UnreachableError as UnreachableError,
     )
     from proxystore_core.lifetimes import Session as Session
+    from proxystore_core.pins import Holdings as Holdings
+    from proxystore_core.pins import Pins as Pins
     from proxystore_core.proxy import Proxy as Proxy
     from proxystore_core.proxy import ProxyLocker as ProxyLocker
     from proxystore_core.proxy import extract as extract
@@ -72,6 +74,7 @@ _MODULES = {
         "RefusedError SerializationError StoreError UnreachableError"
     ),
     "lifetimes": "Session",
+    "pins": "Holdings Pins",
     "proxy": "Proxy ProxyLocker extract get_factory is_resolved resolve resolve_async",
     "recipe": "check_url register_connector",
     "reference": "Reference",

@@ -40,7 +40,7 @@ class Pins:
         self._held.setdefault(holder, set()).add(key)
 
     def release(self, holder: Hashable) -> list[Key]:
-        """Take away all of a holder's pins; returns the objects that have none left. An unknown holder has none."""
+        """Take away all of a holder's pins; returns the objects that have none left."""
         freed = []
         for key in self._held.pop(holder, ()):
             holders = self._holders[key]
@@ -93,6 +93,11 @@ class Holdings:
             self._digests[reference.key] = digest
             self._pins[reference.key] = 1
 
+    def forget(self, key: Key) -> None:
+        """Let nobody find an object any more, whoever has it pinned."""
+        with self._lock:
+            self._forget(key)
+
     def release(self, key: Key, pins: int = 1) -> bool:
         """Take away pins; returns whether none is left, and the caller has to evict the object.
 
@@ -103,13 +108,16 @@ class Holdings:
             if left > 0:
                 self._pins[key] = left
                 return False
-            self._pins.pop(key, None)
-            digest = self._digests.pop(key, b"")
-            # Two threads may have stored equal objects at once: the other one stays findable.
-            known = self._by_digest.get(digest)
-            if known is not None and known.key == key:
-                del self._by_digest[digest]
+            self._forget(key)
             return True
+
+    def _forget(self, key: Key) -> None:
+        self._pins.pop(key, None)
+        digest = self._digests.pop(key, b"")
+        # Two threads may have stored equal objects at once: the other one stays findable.
+        known = self._by_digest.get(digest)
+        if known is not None and known.key == key:
+            del self._by_digest[digest]
 
     def release_all(self, keys: Iterable[Key]) -> list[Key]:
         """Take one pin from each; returns those that have none left."""

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import xxhash
+
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
@@ -18,6 +20,7 @@ from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
 from proxystore_core.observe import Metrics, Observed
 from proxystore_core.operators import PROXIES
+from proxystore_core.pins import Holdings
 from proxystore_core.proxy import Proxy, ProxyLocker
 from proxystore_core.recipe import Recipe, connector_class, import_name, imported, named, open_connector
 from proxystore_core.reference import Reference, class_name
@@ -300,6 +303,42 @@ class Store(Generic[C]):
                     self.evict(reference.key)
             raise
 
+    def share(self, obj: Any, holdings: Holdings, *, session: str | None = None) -> Reference:
+        """As `reference`, unless an equal object is held already: either way it is pinned once more.
+
+        Objects are equal when their stored bytes are; hashing those costs about a tenth of storing them.
+
+        Args:
+            obj: the object.
+            holdings: what the session holds.
+            session: the session; the store's own by default.
+        """
+        frames = self._encode(obj, self._serializer)
+        digest = _digest(frames)
+        found = self._held(holdings, digest)
+        if found is not None:
+            return found
+        mine: list[Reference] = []
+
+        def put() -> Reference:
+            key = self.connector.put(frames, session=self.session if session is None else session)
+            mine.append(Reference(key, self.recipe, nbytes(frames), class_name(obj)))
+            holdings.add(digest, mine[0])
+            return mine[0]
+
+        reference: Reference = self._flights.run((session, digest), put)
+        if mine:
+            return reference
+        # Another thread stored it meanwhile, and may have let go of it already.
+        return self._held(holdings, digest) or put()
+
+    def _held(self, holdings: Holdings, digest: bytes) -> Reference | None:
+        found = holdings.find(digest)
+        if found is None or self.connector.exists(found.key):
+            return found
+        holdings.forget(found.key)  # lost behind our back: a server restarted, a directory was cleaned
+        return None
+
     def load(self, reference: Reference) -> Any:
         """The object that a reference of this store names: a private copy.
 
@@ -443,3 +482,10 @@ class Store(Generic[C]):
 def _check_proxiable(obj: object) -> None:
     if obj is None or obj is True or obj is False:
         raise NotProxiableError(f"{obj!r} cannot be proxied", remedy="Pass it as it is: it is tiny.")
+
+
+def _digest(frames: Sequence[Buffer]) -> bytes:
+    digest = xxhash.xxh3_128()
+    for frame in frames:
+        digest.update(frame)
+    return digest.digest()

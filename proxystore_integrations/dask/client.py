@@ -14,7 +14,7 @@ import distributed
 from dask.tokenize import normalize_token, tokenize
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
-from proxystore_integrations.dask.graph import StoredResult, substitute_graph
+from proxystore_integrations.dask.graph import DaskOutgoing, StoredResult, substitute_graph
 from proxystore_integrations.dask.link import Link
 from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
 from proxystore_integrations.dask.worker import unpack
@@ -84,7 +84,7 @@ class Client(distributed.Client):
     # Life.
 
     async def _start(self, *args: Any, **kwargs: Any) -> Any:
-        self._stream_handlers["proxystore-evict"] = self._link.evict_later
+        self._stream_handlers["proxystore-evict"] = self._link.released
         self._stream_handlers["proxystore-unreachable"] = self._link.unreachable
         started = await super()._start(*args, **kwargs)
         # Within one process Dask hands objects over as they are: there is nothing to store.
@@ -198,7 +198,7 @@ class Client(distributed.Client):
         try:
             return super()._graph_to_futures(expr, keys, *args, **kwargs)
         except BaseException:
-            link.evict_later([reference.key for reference in references])
+            link.withdraw([reference.key for reference in references])
             raise
         finally:
             _announcement.reset(token)
@@ -218,9 +218,7 @@ class Client(distributed.Client):
             return await send(data)
         named, rebuild = _named(data, hash)
         outgoing = link.outgoing()
-        carried = await asyncio.to_thread(
-            lambda: {key: outgoing.whole(value) for key, value in named.items()}
-        )
+        carried = await asyncio.to_thread(_carried, named, outgoing)
         try:
             futures = await send(carried)
         except StoreError as error:
@@ -294,6 +292,15 @@ def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]
         yield
     finally:
         _options.reset(token)
+
+
+def _carried(values: dict[Any, Any], outgoing: DaskOutgoing) -> dict[Any, Any]:
+    """The values, the large ones in the store."""
+    references = {key: outgoing.whole(value) for key, value in values.items()}
+    return {
+        key: value if (reference := references[key]) is None else StoredResult(reference, outgoing.session)
+        for key, value in values.items()
+    }
 
 
 def _named(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:

@@ -209,9 +209,6 @@ class DaskOutgoing(Outgoing):
     def carrier(self, reference: Reference) -> StoredValue:
         return StoredValue(None, reference, self.lazy)
 
-    def carrier_of_whole(self, reference: Reference) -> StoredResult:
-        return StoredResult(reference, self.session)
-
     def rebuilt(self, container: Any, items: Any) -> Any:
         # Dask evaluates its own container nodes; a plain container it hands over as it is.
         if type(items) is dict and any(isinstance(value, Task) for value in container.values()):
@@ -265,7 +262,9 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     if kind is LLGExpr:
         graph = expr.operand("dsk")
         tasks = graph.values() if len(graph) == 1 else ()
-        visible = [part for task in tasks if type(task) is Task for part in (*task.args, *task.kwargs.values())]
+        visible = [
+            part for task in tasks if type(task) is Task for part in (*task.args, *task.kwargs.values())
+        ]
     elif kind is MapExpr:
         expr.keys  # noqa: B018  made from the values, before they are replaced
         visible = [*expr.kwargs.values(), *(items[0] for items in expr.iterables if len(items))]
@@ -273,7 +272,7 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
         visible = []
     if not any(map(outgoing.plainly_large, visible)):
         serialized = serialize_graph(expr)
-        if sum(map(len, serialized.frames)) < outgoing.policy.threshold:
+        if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
             return serialized
     if kind is LLGExpr:
         return LLGExpr(

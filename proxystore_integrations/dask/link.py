@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from proxystore_core import Session, Store, StoreError
+from proxystore_core import Holdings, Session, Store, StoreError
 from proxystore_core.connectors.base import leased
 from proxystore_integrations.dask.graph import DaskOutgoing
 from proxystore_integrations.policy import Policy
@@ -25,6 +25,8 @@ class Link:
 
     Attributes:
         elsewhere: workers that do not reach the store, with the reason.
+        holdings: the arguments that are in the store, with a pin for each graph that the scheduler
+            was told of and has not let go of yet.
         by_value_keys: tasks whose results are to be gathered by value.
     """
 
@@ -34,6 +36,7 @@ class Link:
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
         self.by_value_keys: set[Any] = set()
+        self.holdings = Holdings()
         self._given = store
         self._store: Store[Any] | None = None
         self._session: Session | None = None
@@ -111,7 +114,7 @@ class Link:
         """A collector for the values of one call."""
         assert self._store is not None
         assert self._session is not None
-        outgoing = DaskOutgoing(self._store, self.policy, self._session.name, self.by_value)
+        outgoing = DaskOutgoing(self._store, self.policy, self._session.name, self.by_value, self.holdings)
         outgoing.lazy = self.settings.inputs == "proxy"
         return outgoing
 
@@ -121,6 +124,19 @@ class Link:
             self.elsewhere[worker] = reason
         else:
             self.elsewhere.pop(worker, None)
+
+    def released(self, keys: Iterable[tuple[str, int]]) -> None:
+        """The scheduler lets go of objects.
+
+        Args:
+            keys: each with the number of graphs with it that the scheduler has seen. While more of
+                them are on their way, the object stays; the scheduler will let go of it again.
+        """
+        self.evict_later([key for key, graphs in keys if self.holdings.release(key, graphs)])
+
+    def withdraw(self, keys: Iterable[str]) -> None:
+        """A graph with these objects was not sent."""
+        self.evict_later(self.holdings.release_all(keys))
 
     def evict_later(self, keys: Iterable[str]) -> None:
         """Evict objects of this session in the background: freeing a large one takes milliseconds."""

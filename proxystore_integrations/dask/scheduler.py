@@ -11,13 +11,14 @@ import contextvars
 import dataclasses
 import functools
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
+from proxystore_core import Pins
 from proxystore_integrations.dask.graph import StoreTask, stored_values
 from proxystore_integrations.dask.worker import StoreWorkerPlugin
 
@@ -30,6 +31,13 @@ logger = logging.getLogger(__name__)
 _announced: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("announced", default=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """Holds a task's stored result, as the task's key holds its arguments."""
+
+    task: Any
+
+
 @dataclasses.dataclass
 class ClientSession:
     """What the scheduler knows of one client's session.
@@ -40,7 +48,8 @@ class ClientSession:
         recipe: how a worker opens the store.
         probe: key of an object by which a worker can tell whether it reaches a store that has no leases.
         lease: seconds.
-        pins: for each stored object, the tasks that need it.
+        pins: the stored objects that tasks need.
+        graphs: for each stored object, how many graphs with it came since it was last let go of.
         here: whether the client is still connected.
         updating: graphs of the client that the scheduler is working on.
         updated: set while there are none.
@@ -51,7 +60,8 @@ class ClientSession:
     recipe: str
     probe: str
     lease: float
-    pins: dict[str, set[Any]] = dataclasses.field(default_factory=dict)
+    pins: Pins = dataclasses.field(default_factory=Pins)
+    graphs: Counter[str] = dataclasses.field(default_factory=Counter)
     here: bool = True
     updating: int = 0
     updated: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -64,8 +74,6 @@ class StoreSchedulerPlugin(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.sessions: dict[str, ClientSession] = {}
-        self._needs: dict[Any, set[tuple[str, str]]] = {}  # task -> (client, key) of its arguments
-        self._results: dict[Any, tuple[str, str]] = {}  # task -> (client, key) of its result
         self._orders: defaultdict[str, list[str]] = defaultdict(list)
 
     # Not a coroutine: no other client's plugin gets in before this one is known to the scheduler.
@@ -180,6 +188,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             if not session.updating:
                 session.updated.set()
             _announced.reset(token)
+            session.graphs.update(proxystore["keys"])
             # What no task took (it was known already under its key, or the graph failed) goes at once.
             self._evict(session, (key for key in proxystore["keys"] if key not in session.pins))
 
@@ -199,52 +208,33 @@ class StoreSchedulerPlugin(SchedulerPlugin):
                 continue
             for value in values:
                 if value.reference.key in announced_keys:
-                    session.pins.setdefault(value.reference.key, set()).add(key)
-                    self._needs.setdefault(key, set()).add((client, value.reference.key))
+                    session.pins.pin(value.reference.key, key)
             wanted = tuple(dict.fromkeys(value.reference for value in values if not value.lazy))
             task.run_spec = StoreTask(task.run_spec, wanted, None if task.actor else results)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if start == "memory" or finish == "memory":
+            self._release(_Result(key))
         if finish == "memory":
             stored = (kwargs.get("metadata") or {}).get("proxystore")
             if stored is not None:
-                self._drop_result(key)
-                self._keep_result(key, *stored)
-        elif start == "memory":
-            self._drop_result(key)
-        if finish == "forgotten":
-            for client, stored_key in self._needs.pop(key, ()):
-                session = self.sessions.get(client)
-                if session is not None:
-                    self._unpin(session, stored_key, key)
+                name, stored_key = stored
+                for session in self.sessions.values():
+                    if session.session == name:
+                        session.pins.pin(stored_key, _Result(key))
+        elif finish == "forgotten":
+            self._release(key)
+
+    def _release(self, holder: Any) -> None:
+        for session in list(self.sessions.values()):
+            freed = session.pins.release(holder)
+            if freed:
+                self._evict(session, freed)
+                self._end_if_over(session)
 
     def restart(self, scheduler: Scheduler) -> None:
         for session in self.sessions.values():
-            self._evict(session, list(session.pins))
-            session.pins.clear()
-        self._needs.clear()
-        self._results.clear()
-
-    def _keep_result(self, task: Any, session: str, stored_key: str) -> None:
-        for one in self.sessions.values():
-            if one.session == session:
-                one.pins.setdefault(stored_key, set()).add(task)
-                self._results[task] = one.client, stored_key
-                return
-
-    def _drop_result(self, task: Any) -> None:
-        client, stored_key = self._results.pop(task, (None, None))
-        session = self.sessions.get(client) if client else None
-        if session is not None and stored_key is not None:
-            self._unpin(session, stored_key, task)
-
-    def _unpin(self, session: ClientSession, stored_key: str, task: Any) -> None:
-        holders = session.pins.get(stored_key, set())
-        holders.discard(task)
-        if not holders:
-            session.pins.pop(stored_key, None)
-            self._evict(session, [stored_key])
-            self._end_if_over(session)
+            self._evict(session, session.pins.clear())
 
     # Eviction is an order that the client carries out, else a worker.
 
@@ -255,11 +245,12 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             self.scheduler.loop.add_callback(functools.partial(self._flush, session))
 
     def _flush(self, session: ClientSession) -> None:
-        keys = self._orders.pop(session.client, None)
-        if not keys:
-            return
-        if not self._tell(session.client, {"op": "proxystore-evict", "keys": keys}):
-            self._ask_worker({"op": "proxystore-evict", "recipe": session.recipe, "keys": keys})
+        orders = dict.fromkeys(self._orders.pop(session.client, ()))
+        keys = [(key, max(session.graphs.pop(key, 0), 1)) for key in orders if key not in session.pins]
+        if keys and not self._tell(session.client, {"op": "proxystore-evict", "keys": keys}):
+            self._ask_worker(
+                {"op": "proxystore-evict", "recipe": session.recipe, "keys": [key for key, _ in keys]}
+            )
 
     def _end_if_over(self, session: ClientSession) -> None:
         if not session.here and not session.pins and self.sessions.pop(session.client, None) is not None:
