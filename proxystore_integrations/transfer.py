@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from proxystore_core import Holdings, Proxy, Reference, SerializationError, Store, StoreError, store_for
+from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
 from proxystore_integrations.policy import Policy
 
 __all__ = ["ByValue", "Outgoing", "load"]
@@ -60,24 +60,18 @@ class Outgoing:
     Within one call the same object is stored once, however often it appears.
 
     Args:
-        store: where large values go.
+        sharing: where large values go; an equal one that another call put there is not stored again.
         policy: which values are large.
-        session: the session that they belong to.
         by_value: what to do when the store fails.
-        holdings: what the session shares among its calls: an equal object is not stored again.
 
     Attributes:
         references: of the objects that this call uses, each pinned once in the holdings.
     """
 
-    def __init__(
-        self, store: Store[Any], policy: Policy, session: str, by_value: ByValue, holdings: Holdings
-    ) -> None:
-        self.store = store
+    def __init__(self, sharing: Sharing, policy: Policy, by_value: ByValue) -> None:
+        self.sharing = sharing
         self.policy = policy
-        self.session = session
         self.by_value = by_value
-        self.holdings = holdings
         self.references: list[Reference] = []
         # By id; the values are kept so that no id is used again while this call lasts.
         self._stored: dict[int, tuple[Any, Reference | None]] = {}
@@ -176,9 +170,9 @@ class Outgoing:
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
         try:
             if shared:
-                reference = self.store.share(value, self.holdings, session=self.session)
+                reference = self.sharing.reference(value)
             else:
-                reference = self.store.reference(value, session=self.session)
+                reference = self.sharing.store.reference(value, session=self.sharing.session)
         except SerializationError:
             return None  # the engine meets the same object and raises its own error
         except StoreError as error:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         UnreachableError as UnreachableError,
     )
     from proxystore_core.lifetimes import Session as Session
-    from proxystore_core.pins import Holdings as Holdings
     from proxystore_core.pins import Pins as Pins
     from proxystore_core.proxy import Proxy as Proxy
     from proxystore_core.proxy import ProxyLocker as ProxyLocker
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     from proxystore_core.registry import store_for as store_for
     from proxystore_core.registry import store_registration as store_registration
     from proxystore_core.registry import unregister_store as unregister_store
+    from proxystore_core.sharing import Sharing as Sharing
     from proxystore_core.sizeof import register_sizeof as register_sizeof
     from proxystore_core.sizeof import sizeof as sizeof
     from proxystore_core.store import NotProxiableError as NotProxiableError
@@ -74,13 +74,14 @@ _MODULES = {
         "RefusedError SerializationError StoreError UnreachableError"
     ),
     "lifetimes": "Session",
-    "pins": "Holdings Pins",
+    "pins": "Pins",
     "proxy": "Proxy ProxyLocker extract get_factory is_resolved resolve resolve_async",
     "recipe": "check_url register_connector",
     "reference": "Reference",
     "registry": (
         "get_key get_or_create_store get_store register_store store_for store_registration unregister_store"
     ),
+    "sharing": "Sharing",
     "sizeof": "register_sizeof sizeof",
     "store": "NotProxiableError Store",
 }

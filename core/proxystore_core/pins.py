@@ -7,6 +7,7 @@ evicts it, after.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import weakref
@@ -58,11 +59,22 @@ class Pins:
         return freed
 
 
-class Holdings:
-    """The objects that one session shares among its calls, found by the digest of their stored bytes.
+@dataclasses.dataclass
+class _Held:
+    reference: Reference
+    look: bytes
+    digest: bytes | None
+    pins: int = 1
 
-    Each call that uses an object pins it once. Safe in threads. A forked child starts with none: the
-    objects are its parent's.
+
+class Holdings:
+    """The objects that one session shares among its calls: equal ones are stored once.
+
+    An object is recognized by its *look* (its size and a few samples of its bytes), which costs
+    microseconds, and then by the digest of all its bytes, which is taken only of objects that look
+    like one that is held. Each call that uses an object pins it once.
+
+    Safe in threads. A forked child starts with none: the objects are its parent's.
     """
 
     def __init__(self) -> None:
@@ -71,32 +83,40 @@ class Holdings:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._by_digest: dict[bytes, Reference] = {}
-        self._pins: dict[Key, int] = {}
-        self._digests: dict[Key, bytes] = {}
+        self._by_key: dict[Key, _Held] = {}
+        self._by_look: dict[bytes, list[_Held]] = {}
 
     def __len__(self) -> int:
-        return len(self._pins)
+        return len(self._by_key)
 
-    def find(self, digest: bytes) -> Reference | None:
-        """The object with this digest, pinned once more, or None."""
+    def looks(self, look: bytes) -> list[Reference] | None:
+        """The objects of this look whose digest nobody has taken yet; None when nothing looks like this."""
         with self._lock:
-            reference = self._by_digest.get(digest)
-            if reference is not None:
-                self._pins[reference.key] += 1
-            return reference
+            alike = self._by_look.get(look)
+            return None if alike is None else [one.reference for one in alike if one.digest is None]
 
-    def add(self, digest: bytes, reference: Reference) -> None:
+    def learn(self, key: Key, digest: bytes) -> None:
+        """Note the digest of a held object."""
+        with self._lock:
+            held = self._by_key.get(key)
+            if held is not None:
+                held.digest = digest
+
+    def find(self, look: bytes, digest: bytes) -> Reference | None:
+        """The object with this look and digest, pinned once more, or None."""
+        with self._lock:
+            for held in self._by_look.get(look, ()):
+                if held.digest == digest:
+                    held.pins += 1
+                    return held.reference
+        return None
+
+    def add(self, look: bytes, reference: Reference, digest: bytes | None = None) -> None:
         """Hold an object that has just been stored, pinned once; calls after this one find it."""
+        held = _Held(reference, look, digest)
         with self._lock:
-            self._by_digest[digest] = reference
-            self._digests[reference.key] = digest
-            self._pins[reference.key] = 1
-
-    def forget(self, key: Key) -> None:
-        """Let nobody find an object any more, whoever has it pinned."""
-        with self._lock:
-            self._forget(key)
+            self._by_key[reference.key] = held
+            self._by_look.setdefault(look, []).append(held)
 
     def release(self, key: Key, pins: int = 1) -> bool:
         """Take away pins; returns whether none is left, and the caller has to evict the object.
@@ -104,24 +124,29 @@ class Holdings:
         An object that is not held (any more) has none left.
         """
         with self._lock:
-            left = self._pins.get(key, 0) - pins
-            if left > 0:
-                self._pins[key] = left
+            held = self._by_key.get(key)
+            if held is not None and held.pins > pins:
+                held.pins -= pins
                 return False
             self._forget(key)
             return True
 
-    def _forget(self, key: Key) -> None:
-        self._pins.pop(key, None)
-        digest = self._digests.pop(key, b"")
-        # Two threads may have stored equal objects at once: the other one stays findable.
-        known = self._by_digest.get(digest)
-        if known is not None and known.key == key:
-            del self._by_digest[digest]
-
     def release_all(self, keys: Iterable[Key]) -> list[Key]:
         """Take one pin from each; returns those that have none left."""
         return [key for key in keys if self.release(key)]
+
+    def forget(self, key: Key) -> None:
+        """Let nobody find an object any more, whoever has it pinned."""
+        with self._lock:
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        held = self._by_key.pop(key, None)
+        if held is not None:
+            alike = self._by_look[held.look]
+            alike.remove(held)
+            if not alike:
+                del self._by_look[held.look]
 
 
 _all: weakref.WeakSet[Holdings] = weakref.WeakSet()

@@ -39,6 +39,15 @@ _SHIPPED = {
     "memory": "proxystore_core.connectors.memory:MemoryConnector",
     "file": "proxystore_core.connectors.file:FileConnector",
     "shm": "proxystore_core.connectors.shm:ShmConnector",
+    "redis": "proxystore_core.connectors.redis:RedisConnector",
+    "rediss": "proxystore_core.connectors.redis:RedisTLSConnector",
+    "unix": "proxystore_core.connectors.redis:RedisUnixConnector",
+    "redis+cluster": "proxystore_core.connectors.redis_cluster:RedisClusterConnector",
+    "rediss+cluster": "proxystore_core.connectors.redis_cluster:RedisClusterTLSConnector",
+    "redis+sentinel": "proxystore_core.connectors.redis_cluster:RedisSentinelConnector",
+    "rediss+sentinel": "proxystore_core.connectors.redis_cluster:RedisSentinelTLSConnector",
+    "keydb": "proxystore_core.connectors.keydb:KeyDBConnector",
+    "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
 }
 _EXTRAS: dict[str, str] = {}
 _registered: dict[str, type[Connector]] = {}

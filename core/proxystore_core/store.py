@@ -9,18 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import xxhash
-
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
 from proxystore_core.observe import Metrics, Observed
 from proxystore_core.operators import PROXIES
-from proxystore_core.pins import Holdings
 from proxystore_core.proxy import Proxy, ProxyLocker
 from proxystore_core.recipe import Recipe, connector_class, import_name, imported, named, open_connector
 from proxystore_core.reference import Reference, class_name
@@ -122,6 +119,7 @@ class Store(Generic[C]):
         self._deserializer = deserializer
         self._cache = ByteCache(cache_size)
         self._flights = Flights()
+        self._batched = None if metrics else batched(connector)  # metrics count objects one by one
         if register:
             registry.register_store(self)
 
@@ -262,7 +260,13 @@ class Store(Generic[C]):
 
     def get_batch(self, keys: Iterable[Key], default: T | None = None) -> list[Any | T]:
         """The objects under several keys, in their order, fetched in parallel where that helps."""
-        return self._map(lambda key: self.get(key, default), list(keys))
+        keys = list(keys)
+        if self._batched is None:
+            return self._map(lambda key: self.get(key, default), keys)
+        return [
+            default if data is None else self._decode(key, data, None)
+            for key, data in zip(keys, self._bytes_batch(keys), strict=True)
+        ]
 
     def exists(self, key: Key) -> bool:
         """Whether there is an object under this key now."""
@@ -288,6 +292,14 @@ class Store(Generic[C]):
         self, objs: Iterable[Any], *, session: str | None = None, evict: bool = False
     ) -> list[Reference]:
         """Store several objects, side by side where that helps, or none when one fails."""
+        if self._batched is not None:
+            objs = list(objs)
+            items = [self._encode(obj, self._serializer) for obj in objs]
+            keys = self._batched.put_batch(items, session=self.session if session is None else session)
+            return [
+                Reference(key, self.recipe, nbytes(item), class_name(obj), evict)
+                for key, item, obj in zip(keys, items, objs, strict=True)
+            ]
         stored: list[Reference] = []
 
         def store(obj: Any) -> Reference:
@@ -303,42 +315,6 @@ class Store(Generic[C]):
                     self.evict(reference.key)
             raise
 
-    def share(self, obj: Any, holdings: Holdings, *, session: str | None = None) -> Reference:
-        """As `reference`, unless an equal object is held already: either way it is pinned once more.
-
-        Objects are equal when their stored bytes are; hashing those costs about a tenth of storing them.
-
-        Args:
-            obj: the object.
-            holdings: what the session holds.
-            session: the session; the store's own by default.
-        """
-        frames = self._encode(obj, self._serializer)
-        digest = _digest(frames)
-        found = self._held(holdings, digest)
-        if found is not None:
-            return found
-        mine: list[Reference] = []
-
-        def put() -> Reference:
-            key = self.connector.put(frames, session=self.session if session is None else session)
-            mine.append(Reference(key, self.recipe, nbytes(frames), class_name(obj)))
-            holdings.add(digest, mine[0])
-            return mine[0]
-
-        reference: Reference = self._flights.run((session, digest), put)
-        if mine:
-            return reference
-        # Another thread stored it meanwhile, and may have let go of it already.
-        return self._held(holdings, digest) or put()
-
-    def _held(self, holdings: Holdings, digest: bytes) -> Reference | None:
-        found = holdings.find(digest)
-        if found is None or self.connector.exists(found.key):
-            return found
-        holdings.forget(found.key)  # lost behind our back: a server restarted, a directory was cleaned
-        return None
-
     def load(self, reference: Reference) -> Any:
         """The object that a reference of this store names: a private copy.
 
@@ -346,7 +322,9 @@ class Store(Generic[C]):
             GoneError: it is not there any more.
             StoreError: as `get`.
         """
-        data = self._bytes(reference.key)
+        return self._load(reference, self._bytes(reference.key))
+
+    def _load(self, reference: Reference, data: Buffer | None) -> Any:
         if data is None:
             raise GoneError(
                 f"the object ({reference.describe()}) is gone",
@@ -361,7 +339,10 @@ class Store(Generic[C]):
 
     def load_batch(self, references: Sequence[Reference]) -> list[Any]:
         """The objects that several references name, in their order, fetched in parallel where that helps."""
-        return self._map(self.load, references)
+        if self._batched is None:
+            return self._map(self.load, references)
+        found = self._bytes_batch([reference.key for reference in references])
+        return [self._load(*pair) for pair in zip(references, found, strict=True)]
 
     def proxy(
         self, obj: T, *, evict: bool = False, populate_target: bool | None = None, session: str | None = None
@@ -418,10 +399,17 @@ class Store(Generic[C]):
 
     # The way of the bytes.
 
-    def _put(self, obj: Any, session: str | None, serializer: Serializer | None) -> tuple[Key, int]:
-        frames = self._encode(obj, serializer or self._serializer)
+    def encode(self, obj: Any) -> list[Buffer]:
+        """An object as this store stores it: buffers that alias it, for `put_frames`."""
+        return self._encode(obj, self._serializer)
+
+    def put_frames(self, frames: Sequence[Buffer], *, session: str | None = None) -> tuple[Key, int]:
+        """Store what `encode` returned; its key and its size in bytes. Raises as `put`."""
         key = self.connector.put(frames, session=self.session if session is None else session)
         return key, nbytes(frames)
+
+    def _put(self, obj: Any, session: str | None, serializer: Serializer | None) -> tuple[Key, int]:
+        return self.put_frames(self._encode(obj, serializer or self._serializer), session=session)
 
     def _encode(self, obj: Any, serializer: Serializer | None) -> list[Buffer]:
         def encode() -> list[Buffer]:
@@ -471,6 +459,22 @@ class Store(Generic[C]):
         # Too big to be shared by those who waited for the same flight: each fetches bytes of its own.
         return self.connector.get(key) if shared is None else shared
 
+    def _bytes_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
+        """As `_bytes` of each key, in one trip for all that are not cached."""
+        assert self._batched is not None
+        found: dict[Key, Buffer | None] = {}
+        missing = []
+        for key in dict.fromkeys(keys):
+            cached = self._cache.get(key)
+            if cached is None:
+                missing.append(key)
+            else:
+                found[key] = cached
+        for key, data in zip(missing, self._batched.get_batch(missing), strict=True):
+            found[key] = data if data is None else self._cache.admit(key, data) or data
+        # Private bytes are for one reader: who names a key twice has them fetched twice.
+        return [found.pop(key) if key in found else self._bytes(key) for key in keys]
+
     def _map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         if len(items) < 2 or self.connector.cheap_get:
             return [function(item) for item in items]
@@ -482,10 +486,3 @@ class Store(Generic[C]):
 def _check_proxiable(obj: object) -> None:
     if obj is None or obj is True or obj is False:
         raise NotProxiableError(f"{obj!r} cannot be proxied", remedy="Pass it as it is: it is tiny.")
-
-
-def _digest(frames: Sequence[Buffer]) -> bytes:
-    digest = xxhash.xxh3_128()
-    for frame in frames:
-        digest.update(frame)
-    return digest.digest()

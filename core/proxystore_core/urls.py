@@ -28,8 +28,9 @@ class StoreURL:
     Attributes:
         url: the whole, redacted, for messages.
         scheme: lower case.
-        host: as written (case kept), without port; empty when absent.
+        host: as written (case kept), without port; empty when absent; the whole list where there are several.
         port: None when absent.
+        hosts: the servers that the URL names, as written, each with its port if it has one.
         path: decoded, with its leading slash.
         query: parameters; a repeated one keeps its last value.
     """
@@ -42,6 +43,7 @@ class StoreURL:
     username: str | None
     password: str | None
     query: dict[str, str]
+    hosts: list[str]
 
     @classmethod
     def parse(cls, url: str) -> StoreURL:
@@ -59,12 +61,14 @@ class StoreURL:
             raise ConfigurationError(
                 f"{shown!r} is not a store's URL: expected scheme://..., for example shm:// or file:///scratch/me"
             )
+        host = parts.netloc.rpartition("@")[2]
+        hosts = host.split(",") if host else []
         try:
-            port = parts.port
+            port = parts.port if len(hosts) < 2 else None
         except ValueError as error:
             raise ConfigurationError(f"bad port in {shown!r}: {error}") from None
-        host = parts.netloc.rpartition("@")[2]
-        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if len(hosts) < 2:
+            host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return cls(
             url=shown,
             scheme=parts.scheme.lower(),
@@ -74,6 +78,7 @@ class StoreURL:
             username=parts.username and urllib.parse.unquote(parts.username),
             password=parts.password and urllib.parse.unquote(parts.password),
             query=dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True)),
+            hosts=hosts,
         )
 
     def expect(self, *, host: bool = False, port: bool = False, path: bool = False) -> None:

@@ -235,7 +235,7 @@ class Client(distributed.Client):
 
     async def _gather_remote(self, direct: bool, local_worker: bool) -> dict[str, Any]:
         link = self._link
-        if direct or local_worker or not (link.reached and link.publishes):
+        if direct or local_worker or not link.reached or link.publishes_from is None:
             response = await super()._gather_remote(direct, local_worker)
         else:
             async with self._gather_semaphore:
@@ -259,7 +259,7 @@ class Client(distributed.Client):
             await self.scheduler.proxystore_gather(
                 keys=keys,
                 client=self.id,
-                threshold=link.settings.threshold,
+                threshold=link.publishes_from,
                 by_value=list(link.by_value_keys.intersection(keys)),
             )
         )
@@ -298,7 +298,9 @@ def _carried(values: dict[Any, Any], outgoing: DaskOutgoing) -> dict[Any, Any]:
     """The values, the large ones in the store."""
     references = {key: outgoing.whole(value) for key, value in values.items()}
     return {
-        key: value if (reference := references[key]) is None else StoredResult(reference, outgoing.session)
+        key: value
+        if (reference := references[key]) is None
+        else StoredResult(reference, outgoing.sharing.session)
         for key, value in values.items()
     }
 

@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from proxystore_core import Holdings, Session, Store, StoreError
+from proxystore_core import Session, Sharing, Store, StoreError
 from proxystore_core.connectors.base import leased
 from proxystore_integrations.dask.graph import DaskOutgoing
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
 
-__all__ = ["Link"]
+__all__ = ["GATHER_FROM", "Link"]
+
+GATHER_FROM = 2_000_000
+"""Size in bytes from which gathering through the store beats the scheduler (see benchmarks/results)."""
 
 
 class Link:
@@ -25,8 +28,6 @@ class Link:
 
     Attributes:
         elsewhere: workers that do not reach the store, with the reason.
-        holdings: the arguments that are in the store, with a pin for each graph that the scheduler
-            was told of and has not let go of yet.
         by_value_keys: tasks whose results are to be gathered by value.
     """
 
@@ -36,9 +37,9 @@ class Link:
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
         self.by_value_keys: set[Any] = set()
-        self.holdings = Holdings()
         self._given = store
         self._store: Store[Any] | None = None
+        self._sharing: Sharing | None = None
         self._session: Session | None = None
         self._evictions: ThreadPoolExecutor | None = None
 
@@ -59,6 +60,8 @@ class Link:
         probe = "" if leased(store.connector) else store.put("probe", session=session.name)
         self._evictions = ThreadPoolExecutor(1, thread_name_prefix="proxystore-evict")
         self._session, self._store = session, store
+        # A pin for each graph that the scheduler was told of and has not let go of yet.
+        self._sharing = Sharing(store, session.name)
         return {
             "client": client,
             "session": session.name,
@@ -101,9 +104,9 @@ class Link:
         return True
 
     @property
-    def publishes(self) -> bool:
-        """Whether gathered results come through the store."""
-        return self.settings.results != "never"
+    def publishes_from(self) -> int | None:
+        """Size in bytes from which gathered results come through the store; None for never."""
+        return None if self.settings.results == "never" else max(self.settings.threshold, GATHER_FROM)
 
     @property
     def stores_results(self) -> bool:
@@ -112,9 +115,8 @@ class Link:
 
     def outgoing(self) -> DaskOutgoing:
         """A collector for the values of one call."""
-        assert self._store is not None
-        assert self._session is not None
-        outgoing = DaskOutgoing(self._store, self.policy, self._session.name, self.by_value, self.holdings)
+        assert self._sharing is not None
+        outgoing = DaskOutgoing(self._sharing, self.policy, self.by_value)
         outgoing.lazy = self.settings.inputs == "proxy"
         return outgoing
 
@@ -132,11 +134,14 @@ class Link:
             keys: each with the number of graphs with it that the scheduler has seen. While more of
                 them are on their way, the object stays; the scheduler will let go of it again.
         """
-        self.evict_later([key for key, graphs in keys if self.holdings.release(key, graphs)])
+        if self._sharing is not None:
+            holdings = self._sharing.holdings
+            self.evict_later([key for key, graphs in keys if holdings.release(key, graphs)])
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """A graph with these objects was not sent."""
-        self.evict_later(self.holdings.release_all(keys))
+        if self._sharing is not None:
+            self.evict_later(self._sharing.holdings.release_all(keys))
 
     def evict_later(self, keys: Iterable[str]) -> None:
         """Evict objects of this session in the background: freeing a large one takes milliseconds."""

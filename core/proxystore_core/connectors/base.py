@@ -13,7 +13,17 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
 from proxystore_core.errors import RefusedError
 
-__all__ = ["USER_SESSION", "Buffer", "Connector", "Key", "Leased", "check_session", "leased"]
+__all__ = [
+    "USER_SESSION",
+    "Batched",
+    "Buffer",
+    "Connector",
+    "Key",
+    "Leased",
+    "batched",
+    "check_session",
+    "leased",
+]
 
 Key: TypeAlias = str
 """Names one object in one connector. Opaque to everyone else; always printable ASCII without spaces."""
@@ -161,3 +171,28 @@ class Leased(Protocol):
 def leased(connector: Connector) -> Leased | None:
     """The connector as one that keeps leases, or None when it cannot."""
     return cast(Leased, connector) if hasattr(connector, "renew") else None
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """The ability to handle many objects in one round trip, where each trip costs more than a small object.
+
+    Each method does what its namesake of `Connector` does to each item, and raises the same.
+    """
+
+    def put_batch(self, items: Sequence[Sequence[Buffer]], *, session: str = USER_SESSION) -> list[Key]:
+        """Store several objects, each the concatenation of its buffers; their keys in order."""
+        ...
+
+    def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
+        """The bytes of several objects in order, each a buffer of its own, None for those that are not there."""
+        ...
+
+    def evict_batch(self, keys: Sequence[Key]) -> None:
+        """Remove several objects; missing ones are success."""
+        ...
+
+
+def batched(connector: Connector) -> Batched | None:
+    """The connector as one that handles many objects at once, or None when it cannot."""
+    return cast(Batched, connector) if hasattr(connector, "put_batch") else None

@@ -189,7 +189,7 @@ class FileConnector:
             for process, key in list(self._own):
                 if process == os.getpid():
                     self.evict(key)
-            self._remove_if_empty()
+        self._remove_if_empty()
 
     # What a connector over another kind of file changes.
 

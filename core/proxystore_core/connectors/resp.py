@@ -42,7 +42,7 @@ class Request:
     """One or several commands that belong together and concern one key; the answer is the last reply.
 
     Attributes:
-        frames: the commands as they are sent.
+        frames: the commands as they are sent (a memoryview is one of bytes).
         slot: hash slot of the key.
         replies: how many replies the commands have.
         into: where a value of exactly this length is read to.
@@ -134,21 +134,21 @@ class Wire:
             return
         [replies] = self.exchange([Request([b"".join(words)], replies=len(words))], until)
         for reply in replies:
-            if isinstance(reply, ServerError) and not (login.lenient and "without any password" in str(reply)):
+            if isinstance(reply, ServerError) and not (
+                login.lenient and "without any password" in str(reply)
+            ):
                 raise reply
 
     def _send(self, frames: Sequence[Buffer]) -> None:
         joined = bytearray()
         for frame in frames:
-            if memoryview(frame).nbytes <= _JOINED:
+            small = len(frame) <= _JOINED
+            if small:
                 joined += frame
-                if len(joined) <= _JOINED:
-                    continue
-                frame = b""
-            if joined:
+            if joined and (not small or len(joined) > _JOINED):
                 self._send_one(joined)
                 joined = bytearray()
-            if frame:
+            if not small:
                 self._send_one(frame)
         if joined:
             self._send_one(joined)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 
 from proxystore_core.buffers import MAP_FROM
@@ -16,6 +17,7 @@ from proxystore_core.buffers import MAP_FROM
 __all__ = ["SegmentStock"]
 
 _IDLE = 5.0  # seconds without a put after which the stock is given back
+_PAUSE = 0.03  # seconds between a put and the allocation of its successor
 _KEPT = 4  # segments at most
 _LEFT_TO_OBJECTS = 0.5  # share of the file system that no stock takes
 _stocks: weakref.WeakSet[SegmentStock] = weakref.WeakSet()
@@ -91,6 +93,8 @@ class SegmentStock:
                         self._thread = None
                         break
                 continue
+            # What was stored is being used now: on a small machine the allocation would slow that down.
+            time.sleep(_PAUSE)
             with self._lock:
                 self._wake.clear()
                 orders, self._wanted = self._wanted, []
