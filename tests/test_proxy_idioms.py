@@ -209,7 +209,7 @@ reversed(word) and ''.join(reversed(word)) || ''.join(words) || ', '.join(words)
 s.join(['1', '2']) || s.format() || s.isalpha() || s.partition(' ') || textwrap.shorten('a b', n)
 string.capwords('a b', ' ') || string.Template('$a').substitute(d) || urllib.parse.quote('a b')
 ast.literal_eval(numeral) || uuid.UUID(int=n) || b + b'!' || b[0] || b[1:] || b.decode() || list(b)
-bytes(b) || b == b'hello' || b'l' in b || len(b) || b.hex() || bytearray(b) || int.from_bytes(b, 'big')
+bytes(b) || b == b'hello' || b'l' in b || len(b) || b.hex() || int.from_bytes(b, 'big')
 bytes(n) || bytearray(n) || b.split(b'l') || b'>' + b || bytes(ba) || ba + b'x' || struct.pack('>i', n)
 struct.pack('>d', x) || l[0] || l[-1] || l[1:] || l[cut] || l[one] || [1, 2, 3][one] || len(l) || 1 in l
 list(l) || tuple(l) || set(l) || frozenset(l) || sorted(l) || sorted(l, reverse=True) || min(l) || max(l)
@@ -365,7 +365,7 @@ BY_REPR = ["repr(l)", "f'{n!r}'", "ascii(s)", "pprint.pformat(d)", "f'{[n]}'"]
 
 # C code that wants a buffer: a class can lend one from Python 3.12 on.
 BY_BUFFER = [
-    "memoryview(b).tolist()",
+    "memoryview(ba).tolist()",
     "bytes(memoryview(a))",
     "io.BytesIO(b).read()",
     "hashlib.sha256(b).hexdigest()",
@@ -379,6 +379,7 @@ BY_BUFFER = [
 
 # C code that checks the exact type: an error, and extract(p) is the remedy.
 REFUSED = [
+    "memoryview(b).tolist()",
     "json.dumps(n)",
     "json.dumps({'v': l})",
     "json.loads(s)",
@@ -472,8 +473,18 @@ def test_buffer(idiom: str, resolved: bool) -> None:
 @pytest.mark.parametrize("resolved", [False, True], ids=["unresolved", "resolved"])
 @pytest.mark.parametrize("idiom", REFUSED)
 def test_refused_rather_than_different(idiom: str, resolved: bool) -> None:
-    with pytest.raises((TypeError, KeyError, IndexError, ValueError)):
+    with pytest.raises((TypeError, KeyError, IndexError, ValueError, BufferError)):
         run(idiom, proxies(resolved) | {"iter_of": Proxy(lambda: iter([1]))})
+
+
+@pytest.mark.parametrize("resolved", [False, True], ids=["unresolved", "resolved"])
+def test_bytearray_of_bytes(resolved: bool) -> None:
+    """It asks for a buffer as NumPy does, which must not get one; before 3.12 it iterates instead."""
+    if sys.version_info >= (3, 12):
+        with pytest.raises(BufferError, match="extract"):
+            run("bytearray(b)", proxies(resolved))
+    else:
+        assert run("bytearray(b)", proxies(resolved)) == bytearray(values()["b"])
 
 
 @pytest.mark.parametrize("idiom", DIFFERENT)

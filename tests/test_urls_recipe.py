@@ -177,7 +177,7 @@ def test_shipped(scheme: str, kind: type[object]) -> None:
 def test_unknown_scheme() -> None:
     with pytest.raises(ConfigurationError, match="did you mean 'shm'") as caught:
         check_url("smh://")
-    assert "file, memory, shm" in str(caught.value)
+    assert all(scheme in str(caught.value) for scheme in ("file", "memory", "shm"))
     with pytest.raises(ConfigurationError, match="unknown store scheme 'gopher'"):
         open_connector("gopher://")
 

@@ -52,7 +52,9 @@ class StoreError(Exception):
             if value is not None
         ]
         text = self.problem + (f" ({', '.join(where)})" if where else "")
-        return f"{text}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text}{'' if text.endswith(('?', '.')) else '.'} {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross processes inside task results: keyword arguments must survive pickling.

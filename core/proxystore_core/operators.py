@@ -12,6 +12,7 @@ is resolved, and while it is unset the read falls to ``Proxy.__getattr__``, whic
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
 import os
@@ -216,6 +217,10 @@ if sys.version_info >= (3, 12):
         # NumPy asks for a buffer before __array__, and would strip the subclass (the mask) silently.
         if kind.__name__ != "ndarray" and hasattr(kind, "__array_finalize__"):
             raise BufferError(f"a proxy lends no buffer of a {kind.__name__}; use extract(p)")
+        # np.asarray(p) of bytes would be an array of numbers, not of one string. It asks as memoryview does,
+        # which is the smaller loss.
+        if isinstance(target, bytes) and flags == inspect.BufferFlags.FULL_RO:
+            raise BufferError(f"a proxy lends no full buffer of {kind.__name__}; use extract(p)")
         return target.__buffer__(flags)  # type: ignore[no-any-return]
 
     OPERATORS["__buffer__"] = _buffer

@@ -185,7 +185,7 @@ class Batched(Protocol):
         ...
 
     def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
-        """The bytes of several objects in order, each a buffer of its own, None for those that are not there."""
+        """The bytes of several objects in order, each a buffer of its own; None for those not there."""
         ...
 
     def evict_batch(self, keys: Sequence[Key]) -> None:

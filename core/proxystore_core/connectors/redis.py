@@ -1,11 +1,12 @@
 """Objects on a Redis (or Valkey) server, or on a cluster of them.
 
 <prefix>:{<session>:<bucket>}       a hash; its expiry is the session's lease, kept by the server itself
-    <object>.<part> -> bytes        objects of up to 8 MiB are one part
+    <object>.<size>.<part> -> bytes objects of up to 8 MiB are one part
     lease -> ""                     from the first renewal on: an empty hash would vanish, with its expiry
 
 The sixteen buckets of a session are in sixteen slots, which a cluster spreads over its servers.
-An object's key says how many bytes it has, hence in which fields they are.
+An object's key says how many bytes it has, hence in which fields they are: it needs no record of
+its own, and nobody has the key before all parts are there.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PART = 8 << 20  # bytes; part of the layout: another number cannot read what th
 _WINDOW = 8 << 20  # bytes asked for at a time: the server copies them all before the first one is sent
 _BUCKETS = 16
 _UNRENEWED = 600  # seconds for a session that got objects before, or after, anyone renewed it
-_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20})\.(0|[1-9a-f][0-9a-f]{0,10})")
+_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
 _HSET = b"*4\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n"
 _MULTI = command(b"MULTI")
 _EXEC = command(b"EXEC")
@@ -164,8 +165,8 @@ class RedisConnector:
             views = [memoryview(buffer) for buffer in data]
             views = [view.cast("B") for view in views if view.nbytes]
             size = sum([view.nbytes for view in views])
-            name = secrets.token_hex(10)
-            keys.append(f"{session}.{name}.{size:x}")
+            name = f"{secrets.token_hex(10)}.{size:x}"
+            keys.append(f"{session}.{name}")
             for part, frames in enumerate(_split(views, size)):
                 requests.append(self._write(session, name, part, min(size - part * _PART, _PART), frames))
             moved += size

@@ -150,6 +150,8 @@ class Client:
                     try:
                         results[number] = _last(replies)
                     except ServerError as error:
+                        if not self.nodes.several:
+                            raise
                         if error.code == "MOVED":
                             self.nodes.forget()
                             waiting.append(number)
@@ -305,6 +307,8 @@ def _server_said(error: ServerError) -> tuple[type[StoreError], str]:
     if error.code in _REFUSALS or "AUTH" in text or "invalid password" in text:
         remedy = "Set PROXYSTORE_REDIS_PASSWORD, or PROXYSTORE_STORE with the password in its URL; see also"
         return RefusedError, f"{remedy} the user's rights (docs/redis.md)."
+    if error.code == "MOVED":
+        return ConfigurationError, "It is one server of a cluster: expected redis+cluster://."
     if error.code in _PASSING or "max number of clients" in text:
         return UnreachableError, "The server is there but not ready: look at its log, or wait."
     if "DB index" in text or "SELECT" in text or "unknown command" in text or "cluster support" in text:

@@ -34,6 +34,9 @@ def hash_slot(key: bytes) -> int:
 class Nodes(Protocol):
     """Which server has which slot."""
 
+    several: bool
+    """Whether a server may send us to another one."""
+
     def address(self, slot: int, ask: Ask, until: float) -> Address: ...
 
     def all(self, ask: Ask, until: float) -> list[Address]:
@@ -47,6 +50,8 @@ class Nodes(Protocol):
 
 class Single:
     """One server, which has everything."""
+
+    several = False
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -63,6 +68,8 @@ class Single:
 
 class Sentinels:
     """One server, which the sentinels know: after a failover it is another one."""
+
+    several = False
 
     def __init__(self, sentinels: Sequence[Address], service: str) -> None:
         self._sentinels = list(sentinels)
@@ -96,6 +103,8 @@ class Cluster:
     Args:
         seeds: some of the servers; the others are learned from them.
     """
+
+    several = True
 
     def __init__(self, seeds: Sequence[Address]) -> None:
         self._seeds = list(seeds)

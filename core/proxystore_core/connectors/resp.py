@@ -106,6 +106,10 @@ class Wire:
             self.close()
             raise
 
+    def __del__(self) -> None:
+        if "_socket" in self.__dict__:
+            self._socket.close()
+
     def close(self) -> None:
         self._socket.close()
 
