@@ -35,7 +35,7 @@ from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import CorruptError, RefusedError
 from proxystore_core.proxy import Proxy, extract, is_resolved
 from proxystore_core.recipe import register_connector
-from proxystore_core.registry import get_store
+from proxystore_core.registry import get_store, unregister_store
 from proxystore_core.store import Store
 
 
@@ -268,6 +268,7 @@ def test_times_are_in_the_unit_they_say(tmp_path):
 def test_an_unregistered_store_is_opened_once_and_not_once_a_task(tmp_path):
     with Store("unregistered", Watched(tmp_path), populate_target=False) as store:
         tasks = [pickle.dumps(store.proxy([i])) for i in range(8)]
+        unregister_store(store)  # as in a process that never opened it
         opened = Watched.opened
         barrier = threading.Barrier(8)
 

@@ -30,6 +30,7 @@ from proxystore_core.registry import (
     unregister_store,
 )
 from proxystore_core.store import Store
+from proxystore_core.testing import in_new_process
 
 
 def memory(name: str) -> Store[MemoryConnector]:
@@ -159,6 +160,7 @@ def test_get_or_create_store(counted):
 def test_a_store_is_opened_once_however_many_ask(counted):
     with Store.from_url(counted, name="a") as store:
         proxies = [fresh(store.proxy([i])) for i in range(8)]
+        unregister_store(store)  # as in a process that never opened it
         Counted.opened.clear()
         barrier = threading.Barrier(8)
 
@@ -184,6 +186,7 @@ def test_a_store_opened_from_a_recipe_is_as_the_first(counted):
         "deserializer": marshal.loads,
     }
     with Store.from_url(counted, **options) as store:
+        unregister_store(store)
         opened = store_for(store.recipe)
         assert opened is not store
         assert opened.recipe == store.recipe
@@ -264,3 +267,25 @@ def test_the_public_names_are_there():
         assert name in dir(proxystore_core)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         proxystore_core.nothing  # noqa: B018
+
+
+def test_proxies_of_an_unregistered_store_use_it(tmp_path: Path) -> None:
+    store = Store("unregistered", FileConnector(tmp_path))
+    proxy = pickle.loads(pickle.dumps(store.proxy([1, 2], populate_target=False)))
+    assert get_store(proxy) is store
+    assert proxy == [1, 2]
+    recipe = store.recipe
+    store.close()
+    assert store_for(recipe) is not store
+    unregister_store(store_for(recipe))
+
+
+def test_a_pickled_store_is_the_same_store_elsewhere(tmp_path: Path) -> None:
+    with Store("travels", FileConnector(tmp_path)) as store:
+        key = store.put("object")
+        assert pickle.loads(pickle.dumps(store)) is store
+        assert in_new_process(_get, pickle.dumps(store), key) == "object"
+
+
+def _get(store: bytes, key: str) -> object:
+    return pickle.loads(store).get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "get_key",
     "get_or_create_store",
     "get_store",
+    "note_store",
     "register_store",
     "store_for",
     "store_registration",
@@ -31,6 +33,7 @@ __all__ = [
 
 _by_name: dict[str, Store[Any]] = {}
 _by_recipe: dict[str, Store[Any]] = {}
+_open_stores: weakref.WeakValueDictionary[str, Store[Any]] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 _openings = Flights()
 
@@ -42,6 +45,15 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def note_store(store: Store[Any]) -> None:
+    """Let the proxies of an open store find it while it lives, registered or not.
+
+    Otherwise they would open another one, which may lack what a reference never carries (a password).
+    """
+    with _lock:
+        _open_stores.setdefault(store.recipe, store)
 
 
 def register_store(store: Store[Any], exist_ok: bool = False) -> None:
@@ -75,6 +87,8 @@ def unregister_store(store: Store[Any] | str) -> None:
         for table in (_by_name, _by_recipe):
             for key in [key for key, value in table.items() if value is known]:
                 del table[key]
+        if known is not None and _open_stores.get(known.recipe) is known:
+            del _open_stores[known.recipe]
 
 
 def get_store(name: str | Proxy[Any]) -> Store[Any] | None:
@@ -135,7 +149,7 @@ def get_or_create_store(config: Mapping[str, Any], register: bool = True) -> Sto
 
 
 def store_for(recipe: str) -> Store[Any]:
-    """The store of a recipe: a registered one, else opened now and kept for this process's life.
+    """The store of a recipe: an open one, else opened now and kept for this process's life.
 
     Raises:
         StoreError: it cannot be opened.
@@ -149,7 +163,7 @@ def _open(recipe: str) -> Store[Any]:
 
     parsed = Recipe.parse(recipe)
     with _lock:
-        known = _by_recipe.get(recipe)
+        known = _by_recipe.get(recipe) or _open_stores.get(recipe)
     if known is not None:
         return known
     store = Store.from_recipe(parsed, open_connector(parsed.url))

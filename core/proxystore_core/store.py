@@ -122,9 +122,14 @@ class Store(Generic[C]):
         self._batched = None if metrics else batched(connector)  # metrics count objects one by one
         if register:
             registry.register_store(self)
+        registry.note_store(self)
 
     def __repr__(self) -> str:
         return f"Store({self.name!r}, {self.connector!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process the same store is opened, with that process's own cache and credentials.
+        return registry.store_for, (self.recipe,)
 
     def __enter__(self) -> Store[C]:
         return self
