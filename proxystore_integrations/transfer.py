@@ -157,10 +157,10 @@ class Outgoing:
         return self.engine_value(value) is not NotImplemented
 
     def _carried(self, value: Any) -> Any:
-        reference = self._reference(value)
+        reference = self.reference(value)
         return value if reference is None else self.carrier(reference)
 
-    def _reference(self, value: Any) -> Reference | None:
+    def reference(self, value: Any) -> Reference | None:
         """The value stored, once; None if it has to go by value."""
         stored = self._stored.get(id(value))
         if stored is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import secrets
@@ -20,13 +21,18 @@ from typing import Any
 
 import pytest
 import redis
+import redis.crc
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from redis_servers import REDIS_6, REDIS_TLS, Server, binary, free_port, serving, serving_cluster
 from waiting import until
 
+from proxystore_core.connectors import redis as layout
 from proxystore_core.connectors.base import Batched, Connector, Key, Leased
 from proxystore_core.connectors.redis import RedisConnector, RedisTLSConnector, RedisUnixConnector
 from proxystore_core.connectors.redis_cluster import RedisClusterConnector, RedisSentinelConnector
 from proxystore_core.connectors.redis_nodes import hash_slot
+from proxystore_core.connectors.resp import Login, Request, ServerError, Wire
 from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
@@ -39,7 +45,11 @@ from proxystore_core.recipe import open_connector
 from proxystore_core.store import Store
 from proxystore_core.testing import ConnectorContract, in_fork, in_new_process
 
-PART = 8 << 20
+PART = 1 << 20
+ACL = (
+    "on >secret ~ps:* +select +hset +hget +hdel +hexists +hkeys +unlink +eval +ttl +pttl +expire +pexpire "
+    "+multi +exec +scan"
+)
 NO_TLS = "no redis-server with TLS here: apt-get install redis-server"
 
 
@@ -61,6 +71,7 @@ def locked(place: Path) -> Iterator[Server]:
         "default": "off",
         "admin": "on >root ~* +@all",
         "alice": "on >secret ~acl.* +@all -@admin -@dangerous",
+        "carol": ACL,
         "bob": "on >secret ~acl.* -@all +hget",
     }
     options = [word for user, rule in rules.items() for word in ("--user", user, "reset", *rule.split())]
@@ -494,6 +505,23 @@ def test_who_is_refused_is_told_at_once(user: str, locked: Server) -> None:
     assert not locked.witness.keys("acl.q*")
 
 
+def test_the_rights_that_the_documentation_names_are_enough(locked: Server) -> None:
+    guide = Path(__file__).parent.parent / "docs" / "redis.md"
+    assert f"ACL SETUSER alice {ACL}" in guide.read_text()
+    connector = open_connector(f"redis://carol:secret@{locked.address}")
+    assert isinstance(connector, Leased)
+    connector.renew("s", 600)
+    for session in ("user", "s", "t"):
+        key = connector.put([bytes(PART), b"data"], session=session)
+        assert connector.get(key) == bytes(PART) + b"data"
+        assert connector.exists(key)
+        connector.evict(key)
+        connector.put([b"data"], session=session)
+    assert connector.sessions().keys() == {"s", "t"}
+    assert connector.sweep() == []
+    assert [connector.end(session) for session in ("user", "s", "t")] == [1, 1, 1]
+
+
 def test_keys_that_this_user_may_not_touch(locked: Server) -> None:
     connector = open_connector(f"redis://alice:secret@{locked.address}?prefix=other")
     with pytest.raises(RefusedError, match="NOPERM"):
@@ -557,9 +585,87 @@ def test_memory(kind: str, server: Server, request: pytest.FixtureRequest) -> No
         tls, files = request.getfixturevalue("secured")
         url = f"rediss://{tls.address}?" + "&".join(f"{name}={path}" for name, path in files.items())
     put, get = in_new_process(_peaks, url, 200_000_000)
-    print(chr(10) + "MEM", kind, put, get)
     assert put < 0.2
     assert get < 1.2
+
+
+# Bytes on the wire.
+
+REPLIES = st.recursive(
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.binary(max_size=200)
+    | st.integers(0, 300_000).map(bytes)
+    | st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=50),
+    lambda some: st.lists(some, max_size=4),
+    max_leaves=8,
+)
+
+
+def encoded(reply: Any) -> bytes:
+    """A reply as a server sends it; text stands for an error."""
+    if reply is None:
+        return b"$-1\r\n"
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if isinstance(reply, bytes):
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if isinstance(reply, str):
+        return f"-{reply}\r\n".encode()
+    return b"*%d\r\n" % len(reply) + b"".join(map(encoded, reply))
+
+
+def plain(reply: Any) -> Any:
+    if isinstance(reply, ServerError):
+        return str(reply)
+    if isinstance(reply, list):
+        return [plain(item) for item in reply]
+    return bytes(reply) if isinstance(reply, bytearray | memoryview) else reply
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(REPLIES, min_size=1, max_size=5), st.lists(st.integers(1, 70_000), min_size=1, max_size=20))
+def test_replies_however_they_are_cut(replies: list[Any], cuts: list[int]) -> None:
+    text = b"".join(map(encoded, replies))
+
+    def serve() -> None:
+        plug, _ = listener.accept()
+        with plug:
+            plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plug.recv(100)
+            start = 0
+            for cut in itertools.cycle(cuts):
+                if start >= len(text) or len(text) > 2000 * cut:
+                    break
+                plug.sendall(text[start : start + cut])
+                start += cut
+            plug.sendall(text[start:])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
+        served = executor.submit(serve)
+        wire = Wire(listener.getsockname(), Login(), time.monotonic() + 20)
+        [got] = wire.exchange([Request([b"PING"], replies=len(replies))], time.monotonic() + 20)
+        wire.close()
+        served.result()
+    assert [plain(reply) for reply in got] == replies
+
+
+@given(st.lists(st.integers(0, 50), max_size=12))
+def test_objects_are_cut_where_parts_end(sizes: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "_PART", 16)
+        whole = bytes(number % 251 for number in range(sum(sizes)))
+        ends = list(itertools.accumulate(sizes))
+        views = [memoryview(whole)[end - size : end] for size, end in zip(sizes, ends, strict=True) if size]
+        parts = [b"".join(part) for part in layout._split(views, len(whole))]
+        assert b"".join(parts) == whole
+        assert len(parts) == layout._parts(len(whole))
+        assert all(len(part) == 16 for part in parts[:-1])
+
+
+@given(st.from_regex(r"[a-z{}:]{1,20}", fullmatch=True))
+def test_slots(key: str) -> None:
+    assert hash_slot(key.encode()) == redis.crc.key_slot(key.encode())
 
 
 # Servers that fail.
@@ -702,7 +808,7 @@ def test_full(tmp_path: Path) -> None:
         small = connector.put([b"data"], session="s")
         for session in ("user", "s"):
             with pytest.raises(FullError, match="maxmemory") as caught:
-                connector.put([bytes(PART)] * 8, session=session)
+                connector.put([bytes(PART)] * 64, session=session)
             assert caught.value.store == connector.url
         fields = [field for key in server.witness.keys("ps:*") for field in server.witness.hkeys(key)]
         assert sorted(set(fields)) == sorted([b"lease", f"{small.partition('.')[2]}.0".encode()])
@@ -745,6 +851,17 @@ def test_a_fork_has_connections_of_its_own(server: Server) -> None:
             assert check()
         assert forked.result() == [True] * 5
     connector.close(clear=True)
+
+
+@pytest.mark.parametrize("window", [1, PART, 3 * PART, 1 << 30])
+def test_how_much_is_asked_for_at_a_time_does_not_matter(window: int, server: Server) -> None:
+    connector = RedisConnector("127.0.0.1", server.port)
+    connector._window = window
+    items = [os.urandom(size) for size in (5 * PART + 1, 10, 0, 2 * PART, 700_000, 700_000)]
+    keys = connector.put_batch([[item] for item in items])
+    assert [bytes(data or b"") for data in connector.get_batch(keys)] == items
+    connector.close(clear=True)
+    assert connector.get_batch(keys) == [None] * len(keys)
 
 
 def test_connections_are_used_again(server: Server) -> None:

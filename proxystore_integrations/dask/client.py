@@ -14,8 +14,9 @@ import distributed
 from dask.tokenize import normalize_token, tokenize
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
-from proxystore_integrations.dask.graph import DaskOutgoing, StoredResult, substitute_graph
+from proxystore_integrations.dask.graph import DaskOutgoing, substitute_graph
 from proxystore_integrations.dask.link import Link
+from proxystore_integrations.dask.nodes import StoredResult
 from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
 from proxystore_integrations.dask.worker import unpack
 from proxystore_integrations.settings import Settings

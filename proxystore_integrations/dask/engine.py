@@ -13,9 +13,20 @@ from proxystore_core import MissingExtraError
 try:
     import distributed
     from dask._expr import LLGExpr
-    from dask._task_spec import DataNode, Dict, GraphNode, List, NestedContainer, Task, Tuple
+    from dask._task_spec import (
+        DataNode,
+        Dict,
+        GraphNode,
+        List,
+        NestedContainer,
+        Task,
+        Tuple,
+        convert_legacy_graph,
+    )
+    from dask.highlevelgraph import MaterializedLayer
     from distributed.client import _MapExpr as MapExpr
     from distributed.protocol.serialize import Serialized, serialize, to_serialize
+    from distributed.utils import iscoroutinefunction
 except ImportError as error:
     raise MissingExtraError(
         f"the Dask integration did not load: {error}",
@@ -27,10 +38,14 @@ __all__ = [
     "GraphNode",
     "LLGExpr",
     "MapExpr",
+    "MaterializedLayer",
     "NestedContainer",
     "Serialized",
     "Task",
     "containers",
+    "convert_legacy_graph",
+    "graph_expr",
+    "iscoroutinefunction",
     "serialize_graph",
     "version",
 ]
@@ -43,6 +58,23 @@ containers: dict[type, Callable[[Any], Any]] = {
     dict: Dict,
 }
 """Dask's container nodes, which it evaluates, by the plain container they become."""
+
+
+class _AnnotatedGraph(LLGExpr):  # type: ignore[misc]
+    _parameters = ["dsk", "annotations"]  # noqa: RUF012  Dask's own
+
+    def __dask_annotations__(self) -> Any:
+        return self.operand("annotations")
+
+
+def graph_expr(graph: dict[Any, Any], annotations: dict[str, Any] | None = None) -> Any:
+    """A finished graph as the expression that Dask's client sends.
+
+    Args:
+        graph: nodes by key.
+        annotations: by name, for each key.
+    """
+    return _AnnotatedGraph(graph, annotations) if annotations else LLGExpr(graph)
 
 
 def serialize_graph(expr: Any) -> Serialized:

@@ -1,200 +1,33 @@
-"""Stored values inside Dask's task graphs."""
+"""Large values on their way into Dask's task graphs."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import copy
 import io
-from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import cloudpickle
-from dask.tokenize import tokenize
 
-from proxystore_core import Proxy, Reference, StoreError, store_for
+from proxystore_core import Reference
 from proxystore_integrations.dask.engine import (
     DataNode,
     GraphNode,
     LLGExpr,
     MapExpr,
+    MaterializedLayer,
     NestedContainer,
     Serialized,
     Task,
     containers,
+    convert_legacy_graph,
+    graph_expr,
     serialize_graph,
 )
-from proxystore_integrations.policy import Policy
-from proxystore_integrations.transfer import Outgoing, load
+from proxystore_integrations.dask.functions import carries_large
+from proxystore_integrations.dask.nodes import StoredFunction, StoredValue
+from proxystore_integrations.transfer import Outgoing
 
-__all__ = ["DaskOutgoing", "StoreTask", "StoredResult", "StoredValue", "stored_values", "substitute_graph"]
-
-_loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("proxystore_loaded")
-_no_dependencies: frozenset[Any] = frozenset()
-
-
-class StoredValue(GraphNode):
-    """A leaf of a graph whose value is in the store: inert on the scheduler, loaded where the task runs.
-
-    Args:
-        key: Dask's key when the leaf is a task of its own, else None.
-        reference: names the stored value.
-        lazy: give the task a lazy proxy instead of the value.
-    """
-
-    __slots__ = ("lazy", "reference")
-
-    def __init__(self, key: Any, reference: Reference, lazy: bool = False) -> None:
-        self.key = key
-        self._dependencies = _no_dependencies
-        self.reference = reference
-        self.lazy = lazy
-
-    def __call__(self, values: Any = ()) -> Any:
-        if self.lazy:
-            return Proxy(self.reference)
-        loaded = _loaded.get({})
-        return loaded[self.reference] if self.reference in loaded else self.reference()
-
-    def __reduce__(self) -> tuple[type[StoredValue], tuple[Any, ...]]:
-        return StoredValue, (self.key, self.reference, self.lazy)
-
-    def __repr__(self) -> str:
-        return f"<stored {self.reference.describe()}>"
-
-    def __sizeof__(self) -> int:
-        return 200
-
-    def __dask_tokenize__(self) -> tuple[str, str, str]:
-        return type(self).__name__, self.reference.recipe, self.reference.key
-
-    def copy(self) -> StoredValue:
-        return StoredValue(self.key, self.reference, self.lazy)
-
-    def substitute(self, subs: Any, key: Any = None) -> StoredValue:
-        return self if key is None or key == self.key else StoredValue(key, self.reference, self.lazy)
-
-
-class StoredResult:
-    """A value that is in the store: what a worker keeps in its memory, or is sent, in its place.
-
-    Args:
-        reference: names the value.
-        session: the session that it belongs to.
-    """
-
-    __slots__ = ("reference", "session")
-
-    def __init__(self, reference: Reference, session: str) -> None:
-        self.reference = reference
-        self.session = session
-
-    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference, str]]:
-        return StoredResult, (self.reference, self.session)
-
-    def __repr__(self) -> str:
-        return f"<stored {self.reference.describe()}>"
-
-    def __sizeof__(self) -> int:
-        return 200
-
-
-class StoreTask(GraphNode):
-    """A task that takes values from the store, or puts its result there.
-
-    All references of one call are loaded together before the function runs, each once, so that an
-    argument that appears twice is one object, as it is without a store.
-
-    Args:
-        inner: Dask's own task.
-        references: of the values to load before it runs.
-        results: recipe, session and threshold (bytes) for storing the result, or None.
-    """
-
-    __slots__ = ("inner", "references", "results")
-
-    def __init__(
-        self,
-        inner: GraphNode,
-        references: tuple[Reference, ...] = (),
-        results: tuple[str, str, int] | None = None,
-    ) -> None:
-        self.key = inner.key
-        self._dependencies = inner._dependencies
-        self.inner = inner
-        self.references = references
-        self.results = results
-
-    def __call__(self, values: Any = ()) -> Any:
-        stored = {key: value.reference for key, value in dict(values).items() if type(value) is StoredResult}
-        wanted = (*self.references, *stored.values())
-        loaded = dict(zip(wanted, load(wanted), strict=True)) if wanted else {}
-        if stored:
-            values = {**values, **{key: loaded[reference] for key, reference in stored.items()}}
-        token = _loaded.set(loaded)
-        try:
-            result = self.inner(values)
-        finally:
-            _loaded.reset(token)
-        if self.results is None:
-            return result
-        return self._awaited(result) if self.inner.is_coro else self._outgoing(result)
-
-    async def _awaited(self, result: Awaitable[Any]) -> Any:
-        return self._outgoing(await result)
-
-    def _outgoing(self, result: Any) -> Any:
-        assert self.results is not None
-        recipe, session, threshold = self.results
-        if type(result) is Proxy or not Policy(threshold).over(result):
-            return result
-        # A store that fails leaves the result where it is: in the worker's memory, as without us.
-        with contextlib.suppress(StoreError):
-            return StoredResult(store_for(recipe).reference(result, session=session), session)
-        return result
-
-    @property
-    def is_coro(self) -> bool:
-        return bool(self.inner.is_coro)
-
-    @property
-    def data_producer(self) -> bool:
-        return bool(self.inner.data_producer)
-
-    @property
-    def block_fusion(self) -> bool:
-        return bool(self.inner.block_fusion)
-
-    def __reduce__(self) -> tuple[type[StoreTask], tuple[Any, ...]]:
-        return StoreTask, (self.inner, self.references, self.results)
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
-
-    def __dask_tokenize__(self) -> Any:
-        return tokenize(self.inner)
-
-    def copy(self) -> StoreTask:
-        return StoreTask(self.inner.copy(), self.references, self.results)
-
-    def substitute(self, subs: Any, key: Any = None) -> StoreTask:
-        return StoreTask(self.inner.substitute(subs, key), self.references, self.results)
-
-
-def stored_values(node: Any) -> Iterator[StoredValue]:
-    """The stored values among a task's arguments."""
-    if type(node) is StoredValue:
-        yield node
-    elif type(node) is StoreTask:
-        yield from stored_values(node.inner)
-    elif isinstance(node, Task):
-        for part in (*node.args, *node.kwargs.values()):
-            if isinstance(part, (GraphNode, dict)):
-                yield from stored_values(part)
-    elif type(node) is dict:  # the inner graph of fused tasks
-        for part in node.values():
-            if isinstance(part, GraphNode):
-                yield from stored_values(part)
+__all__ = ["DaskOutgoing", "substitute_graph"]
 
 
 class DaskOutgoing(Outgoing):
@@ -229,16 +62,26 @@ class DaskOutgoing(Outgoing):
         return value
 
     def task(self, task: Task) -> Task:
-        """The task with its large arguments replaced, or itself."""
+        """The task with its large function and arguments replaced, or itself."""
+        func = self.function(task.func)
         args = tuple(self.substitute_all(task.args))
         kwargs = {name: self.substitute(value) for name, value in task.kwargs.items()}
-        if all(new is old for new, old in zip(args, task.args, strict=True)) and all(
-            kwargs[name] is value for name, value in task.kwargs.items()
+        if (
+            func is task.func
+            and all(new is old for new, old in zip(args, task.args, strict=True))
+            and all(kwargs[name] is value for name, value in task.kwargs.items())
         ):
             return task
         task = copy.copy(task)
-        task.args, task.kwargs, task._repr = args, kwargs, None
+        task.func, task.args, task.kwargs, task._repr = func, args, kwargs, None
         return task
+
+    def function(self, function: Any) -> Any:
+        """The function itself, or what stands for it when it carries large values."""
+        if not carries_large(function, self.policy):
+            return function
+        reference = self.reference(function)
+        return function if reference is None else StoredFunction.of(function, reference)
 
 
 def _identity(value: Any) -> Any:
@@ -262,15 +105,18 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     if kind is LLGExpr:
         graph = expr.operand("dsk")
         tasks = graph.values() if len(graph) == 1 else ()
-        visible = [
-            part for task in tasks if type(task) is Task for part in (*task.args, *task.kwargs.values())
-        ]
+        nodes = [task for task in tasks if type(task) is Task]
+        functions = [task.func for task in nodes]
+        visible = [part for task in nodes for part in (*task.args, *task.kwargs.values())]
     elif kind is MapExpr:
         expr.keys  # noqa: B018  made from the values, before they are replaced
+        functions = [expr.func]
         visible = [*expr.kwargs.values(), *(items[0] for items in expr.iterables if len(items))]
     else:
-        visible = []
-    if not any(map(outgoing.plainly_large, visible)):
+        functions, visible = [], []
+    if not any(map(outgoing.plainly_large, visible)) and not any(
+        carries_large(function, outgoing.policy) for function in functions
+    ):
         serialized = serialize_graph(expr)
         if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
             return serialized
@@ -282,26 +128,41 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
 
 
 def _substitute_map(expr: Any, outgoing: DaskOutgoing) -> Any:
-    iterables = [outgoing.substitute_all(items) for items in expr.iterables]
-    kwargs = {name: outgoing.substitute(value) for name, value in expr.kwargs.items()}
     changed = object.__new__(kind := type(expr))
     changed.__dict__.update(expr.__dict__)
-    changed.operands = list(expr.operands)
-    changed.operands[kind._parameters.index("iterables")] = iterables
-    changed.operands[kind._parameters.index("kwargs")] = kwargs
+    operands = dict(zip(kind._parameters, expr.operands, strict=False))
+    operands["func"] = outgoing.function(expr.func)
+    operands["iterables"] = [outgoing.substitute_all(items) for items in expr.iterables]
+    operands["kwargs"] = {name: outgoing.substitute(value) for name, value in expr.kwargs.items()}
+    changed.operands = list(operands.values())
     return changed
 
 
-def _substitute_pickled(expr: Any, outgoing: DaskOutgoing) -> Serialized:
-    """Substitute while pickling: lazy layers stay lazy, and only tasks and leaves are looked into."""
+def _substitute_pickled(expr: Any, outgoing: DaskOutgoing) -> Any:
+    """Substitute while pickling: lazy layers stay lazy, and only tasks and leaves are looked into.
+
+    Where large data is in a layer itself (a frame that is cut into partitions when the graph is made),
+    the graph is made here and not by the scheduler.
+    """
     file = io.BytesIO()
     buffers: list[Any] = []
-    _GraphPickler(file, outgoing, buffers.append).dump(expr)
+    pickler = _GraphPickler(file, outgoing, buffers.append)
+    try:
+        pickler.dump(expr)
+    except _LargeLayer:
+        graph = convert_legacy_graph(expr.__dask_graph__())
+        return graph_expr(
+            {key: outgoing.substitute(node) for key, node in graph.items()}, expr.__dask_annotations__()
+        )
     raw = [buffer.raw() for buffer in buffers]
     return Serialized(
         {"serializer": "pickle", "writeable": tuple(not view.readonly for view in raw)},
         [file.getvalue(), *raw],
     )
+
+
+class _LargeLayer(Exception):  # noqa: N818
+    """Large data was met outside of any task."""
 
 
 class _GraphPickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -311,10 +172,20 @@ class _GraphPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._kept: list[Any] = []  # the pickler's memo goes by id
 
     def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
         if isinstance(obj, GraphNode):
             changed = self._outgoing.substitute(obj)
             if changed is not obj:
                 self._kept.append(changed)
                 return changed.__reduce_ex__(5)
             return NotImplemented
+        if kind is MaterializedLayer:
+            if any(self._large(value) for value in obj.mapping.values() if not isinstance(value, GraphNode)):
+                raise _LargeLayer
+        elif not isinstance(obj, type) and not kind.__module__.startswith(("dask.", "distributed.")):
+            if self._large(obj):
+                raise _LargeLayer
         return super().reducer_override(obj)
+
+    def _large(self, value: Any) -> bool:
+        return self._outgoing.policy.over(value)

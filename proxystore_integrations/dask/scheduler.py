@@ -19,7 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
 from proxystore_core import Pins
-from proxystore_integrations.dask.graph import StoreTask, stored_values
+from proxystore_integrations.dask.nodes import StoreTask, stored_values
 from proxystore_integrations.dask.worker import StoreWorkerPlugin
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from proxystore_core import Reference, StoreError, store_for
 from proxystore_core.connectors.base import Leased, leased
-from proxystore_integrations.dask.graph import StoredResult, StoreTask
+from proxystore_integrations.dask.nodes import StoredResult, StoreTask
 
 if TYPE_CHECKING:
     from distributed import Worker

@@ -1,7 +1,7 @@
 """Objects on a Redis (or Valkey) server, or on a cluster of them.
 
 <prefix>:{<session>:<bucket>}       a hash; its expiry is the session's lease, kept by the server itself
-    <object>.<size>.<part> -> bytes objects of up to 8 MiB are one part
+    <object>.<size>.<part> -> bytes objects of up to 1 MiB are one part
     lease -> ""                     from the first renewal on: an empty hash would vanish, with its expiry
 
 The sixteen buckets of a session are in sixteen slots, which a cluster spreads over its servers.
@@ -34,8 +34,11 @@ from proxystore_core.urls import StoreURL
 
 __all__ = ["RedisConnector", "RedisTLSConnector", "RedisUnixConnector"]
 
-_PART = 8 << 20  # bytes; part of the layout: another number cannot read what this one has written
-_WINDOW = 8 << 20  # bytes asked for at a time: the server copies them all before the first one is sent
+_PART = 1 << 20  # bytes; part of the layout: another number cannot read what this one has written
+# Bytes asked for at a time. The server copies all of them before it sends the first, and sends a single
+# value in bigger pieces than several: on this host that costs more than a round trip.
+_WINDOW, _LOCAL_WINDOW = 8 << 20, 1 << 20
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _BUCKETS = 16
 _UNRENEWED = 600  # seconds for a session that got objects before, or after, anyone renewed it
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
@@ -153,6 +156,8 @@ class RedisConnector:
             deadline=options.deadline,
             connect_timeout=options.connect_timeout,
         )
+        local = all(isinstance(address, str) or address[0] in _LOCAL for address in addresses)
+        self._window = _LOCAL_WINDOW if local else _WINDOW
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
@@ -205,7 +210,7 @@ class RedisConnector:
             whole = fresh_buffer(size) if size > _PART else None
             found.append(whole)
             for part in range(_parts(size)):
-                if asked >= _WINDOW:
+                if asked >= self._window:
                     fetch()
                 into = memoryview(whole)[part * _PART : (part + 1) * _PART] if whole is not None else None
                 requests.append(self._ask(b"HGET", session, name, part, into))

@@ -1,0 +1,230 @@
+"""What stands in Dask's task graphs, and in its workers' memory, for values that are in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+from dask.tokenize import tokenize
+from dask.utils import funcname
+
+from proxystore_core import Proxy, Reference, StoreError, store_for
+from proxystore_integrations.dask.engine import GraphNode, Task, iscoroutinefunction
+from proxystore_integrations.policy import Policy
+from proxystore_integrations.transfer import load
+
+__all__ = ["StoreTask", "StoredFunction", "StoredResult", "StoredValue", "stored_values"]
+
+_loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("proxystore_loaded")
+_no_dependencies: frozenset[Any] = frozenset()
+
+
+class StoredValue(GraphNode):
+    """A leaf of a graph whose value is in the store: inert on the scheduler, loaded where the task runs.
+
+    Args:
+        key: Dask's key when the leaf is a task of its own, else None.
+        reference: names the stored value.
+        lazy: give the task a lazy proxy instead of the value.
+    """
+
+    __slots__ = ("lazy", "reference")
+
+    def __init__(self, key: Any, reference: Reference, lazy: bool = False) -> None:
+        self.key = key
+        self._dependencies = _no_dependencies
+        self.reference = reference
+        self.lazy = lazy
+
+    def __call__(self, values: Any = ()) -> Any:
+        if self.lazy:
+            return Proxy(self.reference)
+        return _load(self.reference)
+
+    def __reduce__(self) -> tuple[type[StoredValue], tuple[Any, ...]]:
+        return StoredValue, (self.key, self.reference, self.lazy)
+
+    def __repr__(self) -> str:
+        return f"<stored {self.reference.describe()}>"
+
+    def __sizeof__(self) -> int:
+        return 200
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return type(self).__name__, self.reference.recipe, self.reference.key
+
+    def copy(self) -> StoredValue:
+        return StoredValue(self.key, self.reference, self.lazy)
+
+    def substitute(self, subs: Any, key: Any = None) -> StoredValue:
+        return self if key is None or key == self.key else StoredValue(key, self.reference, self.lazy)
+
+
+class StoredFunction:
+    """A task's function that is in the store because it carries large values.
+
+    Dask sees what it asks a function for: its name, and whether it is a coroutine function.
+
+    Args:
+        reference: names the stored function.
+        name: what Dask shows for it.
+        is_coroutine: whether it is a coroutine function.
+    """
+
+    lazy = False
+
+    def __init__(self, reference: Reference, name: str, is_coroutine: bool) -> None:
+        self.reference = reference
+        self.__name__ = name
+        self.__tornado_coroutine__ = is_coroutine  # where `distributed` looks
+
+    @classmethod
+    def of(cls, function: Any, reference: Reference) -> StoredFunction:
+        """What stands for a function that is stored under a reference."""
+        return cls(reference, funcname(function), iscoroutinefunction(function))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _load(self.reference)(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[type[StoredFunction], tuple[Any, ...]]:
+        return StoredFunction, (self.reference, self.__name__, self.__tornado_coroutine__)
+
+    def __repr__(self) -> str:
+        return f"<stored {self.__name__}>"
+
+    def __sizeof__(self) -> int:
+        return 200
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return type(self).__name__, self.reference.recipe, self.reference.key
+
+
+class StoredResult:
+    """A value that is in the store: what a worker keeps in its memory, or is sent, in its place.
+
+    Args:
+        reference: names the value.
+        session: the session that it belongs to.
+    """
+
+    __slots__ = ("reference", "session")
+
+    def __init__(self, reference: Reference, session: str) -> None:
+        self.reference = reference
+        self.session = session
+
+    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference, str]]:
+        return StoredResult, (self.reference, self.session)
+
+    def __repr__(self) -> str:
+        return f"<stored {self.reference.describe()}>"
+
+    def __sizeof__(self) -> int:
+        return 200
+
+
+class StoreTask(GraphNode):
+    """A task that takes values from the store, or puts its result there.
+
+    All references of one call are loaded together before the function runs, each once, so that an
+    argument that appears twice is one object, as it is without a store.
+
+    Args:
+        inner: Dask's own task.
+        references: of the values to load before it runs.
+        results: recipe, session and threshold (bytes) for storing the result, or None.
+    """
+
+    __slots__ = ("inner", "references", "results")
+
+    def __init__(
+        self,
+        inner: GraphNode,
+        references: tuple[Reference, ...] = (),
+        results: tuple[str, str, int] | None = None,
+    ) -> None:
+        self.key = inner.key
+        self._dependencies = inner._dependencies
+        self.inner = inner
+        self.references = references
+        self.results = results
+
+    def __call__(self, values: Any = ()) -> Any:
+        stored = {key: value.reference for key, value in dict(values).items() if type(value) is StoredResult}
+        wanted = (*self.references, *stored.values())
+        loaded = dict(zip(wanted, load(wanted), strict=True)) if wanted else {}
+        if stored:
+            values = {**values, **{key: loaded[reference] for key, reference in stored.items()}}
+        token = _loaded.set(loaded)
+        try:
+            result = self.inner(values)
+        finally:
+            _loaded.reset(token)
+        if self.results is None:
+            return result
+        return self._awaited(result) if self.inner.is_coro else self._outgoing(result)
+
+    async def _awaited(self, result: Awaitable[Any]) -> Any:
+        return self._outgoing(await result)
+
+    def _outgoing(self, result: Any) -> Any:
+        assert self.results is not None
+        recipe, session, threshold = self.results
+        if type(result) is Proxy or not Policy(threshold).over(result):
+            return result
+        # A store that fails leaves the result where it is: in the worker's memory, as without us.
+        with contextlib.suppress(StoreError):
+            return StoredResult(store_for(recipe).reference(result, session=session), session)
+        return result
+
+    @property
+    def is_coro(self) -> bool:
+        return bool(self.inner.is_coro)
+
+    @property
+    def data_producer(self) -> bool:
+        return bool(self.inner.data_producer)
+
+    @property
+    def block_fusion(self) -> bool:
+        return bool(self.inner.block_fusion)
+
+    def __reduce__(self) -> tuple[type[StoreTask], tuple[Any, ...]]:
+        return StoreTask, (self.inner, self.references, self.results)
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def __dask_tokenize__(self) -> Any:
+        return tokenize(self.inner)
+
+    def copy(self) -> StoreTask:
+        return StoreTask(self.inner.copy(), self.references, self.results)
+
+    def substitute(self, subs: Any, key: Any = None) -> StoreTask:
+        return StoreTask(self.inner.substitute(subs, key), self.references, self.results)
+
+
+def _load(reference: Reference) -> Any:
+    loaded = _loaded.get({})
+    return loaded[reference] if reference in loaded else reference()
+
+
+def stored_values(node: Any) -> Iterator[StoredValue | StoredFunction]:
+    """The stored values, and functions, of a task."""
+    if type(node) is StoredValue:
+        yield node
+    elif type(node) is StoreTask:
+        yield from stored_values(node.inner)
+    elif isinstance(node, Task):
+        if type(node.func) is StoredFunction:
+            yield node.func
+        for part in (*node.args, *node.kwargs.values()):
+            if isinstance(part, (GraphNode, dict)):
+                yield from stored_values(part)
+    elif type(node) is dict:  # the inner graph of fused tasks
+        for part in node.values():
+            if isinstance(part, GraphNode):
+                yield from stored_values(part)
