@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import core_work, dask_work, machine, process_work, report
+from benchmarks import core_work, dask_work, machine, process_work, redis_server, redis_work, report
+from benchmarks.contenders import attempt
 from benchmarks.rows import Plan, Row, amount
 from benchmarks.timing import Absent
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-NAMES = (*process_work.WORKS, *core_work.WORKS, *dask_work.WORKS)
+NAMES = (*process_work.WORKS, *core_work.WORKS, *redis_work.WORKS, *dask_work.WORKS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     results = Path(__file__).parent / "results"
     add("--large", action="store_true", help="add arrays of 1 GB")
     add("--only", action="append", choices=NAMES, metavar="NAME", help="run this work (repeatable)")
-    add("--repeat", type=int, default=7, metavar="N", help="rounds of expensive samples (default 7)")
+    add("--repeat", type=int, default=5, metavar="N", help="rounds of expensive samples (default 5)")
     add("--out", default=str(results), metavar="DIR", help="where the report goes (benchmarks/results)")
     add("--list", action="store_true", help="print the names of the works")
     return parser
@@ -61,6 +62,14 @@ def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
     for name, work in (*process_work.WORKS.items(), *core_work.WORKS.items()):
         if name in wanted:
             yield from work(plan)
+    on_redis = [work for name, work in redis_work.WORKS.items() if name in wanted]
+    if on_redis:
+        with ExitStack() as stack:
+            server = attempt(lambda: stack.enter_context(redis_server.serving()))
+            if isinstance(server, Absent):
+                print(f"      no Redis server: {server.reason}", file=sys.stderr)
+            for work_at in () if isinstance(server, Absent) else on_redis:
+                yield from work_at(plan, server)
     chosen = [work for name, work in dask_work.WORKS.items() if name in wanted]
     if chosen:
         with ExitStack() as stack:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from benchmarks.redis_server import RedisServer
 from benchmarks.timing import Absent, describe_error
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "OURS",
     "PEER",
     "RAW",
+    "REDIS",
+    "REDIS_COPYLESS",
     "SCATTERED",
     "STOCKLESS",
     "attempt",
@@ -27,6 +30,8 @@ __all__ = [
 
 COPY = "memcpy"
 RAW = "plain object"
+REDIS = "redis-py"
+REDIS_COPYLESS = "redis-py, no copies"
 BARE = "Dask"
 PEER = "ProxyStore"
 OURS = "this project"
@@ -42,14 +47,15 @@ def attempt(build: Callable[[], Any]) -> Any:
         return Absent(describe_error(error))
 
 
-def store(contender: str, kind: str, stack: ExitStack) -> Any:
+def store(contender: str, kind: str | RedisServer, stack: ExitStack, transport: str = "TCP") -> Any:
     """Open a contender's store until ``stack`` ends.
 
     Args:
         contender: `PEER`, `OURS` or `STOCKLESS`.
-        kind: "shm", "file" or "memory". The peer has no shared memory: there it keeps its files
-            on /dev/shm, which is its best case on one machine.
+        kind: "shm", "file", "memory" or a Redis server. The peer has no shared memory: there it keeps
+            its files on /dev/shm, which is its best case on one machine.
         stack: closes the store and removes its files.
+        transport: "unix socket" or "TCP" to the Redis server. The peer knows TCP alone.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
     if contender == PEER:
@@ -63,22 +69,30 @@ def store(contender: str, kind: str, stack: ExitStack) -> Any:
         opened = Store(name, connector=ShmConnector(**options))
         stack.callback(opened.close, clear=True)
         return opened
-    url = "memory://" if kind == "memory" else f"file://{_directory(None, stack)}"
+    if isinstance(kind, RedisServer):
+        url = kind.url(transport)
+    else:
+        url = "memory://" if kind == "memory" else f"file://{_directory(None, stack)}"
     return stack.enter_context(Store.from_url(url, name=name))
 
 
-def _peer_store(name: str, kind: str, stack: ExitStack) -> Any:
+def _peer_store(name: str, kind: str | RedisServer, stack: ExitStack) -> Any:
     from proxystore.connectors.file import FileConnector
     from proxystore.connectors.local import LocalConnector
+    from proxystore.connectors.redis import RedisConnector
     from proxystore.store import Store, unregister_store
 
-    connector = (
-        LocalConnector()
-        if kind == "memory"
-        else FileConnector(_directory("/dev/shm" if kind == "shm" else None, stack))
-    )
+    connector: Any
+    if isinstance(kind, RedisServer):
+        connector = RedisConnector("127.0.0.1", kind.port)
+    elif kind == "memory":
+        connector = LocalConnector()
+    else:
+        connector = FileConnector(_directory("/dev/shm" if kind == "shm" else None, stack))
     # The peer finds stores by name alone: a name is never used twice, here or on a worker.
-    opened = Store(name, connector, register=True)
+    # On Redis every object is got once in each process: its cache would only hold memory.
+    options = {"cache_size": 0} if isinstance(kind, RedisServer) else {}
+    opened: Any = Store(name, connector, register=True, **options)
     stack.callback(opened.close)
     stack.callback(unregister_store, name)
     return opened
@@ -91,8 +105,8 @@ def _directory(parent: str | None, stack: ExitStack) -> str:
     )
 
 
-def dask_client(contender: str, cluster: Any, stack: ExitStack) -> Any:
-    """Connect a contender's Dask client to ``cluster`` until ``stack`` ends."""
+def dask_client(contender: str, cluster: Any, stack: ExitStack, kind: str | RedisServer = "shm") -> Any:
+    """Connect a contender's Dask client to ``cluster`` until ``stack`` ends; its store is of ``kind``."""
     if contender == BARE:
         from distributed import Client
 
@@ -102,11 +116,14 @@ def dask_client(contender: str, cluster: Any, stack: ExitStack) -> Any:
             warnings.simplefilter("ignore")
             from proxystore.ex.plugins.distributed import Client as PeerClient
 
-            opened = store(PEER, "shm", stack)
+            opened = store(PEER, kind, stack)
             return stack.enter_context(PeerClient(cluster, set_as_default=False, ps_store=opened))
     from proxystore_integrations.dask import Client as OurClient
 
-    return stack.enter_context(OurClient(cluster, set_as_default=False, threshold="100 kB", results="auto"))
+    url = kind.url("TCP") if isinstance(kind, RedisServer) else f"{kind}://"
+    return stack.enter_context(
+        OurClient(cluster, set_as_default=False, store=url, threshold="100 kB", results="auto")
+    )
 
 
 def _shm_connectors() -> Mapping[str, Callable[[], Any]]:

@@ -11,26 +11,32 @@ from typing import Any, TypeAlias
 
 from benchmarks import tasks
 from benchmarks.contenders import BARE, OURS, PEER, SCATTERED, attempt, counting, dask_client
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import Plan, Row
 from benchmarks.tasks import fresh, touch
 from benchmarks.timing import Absent, Figures, Outcomes, Sample, interleave
 
-__all__ = ["WORKS", "clients"]
+__all__ = ["WORKS", "argument_of", "clients", "floor", "result_of", "sampled"]
 
 Clients: TypeAlias = Mapping[str, Any]
 """A connected client, or why there is none, by contender."""
 
+TEN_MB = 10_000_000
 HUNDRED_MB = 100_000_000
 LINKS = 5
 ITEMS = 1000
 BLOCK = 20
+SUBMITS = 100
+PAUSE = 0.15  # seconds: a contender's evictions and preparations end before the next one's turn
 
 QUIET = {"distributed.nanny.pre-spawn-environ.PYTHONWARNINGS": "ignore"}
 
 
 @contextmanager
-def clients(names: tuple[str, ...] = (BARE, PEER, OURS)) -> Iterator[Clients]:
-    """Connect each contender to a cluster of two single-threaded worker processes.
+def clients(
+    names: tuple[str, ...] = (BARE, PEER, OURS), kind: str | RedisServer = "shm"
+) -> Iterator[Clients]:
+    """Connect each contender, with its store of ``kind``, to a cluster of two single-threaded workers.
 
     Bare Dask and the peer share one; this project has its own, because it equips workers and
     scheduler, and bare Dask must not pay for that.
@@ -52,11 +58,11 @@ def clients(names: tuple[str, ...] = (BARE, PEER, OURS)) -> Iterator[Clients]:
                     silence_logs=logging.CRITICAL,
                 )
                 clusters.append(stack.enter_context(cluster))
-            opened[name] = attempt(partial(dask_client, name, clusters[-1], stack))
+            opened[name] = attempt(partial(dask_client, name, clusters[-1], stack, kind))
         yield opened
 
 
-def _sampled(opened: Clients, build: Callable[[str, Any], Sample], rounds: int) -> Outcomes:
+def sampled(opened: Clients, build: Callable[[str, Any], Sample], rounds: int) -> Outcomes:
     """Interleave what ``build`` makes of each client that is there."""
     samples: dict[str, Sample | Absent] = {}
     for name, client in opened.items():
@@ -72,75 +78,94 @@ def _sampled(opened: Clients, build: Callable[[str, Any], Sample], rounds: int) 
 def _rest(client: Any, size: int) -> None:
     """Let a cluster release what the sample left, so that the next contender does not pay for it."""
     client.submit(tasks.nothing, pure=False).result()
-    time.sleep(0.1 if size >= 10_000_000 else 0.002)
+    time.sleep(PAUSE if size >= TEN_MB else 0.01)
 
 
-def argument(plan: Plan, opened: Clients) -> Iterator[Row]:
-    """A task reads one byte of every page of its argument and returns their sum."""
+def floor(plan: Plan, opened: Clients, *, where: str = "Dask") -> Iterator[Row]:
+    """An empty task, from submit to its result: what every other Dask figure contains."""
 
-    def build(_name: str, client: Any, *, size: int, options: Mapping[str, Any]) -> Sample:
+    def build(_name: str, client: Any) -> Sample:
         def sample() -> Figures:
-            array = fresh(size)
-            expected = touch(array)
             begin = time.perf_counter()
-            future = client.submit(touch, array, **options)
-            total = future.result()
+            client.submit(tasks.nothing, pure=False).result()
             elapsed = time.perf_counter() - begin
-            assert total == expected, "another result"
-            del future
-            _rest(client, size)
+            time.sleep(0.005)
             return {"": elapsed}
 
         return sample
 
+    yield Row(f"{where}: empty task, submit to result", "s", sampled(opened, build, 15 * plan.repeat).of())
+
+
+def argument(plan: Plan, opened: Clients) -> Iterator[Row]:
+    """A task reads one byte of every page of its argument and returns their sum."""
     for title, options, factor in (
         ("Dask: argument", {"pure": False}, 4.0),
         ("Dask: argument, default naming (pure=True)", {}, 2.0),
     ):
         for size, rounds in plan.sized():
-            outcomes = _sampled(opened, partial(build, size=size, options=options), rounds)
+            outcomes = sampled(opened, partial(argument_of, size=size, options=options), rounds)
             row = Row(title, "s", outcomes.of(), size)
             if size == HUNDRED_MB:
                 row.times_faster(OURS, BARE, factor)
             yield row
 
 
+def argument_of(_name: str, client: Any, *, size: int, options: Mapping[str, Any]) -> Sample:
+    """One argument of ``size`` bytes; ``options`` are those of ``submit``."""
+
+    def sample() -> Figures:
+        array = fresh(size)
+        expected = touch(array)
+        begin = time.perf_counter()
+        future = client.submit(touch, array, **options)
+        total = future.result()
+        elapsed = time.perf_counter() - begin
+        assert total == expected, "another result"
+        del future
+        _rest(client, size)
+        return {"": elapsed}
+
+    return sample
+
+
 def result(plan: Plan, opened: Clients) -> Iterator[Row]:
     """A task returns an array; the client reads one byte of every page of it."""
-
-    def build(_name: str, client: Any, *, size: int) -> Sample:
-        from distributed import wait
-
-        fills = iter(range(1, 10_000))
-
-        def sample() -> Figures:
-            fill = next(fills)
-            future = client.submit(tasks.make, size, fill, pure=False)
-            with client.as_current():
-                wait(future, timeout=60)
-            begin = time.perf_counter()
-            total = touch(future.result())
-            gathered = time.perf_counter() - begin
-            assert total == fill % 251 * len(range(0, size, 4096)), "another result"
-            del future
-            _rest(client, size)
-            begin = time.perf_counter()
-            future = client.submit(tasks.make, size, fill, pure=False)
-            touch(future.result())
-            elapsed = time.perf_counter() - begin
-            del future
-            _rest(client, size)
-            return {"of a finished task": gathered, "with the task": elapsed}
-
-        return sample
-
     for size, rounds in plan.sized():
-        outcomes = _sampled(opened, partial(build, size=size), rounds)
+        outcomes = sampled(opened, partial(result_of, size=size), rounds)
         for figure in ("of a finished task", "with the task"):
             row = Row(f"Dask: gathered result, {figure}", "s", outcomes.of(figure), size)
             if size == HUNDRED_MB:
                 row.times_faster(OURS, BARE, 2.0)
             yield row
+
+
+def result_of(_name: str, client: Any, *, size: int) -> Sample:
+    """One result of ``size`` bytes: gathered when the task is over, and together with it."""
+    from distributed import wait
+
+    fills = iter(range(1, 10_000))
+
+    def sample() -> Figures:
+        fill = next(fills)
+        future = client.submit(tasks.make, size, fill, pure=False)
+        with client.as_current():
+            wait(future, timeout=60)
+        begin = time.perf_counter()
+        total = touch(future.result())
+        gathered = time.perf_counter() - begin
+        assert total == fill % 251 * len(range(0, size, 4096)), "another result"
+        del future
+        _rest(client, size)
+        begin = time.perf_counter()
+        future = client.submit(tasks.make, size, fill, pure=False)
+        touch(future.result())
+        elapsed = time.perf_counter() - begin
+        del future
+        _rest(client, size)
+        return {"of a finished task": gathered, "with the task": elapsed}
+
+    return sample
 
 
 def chain(plan: Plan, opened: Clients) -> Iterator[Row]:
@@ -183,7 +208,7 @@ def chain(plan: Plan, opened: Clients) -> Iterator[Row]:
             ("begun with an argument, small result", "argument", False),
         ):
             made = partial(build, size=size, start=start, gather=gather)
-            outcomes = _sampled(opened, made, plan.rounds(size))
+            outcomes = sampled(opened, made, plan.rounds(size))
             row = Row(f"Dask: chain of five, {title}", "s", outcomes.of(), size)
             if size == HUNDRED_MB:
                 row.times_faster(OURS, BARE, 0.95)
@@ -215,7 +240,7 @@ def submit(plan: Plan, opened: Clients) -> Iterator[Row]:
         ("bytes, 1 kB", lambda: bytes(1000)),
         ("array, 10 kB", lambda: fresh(10_000)),
     ):
-        outcomes = _sampled(opened, partial(build, value=value), 1000 // BLOCK)
+        outcomes = sampled(opened, partial(build, value=value), 600 // BLOCK)
         row = Row(f"Dask: the submit() call, {title}", "s", outcomes.of())
         row.at_most_beyond(OURS, BARE, 30e-6)
         yield row
@@ -252,11 +277,11 @@ def map_one(plan: Plan, opened: Clients) -> Iterator[Row]:
         return sample
 
     others = {SCATTERED: opened[BARE], PEER: opened[PEER], OURS: opened[OURS]}
-    outcomes = _sampled(others, build, 3)
+    outcomes = sampled(others, build, 3)
     # Last, and on a cluster of its own: distributed 2026.8 fails an assertion in its scheduler here,
     # after which that scheduler is of no use to anybody.
     with clients((BARE,)) as alone:
-        bare = _sampled(alone, build, 3).of("seconds")
+        bare = sampled(alone, build, 3).of("seconds")
     title = f"Dask: one argument, map over {ITEMS} items"
     yield Row(title, "s", {**bare, **outcomes.of("seconds")}, size)
     stored = Row(f"{title}: times stored", "count", outcomes.of("stored"), size)
@@ -264,10 +289,44 @@ def map_one(plan: Plan, opened: Clients) -> Iterator[Row]:
     yield stored
 
 
+def submits(plan: Plan, opened: Clients) -> Iterator[Row]:
+    """The same array, by value, to a hundred submits."""
+    size = min(TEN_MB, plan.sizes[-1])
+
+    def build(name: str, client: Any) -> Sample:
+        def sample() -> Figures:
+            array = fresh(size)
+            expected = [int(array[i]) for i in range(SUBMITS)]
+            with ExitStack() as stack:
+                stored = stack.enter_context(counting(name, size // 2)) if name in (PEER, OURS) else None
+                begin = time.perf_counter()
+                futures = [client.submit(tasks.item, i, big=array, pure=False) for i in range(SUBMITS)]
+                values = client.gather(futures)
+                elapsed = time.perf_counter() - begin
+            assert values == expected, "other results"
+            del futures
+            _rest(client, HUNDRED_MB)
+            figures = {"seconds": elapsed}
+            return figures if stored is None else {**figures, "stored": len(stored)}
+
+        return sample
+
+    outcomes = sampled(opened, build, min(3, plan.repeat))
+    title = f"Dask: one argument, {SUBMITS} submits"
+    row = Row(title, "s", outcomes.of("seconds"), size)
+    row.times_faster(OURS, BARE, 3.0)
+    yield row
+    stored = Row(f"{title}: times stored", "count", outcomes.of("stored"), size)
+    stored.at_most(OURS, 1)
+    yield stored
+
+
 WORKS: Mapping[str, Callable[[Plan, Clients], Iterator[Row]]] = {
+    "dask-floor": floor,
     "dask-argument": argument,
     "dask-result": result,
     "dask-chain": chain,
     "dask-submit": submit,
+    "dask-submits": submits,
     "dask-map": map_one,
 }

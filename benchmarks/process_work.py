@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import OURS, PEER, store
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import Plan, Row
 from benchmarks.tasks import fresh, touch
 from benchmarks.timing import Figures, Sample, interleave
 
-__all__ = ["WORKS"]
+__all__ = ["STEPS", "WORKS", "allocation_of"]
 
 HUNDRED_MB = 100_000_000
 STEPS = ("put", "get", "get + read")
@@ -57,7 +58,7 @@ def _import(statement: str) -> Sample:
 def allocation(plan: Plan) -> Iterator[Row]:
     """Peaks of memory while 100 MB are put, got and read, in a process that does nothing else."""
     size = min(HUNDRED_MB, plan.sizes[-1])
-    samples = {name: _allocation(name, size) for name in (PEER, OURS)}
+    samples = {name: allocation_of(name, size) for name in (PEER, OURS)}
     outcomes = interleave(samples, 3, warm=0)
     for step in STEPS:
         heap = Row(f"Memory: allocated by {step}", "B", outcomes.of(f"{step} heap"), size)
@@ -71,9 +72,12 @@ def allocation(plan: Plan) -> Iterator[Row]:
         yield resident
 
 
-def _allocation(contender: str, size: int) -> Sample:
+def allocation_of(contender: str, size: int, server: RedisServer | None = None) -> Sample:
+    """Peaks of one contender in a process of its own, on shared memory or through a server's unix socket."""
+    place = () if server is None else (server.path, str(server.port))
+
     def sample() -> Figures:
-        figures: Figures = json.loads(_python("-W", "ignore", "-m", __name__, contender, str(size)))
+        figures: Figures = json.loads(_python("-W", "ignore", "-m", __name__, contender, str(size), *place))
         return figures
 
     return sample
@@ -89,10 +93,11 @@ def _python(*arguments: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _measure(contender: str, size: int) -> dict[str, float]:
+def _measure(contender: str, size: int, path: str = "", port: str = "0") -> dict[str, float]:
     figures: dict[str, float] = {}
     with ExitStack() as stack:
-        opened = store(contender, "shm", stack)
+        kind = RedisServer(path, int(port)) if path else "shm"
+        opened = store(contender, kind, stack, "unix socket")
         for warm in (10_000, 200_000):
             key = opened.put(fresh(warm))
             touch(opened.get(key))
@@ -129,4 +134,4 @@ def _resident(field: str) -> int:
 WORKS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {"imports": imports, "allocation": allocation}
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])))

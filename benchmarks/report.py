@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plot
-from benchmarks.contenders import BARE, COPY, OURS, PEER, RAW, SCATTERED
+from benchmarks.contenders import BARE, COPY, OURS, PEER, RAW, REDIS, REDIS_COPYLESS, SCATTERED
 from benchmarks.rows import Row, Verdict, amount, size_name
 from benchmarks.timing import Absent, Outcome, Spread
 
@@ -20,7 +20,9 @@ median of the ratios within each round. "read" and every Dask row read one byte 
 data which is mapped but never loaded counts for nobody. ProxyStore stores files on /dev/shm, its best
 case on one machine. Dask rows use `pure=False` unless they say otherwise, two worker processes of one
 thread each; bare Dask and ProxyStore share a cluster, this project has an equal one of its own,
-because it equips scheduler and workers."""
+because it equips scheduler and workers. The row of the empty task is the floor of every Dask row. On
+Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
+"unix socket" are TCP too, and all Dask rows on Redis are TCP for both."""
 
 
 def write(folder: Path, rows: Sequence[Row], machine: Mapping[str, str], elapsed: float) -> list[str]:
@@ -83,7 +85,9 @@ def _figures(rows: Sequence[Row]) -> Iterator[str]:
 
 def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
-    references = [name for name in (COPY, RAW, BARE, SCATTERED, PEER) if name in contenders]
+    references = [
+        name for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, SCATTERED, PEER) if name in contenders
+    ]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in group:

@@ -97,16 +97,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return self.origins.get(name, given)
 
     @classmethod
-    def load(cls, **overrides: Any) -> Settings:
+    def load(cls, engine: tuple[str, Mapping[str, Any]] | None = None, /, **overrides: Any) -> Settings:
         """Settings for one client: for each setting the first of
 
         1. a keyword argument that is not None,
         2. an environment variable that is not empty: ``PROXYSTORE_THRESHOLD``, ``PROXYSTORE_STORE`` ...,
-        3. one file: the one that ``PROXYSTORE_CONFIG`` names, else the nearest ``proxystore.toml`` or
+        3. the engine's own configuration, where it has one and it names the setting,
+        4. one file: the one that ``PROXYSTORE_CONFIG`` names, else the nearest ``proxystore.toml`` or
            ``pyproject.toml`` with ``[tool.proxystore]`` from the working directory upwards,
-        4. the default.
+        5. the default.
 
         Args:
+            engine: what to call the engine's configuration in an error, and its settings by name.
             **overrides: settings by name. A size or duration may be text with a unit.
 
         Raises:
@@ -115,10 +117,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
-        origin, table = _file()
-        for name, value in table.items():
-            _known(name, origin)
-            values[name], origins[name] = value, origin
+        for origin, table in filter(None, (_file(), engine)):
+            for name, value in table.items():
+                _known(name, origin)
+                values[name], origins[name] = value, origin
         for variable, value in _environment().items():
             name = variable.removeprefix(PREFIX).lower()
             values[name], origins[name] = value, variable

@@ -11,9 +11,14 @@ import signal
 import time
 from typing import Any, NamedTuple
 
+import dask
+import distributed
 import numpy as np
 
-from proxystore_core import Proxy
+try:
+    from proxystore_core import Proxy
+except ImportError:  # a worker without the package
+    Proxy = None  # type: ignore[assignment, misc]
 
 
 class Pair(NamedTuple):
@@ -171,3 +176,69 @@ class Counter:
     def bump(self):
         self.array += 1
         return float(self.array[0])
+
+
+class Offset:
+    """A callable object that carries an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __call__(self, value):
+        return float(self.array[0] + value)
+
+    def plus(self, value):
+        return float(self.array[1] + value)
+
+    async def soon(self, value):
+        await asyncio.sleep(0)
+        return float(self.array[2] + value)
+
+
+def closure_over(array):
+    def inner(value, keyword=0):
+        return float(array[3]) + value + keyword
+
+    return inner
+
+
+def with_default(array):
+    def inner(value, array=array):
+        return float(array[4]) + value
+
+    return inner
+
+
+def coroutine_over(array):
+    async def inner(value):
+        await asyncio.sleep(0)
+        return float(array[5]) + value
+
+    return inner
+
+
+def submit_inside(count):
+    """Tasks with a large argument, from inside a task; what the task's client is like."""
+    with distributed.worker_client() as client:
+        futures = client.map(total, [np.full(count, i, dtype=float) for i in range(4)], pure=False)
+        return type(client).__module__, client._link.joined, client.gather(futures)
+
+
+def get_client_inside(count):
+    client = distributed.get_client()
+    future = client.submit(increment, np.zeros(count), pure=False)
+    distributed.secede()
+    result = future.result()
+    distributed.rejoin()
+    return float(result.sum())
+
+
+async def get_client_in_coroutine(count):
+    client = distributed.get_client()
+    future = client.submit(increment, np.zeros(count), pure=False)
+    return float((await future).sum())
+
+
+def compute_inside(count):
+    with distributed.worker_client():
+        return dask.delayed(total)(np.ones(count)).compute()

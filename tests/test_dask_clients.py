@@ -114,7 +114,7 @@ def test_settings_come_from_a_file(cluster, array, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
-        ({"threshold": "1 lightyear"}, "threshold"),
+        ({"threshold": "1 furlong"}, "threshold"),
         ({"store": "shmm://"}, "shmm"),
         ({"results": "sometimes"}, "results"),
         ({"inputs": "both"}, "inputs"),

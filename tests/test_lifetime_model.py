@@ -1,9 +1,10 @@
 """The life of stored objects against a model of it: any order of puts, pins, orders, crashes and ends.
 
-The client's side (`Link`, `Sharing`, `Session`) and the scheduler's (`StoreSchedulerPlugin`, `Pins`) are
-the real ones, and so is the store. What is between them is simulated: streams that deliver each
-message whole, in order and as late as the rules like, as TCP and Dask's event loop do. Time is
-simulated by setting a lease's expiry into the past behind the connector's back.
+Stores, `Session`, `Sharing`, `Holdings` and `Pins` are the real ones. Clients and a scheduler that use
+them are written out here, as the protocol of the Dask integration has it: clients announce graphs,
+the scheduler counts them, pins objects while it knows their tasks, and orders evictions with the
+number of graphs that it has seen. Streams deliver each message whole, in order and as late as the
+rules like. Time passes by setting a lease's expiry into the past behind the connector's back.
 
 After each step every object that anyone needs is readable and right; nothing of a session that is
 over is left; nobody else's objects are touched. When no message is on its way, nothing else is there.
@@ -14,7 +15,6 @@ over is left; nobody else's objects are touched. When no message is on its way, 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import os
 import secrets
@@ -23,41 +23,43 @@ import sys
 import tempfile
 import threading
 import time
-import types
 import warnings
-from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis_servers import Server, serving
 
-from proxystore_core import GoneError, Store
+from proxystore_core import GoneError, Pins, Session, Sharing, Store
 from proxystore_core.connectors import memory
-from proxystore_core.connectors.base import Key, leased
+from proxystore_core.connectors.base import Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.connectors.redis import RedisConnector
 from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.reference import Reference
 from proxystore_core.testing import in_fork
-from proxystore_integrations.dask.engine import Task
-from proxystore_integrations.dask.graph import StoredValue
-from proxystore_integrations.dask.link import Link
-from proxystore_integrations.dask.scheduler import ClientSession, StoreSchedulerPlugin
-from proxystore_integrations.settings import Settings
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 PLAY = settings(
-    max_examples=300 if THOROUGH else 25,
-    stateful_step_count=100 if THOROUGH else 40,
+    max_examples=300 if THOROUGH else 40,
+    stateful_step_count=60 if THOROUGH else 30,
     deadline=None,
+    derandomize=not THOROUGH,
     database=None,
-    phases=[Phase.generate, Phase.shrink],
+    phases=[Phase.generate],  # a game as long as this shrinks for an hour
     suppress_health_check=list(HealthCheck),
 )
 PAST = time.time() - 3600
@@ -68,7 +70,7 @@ CONTENTS = {
     "a": b"a" * 5000,
     "like a": b"a" * 100 + b"b" + b"a" * 4899,
     "c": b"c" * 2000,
-    "big": bytes(range(256)) * 5000,
+    "big": bytes(range(256)) * 4100,
 }
 
 
@@ -182,7 +184,7 @@ class RedisWorld(World):
         return list(self.server.witness.scan_iter(f"{self.prefix}:{{{session}:*", count=10_000))
 
     def raw(self) -> dict[str, set[str]]:
-        found = defaultdict(set)
+        found: defaultdict[str, set[str]] = defaultdict(set)
         hashes = self.hashes()
         pipeline = self.server.witness.pipeline(transaction=False)
         for place in hashes:
@@ -203,126 +205,141 @@ class RedisWorld(World):
             self.server.witness.delete(place)
 
 
-# Between client and scheduler.
-
-
-@types.coroutine
-def pause() -> Generator[None, None, None]:
-    yield
+# Client and scheduler: the protocol of an engine whose scheduler counts, and whose client evicts.
 
 
 @dataclasses.dataclass
-class Inbox:
-    """One direction of a stream."""
+class Stream:
+    """One direction of a connection: whole messages, in order, as late as the rules like."""
 
-    messages: deque[dict[str, Any]] = dataclasses.field(default_factory=deque)
+    messages: deque[tuple[Any, ...]] = dataclasses.field(default_factory=deque)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, *message: Any) -> None:
         self.messages.append(message)
 
-    def closed(self) -> bool:
-        return False
-
 
 @dataclasses.dataclass
-class TaskState:
-    key: str
-    run_spec: Any
+class Task:
+    name: str
     needs: set[Key]  # what its function is going to read
+    detached: bool  # nobody waits for it, and it runs all the same
+    fails: bool = False  # the scheduler cannot read its graph
     who_wants: set[str] = dataclasses.field(default_factory=set)
-    detached: bool = False  # fire_and_forget
-    actor: bool = False
     result: Key | None = None
 
 
+@dataclasses.dataclass
+class Known:
+    """What the scheduler knows of a session."""
+
+    client: str
+    name: str
+    pins: Pins = dataclasses.field(default_factory=Pins)
+    graphs: Counter[Key] = dataclasses.field(default_factory=Counter)
+    here: bool = True
+
+
 class Scheduler:
-    """What the plugin sees of Dask's scheduler."""
+    """Pins objects while it knows their tasks; has no way to the store itself."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, TaskState] = {}
-        self.clients: dict[str, Any] = {}
-        self.client_comms: dict[str, Inbox] = {}
-        self.stream_comms: dict[str, Inbox] = {"worker": Inbox()}
-        self.stream_handlers: dict[str, Any] = {"update-graph": self.update_graph}
-        self.handlers: dict[str, Any] = {}
-        self.callbacks: deque[Callable[[], object]] = deque()
-        self.loop = self
-        self.plugin = StoreSchedulerPlugin()
-        self.plugin.start(self)  # type: ignore[arg-type]
+        self.tasks: dict[str, Task] = {}
+        self.sessions: dict[str, Known] = {}
+        self.clients: dict[str, Stream] = {}
+        self.workers: list[Stream] = [Stream()]
+        self.orders: defaultdict[str, list[Key]] = defaultdict(list)
+        self.turns: deque[Known] = deque()  # of the event loop: orders of one turn are sent together
 
-    def add_callback(self, callback: Callable[[], object]) -> None:
-        self.callbacks.append(callback)
-
-    async def update_graph(self, *, client: str, tasks: list[TaskState], detached: bool, fails: bool) -> None:
-        await pause()  # deserialized in a thread
-        if fails:
-            return
-        for task in tasks:
-            known = self.tasks.setdefault(task.key, task)
-            known.detached |= detached
-            if not detached:
+    def graph(self, client: str, keys: list[Key], task: Task) -> None:
+        session = self.sessions.get(client)
+        if not task.fails:
+            if task.name not in self.tasks:
+                self.tasks[task.name] = task
+                if session is not None:
+                    for key in keys:
+                        session.pins.pin(key, task.name)
+            known = self.tasks[task.name]
+            if task.detached:
+                known.detached = True
+            else:
                 known.who_wants.add(client)
-        self.plugin.update_graph(self, client=client, tasks=[task.key for task in tasks])  # type: ignore[arg-type]
+        if session is not None:
+            session.graphs.update(keys)
+            # What no task took (it was known already, or the graph failed) goes at once.
+            self.evict(session, [key for key in keys if key not in session.pins])
 
-    def client_releases_keys(self, *, keys: Iterable[str], client: str, stimulus_id: str = "") -> None:
-        for key in keys:
-            task = self.tasks.get(key)
+    def release(self, client: str, names: Iterable[str]) -> None:
+        for name in names:
+            task = self.tasks.get(name)
             if task is not None:
                 task.who_wants.discard(client)
                 self.forget_if_done(task)
 
-    def forget_if_done(self, task: TaskState) -> None:
+    def forget_if_done(self, task: Task) -> None:
         if not task.who_wants and not task.detached:
-            del self.tasks[task.key]
-            if task.result is not None:
-                self.plugin.transition(task.key, "memory", "released")
-            self.plugin.transition(task.key, "released", "forgotten")
+            del self.tasks[task.name]
+            self.let_go(("result", task.name))
+            self.let_go(task.name)
 
-    def wanted(self, client: str) -> list[TaskState]:
+    def let_go(self, holder: Hashable) -> None:
+        for session in list(self.sessions.values()):
+            freed = session.pins.release(holder)
+            if freed:
+                self.evict(session, freed)
+                self.end_if_over(session)
+
+    def wanted(self, client: str) -> list[Task]:
         return [task for task in self.tasks.values() if client in task.who_wants]
 
+    def evict(self, session: Known, keys: Iterable[Key]) -> None:
+        self.orders[session.client].extend(keys)
+        self.turns.append(session)
+
+    def turn(self) -> None:
+        session = self.turns.popleft()
+        orders = dict.fromkeys(self.orders.pop(session.client, ()))
+        keys = [(key, max(session.graphs.pop(key, 0), 1)) for key in orders if key not in session.pins]
+        if not keys:
+            return
+        # Not to a client that has been told that it may go: what comes after that is not heard.
+        if session.here and session.client in self.clients:
+            self.clients[session.client].send("evict", keys)
+        else:
+            self.ask_worker("evict", [key for key, _ in keys])
+
+    def ask_worker(self, *message: Any) -> None:
+        for worker in self.workers:
+            worker.send(*message)
+
+    def end_if_over(self, session: Known) -> None:
+        if not session.here and not session.pins and self.sessions.pop(session.client, None) is not None:
+            self.ask_worker("end", session.name)
+
+    def leave(self, client: str) -> None:
+        self.release(client, [task.name for task in self.wanted(client)])
+        session = self.sessions[client]
+        session.here = False
+        needed = bool(session.pins)
+        if not needed:
+            del self.sessions[client]
+        self.clients[client].send("left", needed)
+
     def remove_client(self, client: str) -> None:
-        self.client_releases_keys(keys=[task.key for task in self.wanted(client)], client=client)
+        self.release(client, [task.name for task in self.wanted(client)])
         self.clients.pop(client, None)
-        self.client_comms.pop(client, None)
-        self.plugin.remove_client(self, client)  # type: ignore[arg-type]
+        session = self.sessions.get(client)
+        if session is not None:
+            session.here = False
+            self.end_if_over(session)
 
 
-class Wants:
-    """Dask's state of a client: it reads one attribute."""
-
-    def __init__(self, scheduler: Scheduler, client: str) -> None:
-        self.scheduler, self.client = scheduler, client
-
-    @property
-    def wants_what(self) -> list[TaskState]:
-        return self.scheduler.wanted(self.client)
-
-
-class Handler:
-    """A coroutine of the scheduler, run step by step in a context of its own, as a task is."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.coroutine = coroutine
-        self.context = contextvars.copy_context()
-
-    def step(self) -> bool:
-        """Go on; tells whether it has ended."""
-        try:
-            self.context.run(self.coroutine.send, None)
-        except StopIteration:
-            return True
-        return False
-
-
-class Player:
-    """One client: the real `Link`, and what is on its way to and from it."""
+class Client:
+    """One client: its session, what it shares, and what is on its way to and from it."""
 
     def __init__(self, number: int, world: World, scheduler: Scheduler) -> None:
         self.id = f"client-{number}"
-        self.out, self.inbox = Inbox(), Inbox()
-        self.handling: Handler | None = None
-        self.graph: dict[str, Any] | None = None
+        self.out, self.inbox = Stream(), Stream()
+        self.handled: tuple[Any, ...] | None = None  # the scheduler reads a graph: the stream waits
         self.state = "here"  # leaving, ended (orderly, all evicted), gone (killed, or its tasks go on)
         self.lapsed = False
         self.blind = False  # whether an order may have found nobody to carry it out
@@ -330,40 +347,64 @@ class Player:
         self.gate: threading.Event | None = None  # evictions wait for it
         connector = world.connect()
         swept, sweep = threading.Event(), connector.sweep
-        connector.sweep = lambda: (sweep(), swept.set())
+
+        def tell() -> None:
+            sweep()
+            swept.set()
+
+        connector.sweep = tell
         self.store: Store[Any] = Store(secrets.token_hex(4), connector, cache_size=0)
-        self.link = Link(Settings(threshold=1000), store=self.store)
-        told = self.link.open(self.id)
+        self.lease = Session(connector, lease=600)
         assert swept.wait(20)
-        self.session: str = told["session"]
-        session = scheduler.plugin.sessions[self.id] = ClientSession(**told)
-        session.updated.set()
-        scheduler.clients[self.id] = Wants(scheduler, self.id)
-        scheduler.client_comms[self.id] = self.inbox
+        self.session = self.lease.name
+        self.sharing = Sharing(self.store, self.session)
+        self.evictions = ThreadPoolExecutor(1)
+        scheduler.sessions[self.id] = Known(self.id, self.session)
+        scheduler.clients[self.id] = self.inbox
 
     @property
     def announced(self) -> Iterator[Key]:
         """Keys in graphs that the scheduler has not worked on to the end."""
-        for message in [*self.out.messages, *([self.graph] if self.graph else ())]:
-            if message["op"] == "update-graph":
-                yield from message["proxystore"]["keys"]
+        for message in [*self.out.messages, *([self.handled] if self.handled else ())]:
+            if message[0] == "graph":
+                yield from message[1]
+
+    def released(self, keys: Iterable[tuple[Key, int]]) -> None:
+        """An order: while more graphs with an object are on their way, it stays."""
+        for key, graphs in keys:
+            if self.sharing.holdings.release(key, graphs):
+                self.evictions.submit(self.store.evict, key)
+        self.evictions_done()
+
+    def withdraw(self, keys: Iterable[Key]) -> None:
+        """A graph was not sent."""
+        for key in self.sharing.holdings.release_all(keys):
+            self.evictions.submit(self.store.evict, key)
+        self.evictions_done()
 
     def evictions_done(self) -> None:
-        if self.gate is None and self.link._evictions is not None:
-            self.link._evictions.submit(int).result()
+        if self.gate is None:
+            self.evictions.submit(int).result()
 
     def open_gate(self) -> None:
         if self.gate is not None:
             self.gate.set()
             self.gate = None
 
+    def close(self, *, keep: bool) -> None:
+        self.open_gate()
+        self.evictions.shutdown()
+        if keep:
+            self.lease.release()
+        else:
+            self.lease.end()
+
     def abandon(self) -> None:
         """What is left when the process is killed: nothing that runs."""
-        assert self.link._session is not None
-        assert self.link._evictions is not None
-        self.link._session.release()
-        self.link._evictions.shutdown(wait=False, cancel_futures=True)
+        self.lease.release()
+        self.evictions.shutdown(wait=False, cancel_futures=True)
         self.open_gate()
+        self.evictions.shutdown()
 
 
 def choose(items: Iterable[Any], pick: int) -> Any:
@@ -381,7 +422,7 @@ class Lifetimes(RuleBasedStateMachine):
         super().__init__()
         self.world = world
         self.scheduler = Scheduler()
-        self.players: list[Player] = []
+        self.players: list[Client] = []
         self.numbers = iter(range(10_000))
         self.worker: Store[Any] = Store(secrets.token_hex(4), world.connect(), cache_size=0)
         self.contents: dict[Key, bytes] = {}
@@ -392,7 +433,7 @@ class Lifetimes(RuleBasedStateMachine):
 
     # The model.
 
-    def those(self, *states: str) -> list[Player]:
+    def those(self, *states: str) -> list[Client]:
         return [player for player in self.players if player.state in states]
 
     def needed(self) -> set[Key]:
@@ -404,30 +445,40 @@ class Lifetimes(RuleBasedStateMachine):
                 keys.add(task.result)
         return keys - self.lost
 
+    def needed_in_order(self) -> list[Key]:
+        needed = self.needed()
+        return [key for key in self.contents if key in needed]  # keys are random: games have to be repeatable
+
     def lose(self, session: str) -> None:
         self.lost |= {key for key, its in self.sessions.items() if its == session}
 
     def quiet(self) -> bool:
         """Whether all orders have been carried out."""
-        streams = [inbox for player in self.players for inbox in (player.out, player.inbox)]
-        streams += self.scheduler.stream_comms.values()
+        streams = [stream for player in self.players for stream in (player.out, player.inbox)]
+        streams += self.scheduler.workers
         return not (
-            self.scheduler.callbacks
-            or any(inbox.messages for inbox in streams)
-            or any(player.handling or player.gate for player in self.players)
+            self.scheduler.turns
+            or any(stream.messages for stream in streams)
+            or any(player.handled or player.gate for player in self.players)
         )
 
     # Clients come and go.
 
+    def somebody(self, pick: int) -> Client:
+        if not self.those("here"):
+            self.open()
+        player: Client = choose(self.those("here"), pick)
+        return player
+
     @precondition(lambda self: len(self.those("here")) < 2)
     @rule()
     def open(self) -> None:
-        self.players.append(Player(next(self.numbers), self.world, self.scheduler))
+        self.players.append(Client(next(self.numbers), self.world, self.scheduler))
         self.swept()
 
     def swept(self) -> None:
         """What has lapsed is gone now."""
-        there = self.world.raw().keys() | leased(self.worker.connector).sessions().keys()  # type: ignore[union-attr]
+        there = self.world.raw().keys() | self.worker.connector.sessions().keys()
         for player in self.players:
             if player.lapsed:
                 assert player.session not in there
@@ -440,7 +491,8 @@ class Lifetimes(RuleBasedStateMachine):
         player = choose(self.those("here"), pick)
         if player:
             player.state = "leaving"
-            player.out.send({"op": "leave"})
+            player.out.send("leave")
+            self.unattended()
 
     @precondition(lambda self: self.those("here"))
     @rule(pick=picks, arrived=st.integers(0, 3))
@@ -448,8 +500,8 @@ class Lifetimes(RuleBasedStateMachine):
         player = choose(self.those("here"), pick)
         if player is None:
             return
-        while player.handling or (arrived > 0 and player.out.messages):
-            arrived -= not player.handling
+        while player.handled or (arrived > 0 and player.out.messages):
+            arrived -= not player.handled
             self.deliver(player)
         player.out.messages.clear()
         player.inbox.messages.clear()
@@ -457,12 +509,15 @@ class Lifetimes(RuleBasedStateMachine):
         self.unattended()
         player.abandon()
         self.scheduler.remove_client(player.id)
+        # What was announced or ordered in vain is the session's, and goes with it.
+        needed = {self.world.name(key) for key in self.needed()}
+        player.strays |= self.world.raw().get(player.session, set()) - needed
 
     @precondition(lambda self: self.those("gone"))
-    @rule(pick=picks, renewed=st.booleans())
-    def lapse(self, pick: int, renewed: bool) -> None:
+    @rule(pick=picks)
+    def lapse(self, pick: int) -> None:
         player = choose(self.those("gone"), pick)
-        if player is not None and player.session in leased(self.worker.connector).sessions():  # type: ignore[operator,union-attr]
+        if player is not None and player.session in self.worker.connector.sessions():
             self.world.lapse(player.session)
             player.lapsed = True
             self.lose(player.session)
@@ -480,11 +535,12 @@ class Lifetimes(RuleBasedStateMachine):
         self.lose(player.session)
         player.strays.clear()
         assert not self.world.raw().get(player.session)
-        player.store.connector.renew(player.session, player.link.settings.lease)
+        player.store.connector.renew(player.session, 600)
         for key in kept:
             with pytest.raises(GoneError, match="lease"):
                 self.worker.load(Reference(key, self.worker.recipe, 0, ""))
 
+    @precondition(lambda self: any(player.lapsed for player in self.players))
     @rule()
     def sweep(self) -> None:
         names = self.worker.connector.sweep()
@@ -493,7 +549,6 @@ class Lifetimes(RuleBasedStateMachine):
 
     # Tasks.
 
-    @precondition(lambda self: self.those("here"))
     @rule(
         pick=picks,
         chosen=st.lists(contents, min_size=1, max_size=2),
@@ -501,46 +556,32 @@ class Lifetimes(RuleBasedStateMachine):
         detached=st.booleans(),
         fate=st.sampled_from(["sent"] * 6 + ["fails", "withdrawn"]),
     )
-    def submit(
-        self, pick: int, chosen: list[str], again: int | None, detached: bool, fate: str
-    ) -> None:
-        player = choose(self.those("here"), pick)
-        if player is None:
-            return
-        outgoing = player.link.outgoing()
+    def submit(self, pick: int, chosen: list[str], again: int | None, detached: bool, fate: str) -> None:
+        self.send(self.somebody(pick), chosen, again, detached, fate)
+
+    def send(self, player: Client, chosen: list[str], again: int | None, detached: bool, fate: str) -> None:
         before = self.needed()
         values = [bytes(bytearray(CONTENTS[content])) for content in chosen]  # equal, never identical
-        carried = outgoing.substitute_all(values)
-        assert all(type(value) is StoredValue for value in carried)
-        keys = [value.reference.key for value in carried]
-        assert sorted(keys) == sorted(reference.key for reference in outgoing.references)
-        for content, key in zip(values, keys, strict=True):
+        keys = []
+        for content in values:
+            key = player.sharing.reference(content).key
+            keys.append(key)
             alike = {
                 other
                 for other in before
                 if self.sessions[other] == player.session and self.contents[other] == content
             }
-            shared = alike & set(player.link._sharing.holdings._by_key)  # type: ignore[union-attr]
+            shared = alike & set(player.sharing.holdings._by_key)
             assert not shared or key in shared, "an equal object was there"
+            assert key not in self.lost
             assert self.contents.setdefault(key, content) == content
             self.sessions[key] = player.session
         if fate == "withdrawn":
-            player.link.withdraw(keys)
-            player.evictions_done()
+            player.withdraw(keys)
             return
-        name = choose(self.scheduler.tasks, again) if again is not None else None
-        task = TaskState(name or f"task-{next(self.numbers)}", None, set(keys))
-        task.run_spec = Task(task.key, max, *carried)
-        player.out.send(
-            {
-                "op": "update-graph",
-                "client": player.id,
-                "tasks": [task],
-                "detached": detached,
-                "fails": fate == "fails",
-                "proxystore": {"keys": keys, "results": None},
-            }
-        )
+        known = choose(self.scheduler.tasks, again) if again is not None else None
+        name = known or f"task-{next(self.numbers)}"
+        player.out.send("graph", keys, Task(name, set(keys), detached, fate == "fails"))
 
     @precondition(lambda self: any(task.who_wants for task in self.scheduler.tasks.values()))
     @rule(pick=picks, which=picks)
@@ -549,7 +590,7 @@ class Lifetimes(RuleBasedStateMachine):
         player = choose(self.those("here"), pick)
         task = player and choose(self.scheduler.wanted(player.id), which)
         if task:
-            player.out.send({"op": "release", "keys": [task.key]})
+            player.out.send("release", [task.name])
 
     @precondition(lambda self: any(task.detached for task in self.scheduler.tasks.values()))
     @rule(pick=picks)
@@ -564,14 +605,13 @@ class Lifetimes(RuleBasedStateMachine):
     def store_result(self, pick: int, whose: int, content: str) -> None:
         """results = "always": a worker publishes at the task's end."""
         task = choose([task for task in self.scheduler.tasks.values() if task.result is None], pick)
-        session = choose(self.scheduler.plugin.sessions.values(), whose)
-        if not task or not session or any(one.lapsed and one.session == session.session for one in self.players):
+        session = choose(self.scheduler.sessions.values(), whose)
+        if not task or not session or any(one.lapsed and one.session == session.name for one in self.players):
             return
-        key = self.worker.put(CONTENTS[content], session=session.session)
-        self.contents[key], self.sessions[key] = CONTENTS[content], session.session
+        key = self.worker.put(CONTENTS[content], session=session.name)
+        self.contents[key], self.sessions[key] = CONTENTS[content], session.name
         task.result = key
-        stored = {"proxystore": (session.session, key)}
-        self.scheduler.plugin.transition(task.key, "processing", "memory", metadata=stored)
+        session.pins.pin(key, ("result", task.name))
 
     @precondition(lambda self: any(task.result for task in self.scheduler.tasks.values()))
     @rule(pick=picks)
@@ -580,7 +620,7 @@ class Lifetimes(RuleBasedStateMachine):
         task = choose([task for task in self.scheduler.tasks.values() if task.result], pick)
         if task:
             task.result = None
-            self.scheduler.plugin.transition(task.key, "memory", "released")
+            self.scheduler.let_go(("result", task.name))
 
     @precondition(lambda self: self.scheduler.tasks)
     @rule()
@@ -589,58 +629,81 @@ class Lifetimes(RuleBasedStateMachine):
             task.who_wants.clear()
             task.detached = False
             self.scheduler.forget_if_done(task)
-        self.scheduler.plugin.restart(self.scheduler)  # type: ignore[arg-type]
+        for session in self.scheduler.sessions.values():
+            self.scheduler.evict(session, session.pins.clear())
+
+    @rule(
+        pick=picks,
+        content=contents,
+        moves=st.lists(
+            st.sampled_from("submit release scheduler client loop worker".split()), min_size=8, max_size=40
+        ),
+    )
+    def busy(self, pick: int, content: str, moves: list[str]) -> None:
+        """One client with one argument, again and again, while messages come and go."""
+        player = self.somebody(pick)
+        for move in moves:
+            if move == "submit":
+                self.send(player, [content], None, False, "sent")
+            elif move == "release":
+                for task in self.scheduler.wanted(player.id)[:1]:
+                    player.out.send("release", [task.name])
+            elif move == "scheduler" and (player.handled or player.out.messages):
+                self.deliver(player)
+            elif move == "client" and player.inbox.messages:
+                self.receive(player)
+            elif move == "loop":
+                self.loop_turn()
+            elif move == "worker":
+                self.worker_turn()
+            self.holds()
 
     # Messages arrive.
 
-    @precondition(lambda self: any(one.handling or one.out.messages for one in self.players))
+    @precondition(lambda self: any(one.handled or one.out.messages for one in self.players))
     @rule(pick=picks)
     def to_scheduler(self, pick: int) -> None:
-        player = choose([one for one in self.players if one.handling or one.out.messages], pick)
+        player = choose([one for one in self.players if one.handled or one.out.messages], pick)
         if player:
             self.deliver(player)
 
-    def deliver(self, player: Player) -> None:
-        """The next message of a stream; it waits until the last one has been worked on."""
-        plugin = self.scheduler.plugin
-        if player.handling is None:
-            message = dict(player.out.messages.popleft())
-            op = message.pop("op")
-            if op == "update-graph":
-                player.graph = {"op": op, **message}
-                player.handling = Handler(plugin._announced_graph(**message))
-            elif op == "leave":
-                player.handling = Handler(plugin.leave(player.id))
-            elif op == "release":
-                self.scheduler.client_releases_keys(keys=message["keys"], client=player.id)
-                return
-            else:
-                self.scheduler.remove_client(player.id)
-                return
-        if player.handling.step():
-            player.handling = player.graph = None
+    def deliver(self, player: Client) -> None:
+        """The next message of a stream, or the rest of its last one."""
+        if player.handled is not None:
+            _, keys, task = player.handled
+            player.handled = None
+            self.scheduler.graph(player.id, keys, task)
+            return
+        message = player.out.messages.popleft()
+        if message[0] == "graph":
+            player.handled = message
+        elif message[0] == "leave":
+            self.scheduler.leave(player.id)
+        elif message[0] == "release":
+            self.scheduler.release(player.id, message[1])
+        else:
+            self.scheduler.remove_client(player.id)
 
     @precondition(lambda self: any(one.inbox.messages for one in self.players))
     @rule(pick=picks)
     def to_client(self, pick: int) -> None:
         player = choose([one for one in self.players if one.inbox.messages], pick)
-        if player is None:
+        if player:
+            self.receive(player)
+
+    def receive(self, player: Client) -> None:
+        order, told = player.inbox.messages.popleft()
+        if order == "evict":
+            player.released(told)
             return
-        message = player.inbox.messages.popleft()
-        if message["op"] == "proxystore-evict":
-            player.link.released(message["keys"])
-            player.evictions_done()
-        else:
-            assert message["op"] == "proxystore-left"
-            player.open_gate()
-            keep = message["needed"]
-            player.link.close(keep=keep)
-            player.state = "gone" if keep else "ended"
-            player.strays -= set() if keep else player.strays
-            player.inbox.messages.clear()
-            self.scheduler.client_comms.pop(player.id, None)
-            player.out.send({"op": "closed"})
-            self.unattended()
+        player.close(keep=told)
+        player.state = "gone" if told else "ended"
+        if not told:
+            player.strays.clear()
+        player.inbox.messages.clear()
+        self.scheduler.clients.pop(player.id)
+        player.out.send("closed")
+        self.unattended()
 
     @precondition(lambda self: self.those("here"))
     @rule(pick=picks)
@@ -649,7 +712,7 @@ class Lifetimes(RuleBasedStateMachine):
         player = choose([one for one in self.those("here") if one.gate is None], pick)
         if player:
             player.gate = threading.Event()
-            player.link._evictions.submit(player.gate.wait)
+            player.evictions.submit(player.gate.wait)
 
     @precondition(lambda self: any(one.gate for one in self.players))
     @rule(pick=picks)
@@ -659,45 +722,44 @@ class Lifetimes(RuleBasedStateMachine):
             player.open_gate()
             player.evictions_done()
 
-    @precondition(lambda self: self.scheduler.callbacks)
+    @precondition(lambda self: self.scheduler.turns)
     @rule()
     def loop_turn(self) -> None:
-        if self.scheduler.callbacks:
-            self.scheduler.callbacks.popleft()()
+        if self.scheduler.turns:
+            self.scheduler.turn()
 
-    @precondition(lambda self: any(inbox.messages for inbox in self.scheduler.stream_comms.values()))
+    @precondition(lambda self: any(inbox.messages for inbox in self.scheduler.workers))
     @rule()
     def worker_turn(self) -> None:
-        inbox = self.scheduler.stream_comms.get("worker")
-        if inbox is None or not inbox.messages:
-            return
-        message = inbox.messages.popleft()
-        if message["op"] == "proxystore-evict":
-            for key in message["keys"]:
-                self.worker.evict(key)
-        elif message["op"] == "proxystore-end":
-            self.worker.connector.end(message["session"])
-            for player in self.players:
-                if player.session == message["session"]:
-                    player.strays.clear()
-        else:
-            self.worker.connector.renew(message["session"], message["lease"])
+        for worker in self.scheduler.workers:
+            if worker.messages:
+                order, told = worker.messages.popleft()
+                if order == "evict":
+                    for key in told:
+                        self.worker.evict(key)
+                else:
+                    self.worker.connector.end(told)
+                    for player in self.players:
+                        if player.session == told:
+                            player.strays.clear()
 
+    @precondition(lambda self: self.those("gone") or not self.scheduler.workers)
     @rule()
     def worker_goes_or_comes(self) -> None:
-        if self.scheduler.stream_comms:
-            for player in self.those("gone", "leaving"):
-                player.blind |= bool(self.scheduler.stream_comms["worker"].messages)
-            del self.scheduler.stream_comms["worker"]
+        if self.scheduler.workers:
+            lost = self.scheduler.workers.pop()
+            for player in self.players:
+                player.blind |= bool(lost.messages)
             self.unattended()
         else:
-            self.scheduler.stream_comms["worker"] = Inbox()
+            self.scheduler.workers.append(Stream())
 
     def unattended(self) -> None:
-        if not self.scheduler.stream_comms:
-            for player in self.those("gone"):
+        if not self.scheduler.workers:
+            for player in self.those("gone", "leaving"):
                 player.blind = True
 
+    @precondition(lambda self: not self.quiet())
     @rule()
     def settle(self) -> None:
         """Let everything arrive."""
@@ -717,7 +779,7 @@ class Lifetimes(RuleBasedStateMachine):
     @precondition(lambda self: self.needed())
     @rule(pick=picks)
     def evicted_behind_our_back(self, pick: int) -> None:
-        key = choose(sorted(self.needed()), pick)
+        key = choose(self.needed_in_order(), pick)
         if key:
             self.worker.evict(key)
             self.worker.evict(key)
@@ -762,11 +824,11 @@ class Lifetimes(RuleBasedStateMachine):
         player = choose(self.those("here"), pick)
         if player is None:
             return
-        key = choose(sorted(self.needed()), pick) if self.world.shared else None
+        key = choose(self.needed_in_order(), pick) if self.world.shared else None
 
         def child() -> tuple[bool, int, int, bytes | None]:
-            session, sharing = player.link._session, player.link._sharing
-            return session.owned, session.end(), len(sharing.holdings), key and self.worker.get(key)
+            lease, holdings = player.lease, player.sharing.holdings
+            return lease.owned, lease.end(), len(holdings), key and self.worker.get(key)
 
         assert in_fork(child) == (False, 0, 0, key and self.contents[key])
 
@@ -784,6 +846,7 @@ class Lifetimes(RuleBasedStateMachine):
 
     # What a user stores himself.
 
+    @precondition(lambda self: len(self.user) < 2)
     @rule(content=contents)
     def put(self, content: str) -> None:
         self.user[self.worker.put(CONTENTS[content])] = CONTENTS[content]
@@ -828,7 +891,7 @@ class Lifetimes(RuleBasedStateMachine):
                     assert player.session not in alive
         assert not raw
 
-    def lost_pins(self, player: Player) -> bool:
+    def lost_pins(self, player: Client) -> bool:
         """Whether tasks still name objects of a session that were lost."""
         return any(
             self.sessions[key] == player.session
@@ -840,11 +903,12 @@ class Lifetimes(RuleBasedStateMachine):
         self.settle()
         self.holds()
         self.restart()
-        self.scheduler.stream_comms.setdefault("worker", Inbox())
+        if not self.scheduler.workers:
+            self.scheduler.workers.append(Stream())
         self.settle()
         for player in self.those("here"):
             player.state = "leaving"
-            player.out.send({"op": "leave"})
+            player.out.send("leave")
         self.settle()
         self.holds()
         for player in self.those("gone"):
@@ -879,6 +943,6 @@ def test_any_order_of_events(kind: str, request: pytest.FixtureRequest) -> None:
         "redis": lambda: RedisWorld(request.getfixturevalue("server")),
     }
     STEPS.update(games=0, steps=0)
-    run_state_machine_as_test(lambda: Lifetimes(worlds[kind]()), settings=PLAY)
+    run_state_machine_as_test(lambda: Lifetimes(worlds[kind]()), settings=PLAY)  # type: ignore[arg-type]
     sys.stdout.write(f"{kind}: {STEPS['steps']} steps in {STEPS['games']} games\n")
     assert STEPS["games"] >= PLAY.max_examples

@@ -249,9 +249,9 @@ def test_a_proxy_is_a_reference_and_stays_unresolved():
 
 def test_lazy_proxies_of_other_libraries_are_not_touched():
     class OtherProxy:
-        """Lies about its class, and loads when anything else is asked of it."""
+        """Lies about its class, and loads whatever is asked of it."""
 
-        @property
+        @property  # type: ignore[misc]
         def __class__(self):
             return np.ndarray
 

@@ -320,7 +320,10 @@ def _known_class(p: Proxy[Any]) -> type | None:
 def _class(p: Proxy[Any]) -> type:
     # cloudpickle asks whether all that it pickles is a function, to send functions by value:
     # it must neither load a proxy nor send a function's code in its stead.
-    if sys._getframe(3).f_code.co_name == "reducer_override":
+    asking = sys._getframe()
+    for _ in range(3):
+        asking = asking.f_back or asking
+    if asking.f_code.co_name == "reducer_override":
         return type(p)
     if is_resolved(p):
         return p.__proxy_target__.__class__  # type: ignore[no-any-return]

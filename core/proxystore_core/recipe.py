@@ -49,7 +49,9 @@ _SHIPPED = {
     "keydb": "proxystore_core.connectors.keydb:KeyDBConnector",
     "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
 }
-_EXTRAS: dict[str, str] = {}
+_EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
+"""The extra of this distribution that brings a scheme's library."""
+
 _registered: dict[str, type[Connector]] = {}
 _lock = threading.Lock()
 

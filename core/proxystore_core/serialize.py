@@ -172,6 +172,8 @@ def _pickle(obj: object) -> tuple[_Chunks, _Buffers]:
             f"{type(error).__name__}: {error}",
             remedy="Leave out what belongs to one process (locks, files, sockets), or give a serializer.",
         ) from (refusal or error)
+    finally:
+        del refusal  # its traceback names this frame: a cycle that would keep the callers' objects
     return chunks, buffers
 
 

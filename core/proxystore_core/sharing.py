@@ -52,12 +52,14 @@ class Sharing:
         look = _look(frames)
         mine: list[Reference] = []
 
+        digest: bytes | None = None
+
         def put() -> None:
             # Where fetching costs, the digest is taken now, else only when something looks like this.
-            digest = None if self.store.connector.cheap_get else _digest(frames)
+            known = digest or (None if self.store.connector.cheap_get else _digest(frames))
             key, size = self.store.put_frames(frames, session=self.session)
             mine.append(Reference(key, self.store.recipe, size, class_name(obj)))
-            self.holdings.add(look, mine[0], digest)
+            self.holdings.add(look, mine[0], known)
 
         while not mine:
             undigested = self.holdings.looks(look)
@@ -66,10 +68,11 @@ class Sharing:
                 continue
             for reference in undigested:
                 self._learn(reference)
-            found = self._find(look, _digest(frames))
+            digest = _digest(frames)
+            found = self._find(look, digest)
             if found is not None:
                 return found
-            put()
+            self._flights.run((look, digest), put)  # as above, where something else looks like this
         return mine[0]
 
     def _learn(self, reference: Reference) -> None:

@@ -6,16 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched, is_far
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
+from proxystore_core.near import NEAR_FROM, NearCopies
 from proxystore_core.observe import Metrics, Observed
 from proxystore_core.operators import PROXIES
 from proxystore_core.proxy import Proxy, ProxyLocker
@@ -47,6 +48,8 @@ C = TypeVar("C", bound=Connector)
 Serializer = Callable[[Any], Buffer]
 Deserializer = Callable[[Buffer], Any]
 
+_NO_SIZES: Mapping[Key, int] = MappingProxyType({})
+
 
 class NotProxiableError(StoreError, TypeError):
     """None, True and False cannot be proxied: ``p is None`` and ``p is True`` would be false."""
@@ -68,6 +71,8 @@ class Store(Generic[C]):
         register: register the store in this process (see `proxystore_core.registry`).
         compression: ``"lz4"``, ``"zstd"`` or None.
         session: the session that objects belong to unless said otherwise.
+        near: keep one copy of each large object that a reference names in this host's shared memory,
+            for all processes that resolve it here (only where the bytes come over a network).
 
     Raises:
         ConfigurationError: the name is taken, a serializer cannot be found by other processes,
@@ -87,6 +92,7 @@ class Store(Generic[C]):
         register: bool = False,
         compression: str | None = None,
         session: str = USER_SESSION,
+        near: bool = True,
     ) -> None:
         if not isinstance(name, str):
             raise ConfigurationError(f"a store's name is text, not {name!r}")
@@ -119,6 +125,8 @@ class Store(Generic[C]):
         self._deserializer = deserializer
         self._cache = ByteCache(cache_size)
         self._flights = Flights()
+        self.near = near
+        self._near = NearCopies() if near and is_far(connector) else None
         self._batched = None if metrics else batched(connector)  # metrics count objects one by one
         if register:
             registry.register_store(self)
@@ -186,6 +194,8 @@ class Store(Generic[C]):
             "populate_target": self.populate_target,
             "metrics": self.metrics is not None,
         }
+        if not self.near:
+            config["near"] = False
         if self.compression:
             config["compression"] = self.compression
         if self.session != USER_SESSION:
@@ -226,6 +236,8 @@ class Store(Generic[C]):
         """
         registry.unregister_store(self)
         self._cache.clear()
+        if self._near is not None:
+            self._near.close()
         self.connector.close(clear=clear)
 
     # Objects by key.
@@ -281,6 +293,8 @@ class Store(Generic[C]):
         """Remove an object; a missing one is success."""
         self.connector.evict(key)
         self._cache.drop(key)
+        if self._near is not None:
+            self._near.evict(self.recipe, key)
 
     def is_cached(self, key: Key) -> bool:
         """Whether this process keeps the object's bytes (not those in shared memory, which need no cache)."""
@@ -327,7 +341,7 @@ class Store(Generic[C]):
             GoneError: it is not there any more.
             StoreError: as `get`.
         """
-        return self._load(reference, self._bytes(reference.key))
+        return self._load(reference, self._bytes(reference.key, _shared_size(reference)))
 
     def _load(self, reference: Reference, data: Buffer | None) -> Any:
         if data is None:
@@ -346,7 +360,10 @@ class Store(Generic[C]):
         """The objects that several references name, in their order, fetched in parallel where that helps."""
         if self._batched is None:
             return self._map(self.load, references)
-        found = self._bytes_batch([reference.key for reference in references])
+        found = self._bytes_batch(
+            [reference.key for reference in references],
+            {reference.key: _shared_size(reference) for reference in references},
+        )
         return [self._load(*pair) for pair in zip(references, found, strict=True)]
 
     def proxy(
@@ -436,16 +453,27 @@ class Store(Generic[C]):
                 return decode()
             return self.metrics.timed("deserialize", decode, lambda result: len(data))
         except StoreError as error:
+            if isinstance(error, CorruptError) and self._near and self._near.evict(self.recipe, key):
+                fetched = self.connector.get(key)  # it was a copy: what was stored may be sound
+                if fetched is not None:
+                    return self._decode(key, fetched, deserializer)
             if error.store is None and error.key is None:
                 error.store, error.key = self.recipe, key
             if error.remedy is None and isinstance(error, CorruptError):
                 error.remedy = "Evict it and store it again; what altered it may have altered more."
             raise
 
-    def _bytes(self, key: Key) -> Buffer | None:
-        """The stored bytes: private to this caller, or read-only and shared with the cache."""
+    def _bytes(self, key: Key, size: int = 0) -> Buffer | None:
+        """The stored bytes: private to this caller, or read-only and shared with the cache.
+
+        Args:
+            key: the object.
+            size: its bytes, where they are known and worth sharing with other processes; else 0.
+        """
         if self.connector.cheap_get:
             return self.connector.get(key)
+        if self._near is not None and size >= NEAR_FROM:
+            return self._near.get(self.recipe, key, size, lambda: self.connector.get(key))
         cached = self._cache.get(key)
         if cached is not None:
             return cached
@@ -464,12 +492,14 @@ class Store(Generic[C]):
         # Too big to be shared by those who waited for the same flight: each fetches bytes of its own.
         return self.connector.get(key) if shared is None else shared
 
-    def _bytes_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
-        """As `_bytes` of each key, in one trip for all that are not cached."""
+    def _bytes_batch(self, keys: Sequence[Key], sizes: Mapping[Key, int] = _NO_SIZES) -> list[Buffer | None]:
+        """As `_bytes` of each key, in one trip for all that are not cached or large."""
         assert self._batched is not None
         found: dict[Key, Buffer | None] = {}
         missing = []
         for key in dict.fromkeys(keys):
+            if self._near is not None and sizes.get(key, 0) >= NEAR_FROM:
+                continue
             cached = self._cache.get(key)
             if cached is None:
                 missing.append(key)
@@ -478,7 +508,7 @@ class Store(Generic[C]):
         for key, data in zip(missing, self._batched.get_batch(missing), strict=True):
             found[key] = data if data is None else self._cache.admit(key, data) or data
         # Private bytes are for one reader: who names a key twice has them fetched twice.
-        return [found.pop(key) if key in found else self._bytes(key) for key in keys]
+        return [found.pop(key) if key in found else self._bytes(key, sizes.get(key, 0)) for key in keys]
 
     def _map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         if len(items) < 2 or self.connector.cheap_get:
@@ -486,6 +516,11 @@ class Store(Generic[C]):
         workers = min(len(items), 4 * (os.cpu_count() or 1), 16)
         with ThreadPoolExecutor(workers, thread_name_prefix="proxystore") as executor:
             return list(executor.map(function, items))
+
+
+def _shared_size(reference: Reference) -> int:
+    """Bytes of an object that other processes of this host may want, too; 0 when the first takes it away."""
+    return 0 if reference.evict else reference.size
 
 
 def _check_proxiable(obj: object) -> None:

@@ -5,6 +5,7 @@ These names are not public: an update of Dask may move them, and then this file 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,23 @@ except ImportError as error:
         remedy='Run: pip install --upgrade "proxystore-integrations[dask]".',
     ) from error
 
+MINIMUM = (2026, 8)
+TESTED = (2026, 8)
+"""The lowest and the highest release (year, month) of Dask that the tests ran on."""
+
+_METHODS = {
+    distributed.Client: (
+        "_close _gather_remote _graph_to_futures _register_scheduler_plugin _release_key _scatter "
+        "_send_to_scheduler _start"
+    ),
+    distributed.Scheduler: "broadcast client_releases_keys gather register_worker_plugin update_graph",
+    distributed.Worker: "_get_client _initialized_clients update_data",
+    Task: "args func has_subgraph is_coro kwargs substitute",
+}
+
 __all__ = [
+    "MINIMUM",
+    "TESTED",
     "DataNode",
     "GraphNode",
     "LLGExpr",
@@ -42,6 +59,7 @@ __all__ = [
     "NestedContainer",
     "Serialized",
     "Task",
+    "check_release",
     "containers",
     "convert_legacy_graph",
     "graph_expr",
@@ -50,7 +68,45 @@ __all__ = [
     "version",
 ]
 
-version: str = distributed.__version__  # type: ignore[attr-defined]
+version: str = distributed.__version__
+
+
+def check_release(release: str) -> None:
+    """Check Dask's release and the names that are used of its inside.
+
+    Args:
+        release: Dask's version.
+
+    Raises:
+        MissingExtraError: it is too old, or a name is not there any more; says which.
+    """
+    year_month = tuple(int(part) for part in release.split(".")[:2])
+    if year_month < MINIMUM:
+        raise MissingExtraError(
+            f"Dask {release} is too old for this integration",
+            remedy='Run: pip install --upgrade "proxystore-integrations[dask]".',
+        )
+    missing = [
+        f"{kind.__name__}.{name}"
+        for kind, names in _METHODS.items()
+        for name in names.split()
+        if not hasattr(kind, name)
+    ]
+    if missing:
+        raise MissingExtraError(
+            f"Dask {release} has no {', '.join(missing)}, which this integration needs",
+            remedy=f"Use Dask {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
+        )
+    if year_month > TESTED:
+        warnings.warn(
+            f"proxystore-integrations was tested with Dask up to {TESTED[0]}.{TESTED[1]}, this is {release}. "
+            "All names that it uses are there.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+check_release(version)
 
 containers: dict[type, Callable[[Any], Any]] = {
     list: lambda items: List(*items),
@@ -60,11 +116,11 @@ containers: dict[type, Callable[[Any], Any]] = {
 """Dask's container nodes, which it evaluates, by the plain container they become."""
 
 
-class _AnnotatedGraph(LLGExpr):  # type: ignore[misc]
+class _AnnotatedGraph(LLGExpr):
     _parameters = ["dsk", "annotations"]  # noqa: RUF012  Dask's own
 
     def __dask_annotations__(self) -> Any:
-        return self.operand("annotations")
+        return self.operand("annotations")  # type: ignore[no-untyped-call]
 
 
 def graph_expr(graph: dict[Any, Any], annotations: dict[str, Any] | None = None) -> Any:
@@ -74,7 +130,8 @@ def graph_expr(graph: dict[Any, Any], annotations: dict[str, Any] | None = None)
         graph: nodes by key.
         annotations: by name, for each key.
     """
-    return _AnnotatedGraph(graph, annotations) if annotations else LLGExpr(graph)
+    kind: Any = _AnnotatedGraph
+    return kind(graph, annotations) if annotations else LLGExpr(graph)
 
 
 def serialize_graph(expr: Any) -> Serialized:

@@ -25,9 +25,10 @@ from proxystore_integrations.dask.engine import (
 )
 from proxystore_integrations.dask.functions import carries_large
 from proxystore_integrations.dask.nodes import StoredFunction, StoredValue
+from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import Outgoing
 
-__all__ = ["DaskOutgoing", "substitute_graph"]
+__all__ = ["DaskOutgoing", "StoredValue", "substitute_graph"]
 
 
 class DaskOutgoing(Outgoing):
@@ -44,8 +45,6 @@ class DaskOutgoing(Outgoing):
 
     def rebuilt(self, container: Any, items: Any) -> Any:
         # Dask evaluates its own container nodes; a plain container it hands over as it is.
-        if type(items) is dict and any(isinstance(value, Task) for value in container.values()):
-            return items  # the inner graph of fused tasks
         return containers[type(items)](items if type(items) is dict else list(items))
 
     def engine_value(self, value: Any) -> Any:
@@ -64,7 +63,12 @@ class DaskOutgoing(Outgoing):
     def task(self, task: Task) -> Task:
         """The task with its large function and arguments replaced, or itself."""
         func = self.function(task.func)
-        args = tuple(self.substitute_all(task.args))
+        inner: Any = ()
+        if task.has_subgraph():  # fused tasks: a plain dict of nodes
+            inner = ({key: self.substitute(node) for key, node in task.args[0].items()},)
+            if all(inner[0][key] is node for key, node in task.args[0].items()):
+                inner = task.args[:1]
+        args = (*inner, *self.substitute_all(task.args[len(inner) :]))
         kwargs = {name: self.substitute(value) for name, value in task.kwargs.items()}
         if (
             func is task.func
@@ -88,6 +92,20 @@ def _identity(value: Any) -> Any:
     return value
 
 
+class _Pickled(Policy, frozen=True):
+    """Large is what pickles large; exact, and as costly as pickling."""
+
+    def over(self, value: object) -> bool:
+        if super().over(value):
+            return True
+        buffers: list[Any] = []
+        try:
+            size = len(cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append))
+        except Exception:  # Dask meets the same and says so
+            return False
+        return bool(size + sum(buffer.raw().nbytes for buffer in buffers) >= self.threshold)
+
+
 def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     """Dask's expression with its large values in the store; keys and names stay what they were.
 
@@ -105,9 +123,9 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     if kind is LLGExpr:
         graph = expr.operand("dsk")
         tasks = graph.values() if len(graph) == 1 else ()
-        nodes = [task for task in tasks if type(task) is Task]
-        functions = [task.func for task in nodes]
-        visible = [part for task in nodes for part in (*task.args, *task.kwargs.values())]
+        seen = [task for task in tasks if type(task) is Task]
+        functions = [task.func for task in seen]
+        visible = [part for task in seen for part in (*task.args, *task.kwargs.values())]
     elif kind is MapExpr:
         expr.keys  # noqa: B018  made from the values, before they are replaced
         functions = [expr.func]
@@ -121,9 +139,13 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
         if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
             return serialized
     if kind is LLGExpr:
-        return LLGExpr(
-            {key: outgoing.substitute(node) for key, node in graph.items()}, _determ_token=expr._determ_token
-        )
+        graph = convert_legacy_graph(graph)
+        nodes = {key: outgoing.substitute(node) for key, node in graph.items()}
+        if len(graph) == 1 and not outgoing.references:
+            # The graph is large and nothing in it looks so: it is hidden deep in objects.
+            outgoing.policy = _Pickled(outgoing.policy.threshold)
+            nodes = {key: outgoing.substitute(node) for key, node in graph.items()}
+        return LLGExpr(nodes, _determ_token=expr._determ_token)
     return _substitute_map(expr, outgoing) if kind is MapExpr else _substitute_pickled(expr, outgoing)
 
 
@@ -182,9 +204,12 @@ class _GraphPickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is MaterializedLayer:
             if any(self._large(value) for value in obj.mapping.values() if not isinstance(value, GraphNode)):
                 raise _LargeLayer
-        elif not isinstance(obj, type) and not kind.__module__.startswith(("dask.", "distributed.")):
-            if self._large(obj):
-                raise _LargeLayer
+        elif (
+            not isinstance(obj, type)
+            and not kind.__module__.startswith(("dask.", "distributed."))
+            and self._large(obj)
+        ):
+            raise _LargeLayer
         return super().reducer_override(obj)
 
     def _large(self, value: Any) -> bool:

@@ -18,6 +18,8 @@ __all__ = ["GATHER_FROM", "Link"]
 GATHER_FROM = 2_000_000
 """Size in bytes from which gathering through the store beats the scheduler (see benchmarks/results)."""
 
+_INHERITED = ("threshold", "inputs", "results", "on_store_error", "lease")
+
 
 class Link:
     """The store, the session in it, and whether the cluster's workers reach it.
@@ -37,6 +39,7 @@ class Link:
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
         self.by_value_keys: set[Any] = set()
+        self._known = False  # to the scheduler
         self._given = store
         self._store: Store[Any] | None = None
         self._sharing: Sharing | None = None
@@ -68,7 +71,17 @@ class Link:
             "recipe": store.recipe,
             "probe": probe,
             "lease": session.lease,
+            "settings": {name: getattr(self.settings, name) for name in _INHERITED},
         }
+
+    def join(self, elsewhere: dict[str, str]) -> None:
+        """The scheduler knows the session now.
+
+        Args:
+            elsewhere: workers that do not reach the store, with the reason.
+        """
+        self.elsewhere = elsewhere
+        self._known = True
 
     def close(self, *, keep: bool = False) -> None:
         """End the session; with ``keep`` leave its objects to the scheduler. Idempotent."""
@@ -89,13 +102,13 @@ class Link:
 
     @property
     def joined(self) -> bool:
-        """Whether there is a session."""
-        return self._session is not None
+        """Whether there is a session and the scheduler knows it."""
+        return self._known and self._session is not None
 
     @property
     def reached(self) -> bool:
         """Whether there is a session and every worker reaches its store; says so once if one does not."""
-        if self._session is None:
+        if not self.joined:
             return False
         if self.elsewhere:
             worker, reason = next(iter(self.elsewhere.items()))

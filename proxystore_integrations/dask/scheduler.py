@@ -16,11 +16,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol.pickle import dumps
 
 from proxystore_core import Pins
 from proxystore_integrations.dask.nodes import StoreTask, stored_values
-from proxystore_integrations.dask.worker import StoreWorkerPlugin
+from proxystore_integrations.dask.worker import StoreWorkerPlugin, portable_plugin
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -48,6 +47,7 @@ class ClientSession:
         recipe: how a worker opens the store.
         probe: key of an object by which a worker can tell whether it reaches a store that has no leases.
         lease: seconds.
+        settings: what clients made inside tasks are to use, too.
         pins: the stored objects that tasks need.
         graphs: for each stored object, how many graphs with it came since it was last let go of.
         here: whether the client is still connected.
@@ -60,11 +60,16 @@ class ClientSession:
     recipe: str
     probe: str
     lease: float
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     pins: Pins = dataclasses.field(default_factory=Pins)
     graphs: Counter[str] = dataclasses.field(default_factory=Counter)
     here: bool = True
     updating: int = 0
     updated: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+def _probe(session: ClientSession) -> dict[str, Any]:
+    return {name: getattr(session, name) for name in ("recipe", "session", "probe", "settings")}
 
 
 class StoreSchedulerPlugin(SchedulerPlugin):
@@ -74,6 +79,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.sessions: dict[str, ClientSession] = {}
+        self.lacking: dict[str, str] = {}  # workers without this package, and why
         self._orders: defaultdict[str, list[str]] = defaultdict(list)
 
     # Not a coroutine: no other client's plugin gets in before this one is known to the scheduler.
@@ -104,21 +110,17 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         joined.updated.set()
         async with self._joining:
             await self.scheduler.register_worker_plugin(
-                None, dumps(StoreWorkerPlugin()), name=StoreWorkerPlugin.name, idempotent=True
+                None, portable_plugin(), name=StoreWorkerPlugin.name, idempotent=True
             )
         if not self.sessions:
             self.scheduler.loop.call_later(joined.lease / 4, self._keep_orphans)
         self.sessions[joined.client] = joined
         answers = await self.scheduler.broadcast(
-            msg={
-                "op": "proxystore_probe",
-                "recipe": joined.recipe,
-                "session": joined.session,
-                "probe": joined.probe,
-            },
+            msg={"op": "proxystore_probe", **_probe(joined)},
+            workers=[worker for worker in self.scheduler.workers if worker not in self.lacking],
             on_error="ignore",
         )
-        return {worker: reason for worker, reason in answers.items() if reason}
+        return {**{worker: reason for worker, reason in answers.items() if reason}, **self.lacking}
 
     async def leave(self, client: str) -> None:
         """A client is about to close; it is told whether tasks that go on without it still need its objects.
@@ -148,13 +150,16 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             session.here = False
             self._end_if_over(session)
 
-    async def probes(self) -> list[tuple[str, str, str, str]]:
-        """What a worker that joins late has to try: client, recipe, session and probe of each session."""
-        return [(one.client, one.recipe, one.session, one.probe) for one in self.sessions.values()]
+    async def probes(self) -> list[tuple[str, dict[str, Any]]]:
+        """What a worker that joins late has to try: each client, and the arguments of the probe."""
+        return [(one.client, _probe(one)) for one in self.sessions.values() if one.here]
 
-    async def report(self, worker: str, client: str, reason: str) -> None:
-        """A worker that joined late cannot reach a client's store."""
-        self._tell_unreachable(client, worker, reason)
+    async def report(self, worker: str, client: str | None, reason: str) -> None:
+        """A worker cannot reach a client's store; with no client: any client's, it lacks this package."""
+        if client is None:
+            self.lacking[worker] = reason
+        for told in self.sessions if client is None else [client]:
+            self._tell_unreachable(told, worker, reason)
 
     def _tell_unreachable(self, client: str, worker: str, reason: str) -> None:
         self._tell(client, {"op": "proxystore-unreachable", "worker": worker, "reason": reason})
@@ -168,6 +173,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         return True
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        self.lacking.pop(worker, None)
         for client in self.sessions:
             self._tell_unreachable(client, worker, "")
 
@@ -247,7 +253,9 @@ class StoreSchedulerPlugin(SchedulerPlugin):
     def _flush(self, session: ClientSession) -> None:
         orders = dict.fromkeys(self._orders.pop(session.client, ()))
         keys = [(key, max(session.graphs.pop(key, 0), 1)) for key in orders if key not in session.pins]
-        if keys and not self._tell(session.client, {"op": "proxystore-evict", "keys": keys}):
+        # A client that has taken its leave evicts no more, though its stream may still be open.
+        order = {"op": "proxystore-evict", "keys": keys}
+        if keys and not (session.here and self._tell(session.client, order)):
             self._ask_worker(
                 {"op": "proxystore-evict", "recipe": session.recipe, "keys": [key for key, _ in keys]}
             )
@@ -268,8 +276,8 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             self.scheduler.loop.call_later(shortest / 4, self._keep_orphans)
 
     def _ask_worker(self, message: dict[str, Any]) -> None:
-        for comm in self.scheduler.stream_comms.values():
-            if not comm.closed():
+        for worker, comm in self.scheduler.stream_comms.items():
+            if not comm.closed() and worker not in self.lacking:
                 comm.send(message)
                 return
 

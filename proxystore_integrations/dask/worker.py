@@ -6,19 +6,22 @@ import asyncio
 import functools
 import logging
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from proxystore_core import Reference, StoreError, store_for
 from proxystore_core.connectors.base import Leased, leased
 from proxystore_integrations.dask.nodes import StoredResult, StoreTask
+from proxystore_integrations.settings import Settings
 
 if TYPE_CHECKING:
     from distributed import Worker
 
-__all__ = ["StoreWorkerPlugin", "pack", "unpack"]
+__all__ = ["StoreWorkerPlugin", "pack", "portable_plugin", "unpack"]
 
 logger = logging.getLogger(__name__)
 _ELSEWHERE = (
@@ -44,7 +47,11 @@ class StoreWorkerPlugin(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         self.worker = worker
+        self.inherited: tuple[str, dict[str, Any]] | None = None
+        self._lock = threading.Lock()
         self._update_data = worker.handlers["update_data"]
+        self._dasks_get_client = worker._get_client
+        worker._get_client = self.get_client  # type: ignore[method-assign]
         worker.handlers.update(
             {
                 "proxystore_probe": self.probe,
@@ -59,8 +66,8 @@ class StoreWorkerPlugin(WorkerPlugin):
                 "proxystore-renew": self.renew,
             }
         )
-        for client, recipe, session, probe in await worker.scheduler.proxystore_sessions():
-            reason = await self.probe(recipe, session, probe)
+        for client, arguments in await worker.scheduler.proxystore_sessions():
+            reason = await self.probe(**arguments)
             if reason:
                 await worker.scheduler.proxystore_report(
                     worker=worker.contact_address, client=client, reason=reason
@@ -68,14 +75,37 @@ class StoreWorkerPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         worker.handlers["update_data"] = self._update_data
+        worker._get_client = self._dasks_get_client  # type: ignore[method-assign]
 
-    async def probe(self, recipe: str, session: str, probe: str) -> str:
+    def get_client(self, timeout: float | None = None) -> Any:
+        """The client that tasks of this worker use, with the store and settings of the last to join."""
+        from proxystore_integrations.dask.client import equip
+        from proxystore_integrations.dask.link import Link
+        from proxystore_integrations.dask.mixin import StoreMixin
+
+        client = self._dasks_get_client(timeout)
+        # No lock over what waits for the event loop: a coroutine may ask for the client, too.
+        with self._lock:
+            made_here = client in self.worker._initialized_clients  # else it is the user's own
+            if self.inherited is None or not made_here or isinstance(client, StoreMixin):
+                return client
+            recipe, settings = self.inherited
+            equip(client, Link(Settings(**settings), store_for(recipe)))
+        joining = client.sync(client._join)  # type: ignore[attr-defined]
+        if joining is not None:
+            self._joining = asyncio.ensure_future(joining)  # until then it passes by value
+        return client
+
+    async def probe(
+        self, recipe: str, session: str, probe: str, settings: dict[str, Any] | None = None
+    ) -> str:
         """Why this worker does not reach a client's store; empty when it does.
 
         Args:
             recipe: the store.
             session: the client's session, whose lease is there.
             probe: key of an object that is there, where a store has no leases.
+            settings: of the client, for those made inside tasks.
         """
 
         def there() -> bool:
@@ -86,6 +116,8 @@ class StoreWorkerPlugin(WorkerPlugin):
             found = await asyncio.to_thread(there)
         except StoreError as error:
             return str(error)
+        if found and settings:
+            self.inherited = recipe, settings
         return "" if found else _ELSEWHERE.format(recipe=recipe, node=socket.gethostname())
 
     async def publish(self, keys: Sequence[Any], recipe: str, session: str) -> dict[Any, Any]:
@@ -152,6 +184,35 @@ class StoreWorkerPlugin(WorkerPlugin):
             await asyncio.to_thread(order)
         except StoreError as error:
             logger.warning("could not %s: %s", name, error)
+
+
+def portable_plugin() -> bytes:
+    """The plugin, pickled so that a worker without this package loads it, too, and says that it lacks it."""
+
+    def load() -> WorkerPlugin:
+        try:
+            from proxystore_integrations.dask.worker import StoreWorkerPlugin
+        except Exception as error:  # whatever is missing or too old there
+            reason = f"it could not load proxystore_integrations ({type(error).__name__}: {error})"
+        else:
+            return StoreWorkerPlugin()
+        from distributed.diagnostics.plugin import WorkerPlugin
+
+        class Lacking(WorkerPlugin):
+            name = "proxystore"
+
+            async def setup(self, worker: Any) -> None:
+                await worker.scheduler.proxystore_report(
+                    worker=worker.contact_address, client=None, reason=reason
+                )
+
+        return Lacking()
+
+    class Portable:
+        def __reduce__(self) -> tuple[Any, tuple[()]]:
+            return load, ()
+
+    return bytes(cloudpickle.dumps(Portable()))
 
 
 def _store(value: Any, recipe: str, session: str) -> Reference:

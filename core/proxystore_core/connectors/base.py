@@ -22,6 +22,7 @@ __all__ = [
     "Leased",
     "batched",
     "check_session",
+    "is_far",
     "leased",
 ]
 
@@ -196,3 +197,11 @@ class Batched(Protocol):
 def batched(connector: Connector) -> Batched | None:
     """The connector as one that handles many objects at once, or None when it cannot."""
     return cast(Batched, connector) if hasattr(connector, "put_batch") else None
+
+
+def is_far(connector: Connector) -> bool:
+    """Whether the connector's bytes come over a network, so that a host had better fetch them only once.
+
+    A connector says so with a class attribute ``far = True``.
+    """
+    return bool(getattr(connector, "far", False))

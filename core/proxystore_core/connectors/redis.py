@@ -2,7 +2,7 @@
 
 <prefix>:{<session>:<bucket>}       a hash; its expiry is the session's lease, kept by the server itself
     <object>.<size>.<part> -> bytes objects of up to 1 MiB are one part
-    lease -> ""                     from the first renewal on: an empty hash would vanish, with its expiry
+    lease -> ""                     holds the expiry: an empty hash would vanish, with it
 
 The sixteen buckets of a session are in sixteen slots, which a cluster spreads over its servers.
 An object's key says how many bytes it has, hence in which fields they are: it needs no record of
@@ -18,40 +18,43 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import redis
+
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
-from proxystore_core.connectors.redis_client import Client
-from proxystore_core.connectors.redis_login import (
-    Options,
-    database,
-    login_for,
-    warn_once_if_keys_may_be_dropped,
+from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
+from proxystore_core.connectors.redis_login import Login, Options, database
+from proxystore_core.connectors.redis_requests import Command, Requests
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    FullError,
+    RefusedError,
+    StoreError,
 )
-from proxystore_core.connectors.redis_nodes import Nodes, Single, hash_slot
-from proxystore_core.connectors.resp import Address, Reply, Request, command
-from proxystore_core.errors import ConfigurationError, CorruptError, FullError, RefusedError, StoreError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["RedisConnector", "RedisTLSConnector", "RedisUnixConnector"]
 
 _PART = 1 << 20  # bytes; part of the layout: another number cannot read what this one has written
-# Bytes asked for at a time. The server copies all of them before it sends the first, and sends a single
-# value in bigger pieces than several: on this host that costs more than a round trip.
+# Bytes that move at a time, and are copied at most: over a network fewer trips are worth more memory.
 _WINDOW, _LOCAL_WINDOW = 8 << 20, 1 << 20
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_SMALL = 32 << 10  # bytes up to which a copy is cheaper than another system call
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _BUCKETS = 16
 _UNRENEWED = 600  # seconds for a session that got objects before, or after, anyone renewed it
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
-_HSET = b"*4\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n"
-_MULTI = command(b"MULTI")
-_EXEC = command(b"EXEC")
 
-# One transaction with the bytes: no death of a client and no expiry in between leaves them for ever.
-_LEASE_FRESH = b"if redis.call('TTL',KEYS[1])<0 then return redis.call('EXPIRE',KEYS[1],ARGV[1]) end"
+# With the bytes, in one transaction or before and after: no death of a client and no expiry in between
+# leaves them for ever.
+_FRESH = (
+    "if redis.call('TTL',KEYS[1])<0 then redis.call('HSET',KEYS[1],'lease','') "
+    "return redis.call('EXPIRE',KEYS[1],ARGV[1]) end"
+)
 # The expiry first: a server that is full extends a lease all the same.
 _RENEW = (
-    b"redis.call('PEXPIRE',KEYS[1],ARGV[1]) if redis.call('HEXISTS',KEYS[1],'lease')==0 then "
-    b"redis.call('HSET',KEYS[1],'lease','') redis.call('PEXPIRE',KEYS[1],ARGV[1]) end"
+    "redis.call('PEXPIRE',KEYS[1],ARGV[1]) if redis.call('HEXISTS',KEYS[1],'lease')==0 then "
+    "redis.call('HSET',KEYS[1],'lease','') redis.call('PEXPIRE',KEYS[1],ARGV[1]) end"
 )
 
 
@@ -76,6 +79,7 @@ class RedisConnector:
     schemes: ClassVar[tuple[str, ...]] = ("redis",)
     checksum: ClassVar[bool] = True
     cheap_get: ClassVar[bool] = False
+    far: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class RedisConnector:
         self._given: dict[str, Any] = {"hostname": hostname, "port": port, "db": db}
         place = f"[{hostname}]" if ":" in hostname else hostname
         place += f":{port}" + (f"/{db}" if db else "")
-        self._open(place, [(hostname, port)], username, password, db, options)
+        self._open(place, hostname in LOCAL, username, password, options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -118,6 +122,7 @@ class RedisConnector:
     # What a connector to other servers changes.
 
     _tls: ClassVar[bool] = False
+    _transactions: ClassVar[bool] = True
     _parameters: ClassVar[dict[str, Any]] = {}
 
     @classmethod
@@ -128,35 +133,29 @@ class RedisConnector:
         place: dict[str, Any] = {"hostname": parts.host or "localhost", "port": parts.port or 6379}
         return place | {"db": database(parts.path.strip("/") or "0")}
 
-    def _nodes(self, addresses: Sequence[Address]) -> Nodes:
-        return Single(addresses[0])
+    def _connect(self, login: Login) -> Any:
+        """A client of redis-py, which connects when it is used."""
+        kind = redis.SSLConnection if self._tls else redis.Connection
+        place = {"host": self._given["hostname"], "port": self._given["port"], "db": self._given["db"]}
+        return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **place, **login.pool()))
+
+    def _diagnosis(self, error: BaseException, client: Any) -> Diagnosis:
+        return diagnosis(error, self._tls)
 
     # The rest is the same for all.
 
     def _open(
-        self,
-        place: str,
-        addresses: Sequence[Address],
-        username: str | None,
-        password: str | None,
-        db: int,
-        given: dict[str, Any],
+        self, place: str, local: bool, username: str | None, password: str | None, given: dict[str, Any]
     ) -> None:
-        options = Options(**given)
+        self._options = options = Options(**given)
         self._given |= {"username": username, **options.given()}
-        self._prefix = options.prefix
+        db = database(str(self._given.get("db", 0)))
         query = {"db": db} if db and "db" in self._parameters else {}
         text = urllib.parse.urlencode(query | options.given(), safe="/:")
         user = f"{urllib.parse.quote(username, safe='')}@" if username else ""
         self._url = f"{self.schemes[0]}://{user}{place}{'?' if text else ''}{text}"
-        self._client = Client(
-            self._url,
-            self._nodes(addresses),
-            login_for(self._url, username, password, database(str(db)), options, self._tls),
-            deadline=options.deadline,
-            connect_timeout=options.connect_timeout,
-        )
-        local = all(isinstance(address, str) or address[0] in _LOCAL for address in addresses)
+        login = Login(self._url, username, password, options, self._tls)
+        self._requests = Requests(self._url, login, options, self._connect, self._diagnosis)
         self._window = _LOCAL_WINDOW if local else _WINDOW
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
 
@@ -165,17 +164,26 @@ class RedisConnector:
 
     def put_batch(self, items: Sequence[Sequence[Buffer]], *, session: str = USER_SESSION) -> list[Key]:
         check_session(session, self.url)
-        keys, requests, moved = [], [], 0
-        for data in items:
-            views = [memoryview(buffer) for buffer in data]
-            views = [view.cast("B") for view in views if view.nbytes]
-            size = sum([view.nbytes for view in views])
-            name = f"{secrets.token_hex(10)}.{size:x}"
-            keys.append(f"{session}.{name}")
-            for part, frames in enumerate(_split(views, size)):
-                requests.append(self._write(session, name, part, min(size - part * _PART, _PART), frames))
-            moved += size
-        self._run_warned(requests, moved, keys)
+        objects = [[view for buffer in data if (view := memoryview(buffer)).nbytes] for data in items]
+        sizes = [sum([view.nbytes for view in views]) for views in objects]
+        names = [f"{secrets.token_hex(10)}.{size:x}" for size in sizes]
+        keys = [f"{session}.{name}" for name in names]
+        until = self._requests.until(sum(sizes))
+        commands: list[Command] = []
+        moved = 0
+        self._requests.warn_once_if_keys_may_be_dropped()
+        try:
+            for name, views, size in zip(names, objects, sizes, strict=True):
+                for part, frames in enumerate(_split([view.cast("B") for view in views], size)):
+                    commands += self._write(session, name, part, frames)
+                    moved += min(size, _PART)
+                    if moved >= self._window:
+                        self._requests.run(commands, until)
+                        commands, moved = [], 0
+            self._requests.run(commands, until)
+        except FullError:
+            self._forget(keys)
+            raise
         if session == USER_SESSION:
             self._own.update([(os.getpid(), key) for key in keys])
         return keys
@@ -184,74 +192,66 @@ class RedisConnector:
         return self.get_batch([key])[0]
 
     def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
+        parsed = [self._parse(key) for key in keys]
+        until = self._requests.until(sum(size for _, _, size in parsed))
         found: list[Buffer | None] = []
-        requests: list[Request] = []
-        places: list[int] = []
+        commands: list[Command] = []
+        places: list[tuple[int, int]] = []  # of each command: which object, which of its parts
         asked = 0
 
         def fetch() -> None:
-            nonlocal asked
-            replies = self._client.run(requests, asked)
-            for place, request, reply in zip(places, requests, replies, strict=True):
-                if reply is None:
+            for (place, part), data in zip(places, self._requests.run(commands, until), strict=True):
+                size, whole = parsed[place][2], found[place]
+                if data is None:
                     found[place] = None
-                elif request.into is None:
-                    found[place] = reply
-                elif reply is not request.into:
+                elif size <= _PART:
+                    found[place] = bytearray(data)  # the caller may change it
+                elif len(data) != min(size - part * _PART, _PART):
                     raise CorruptError(
                         "a part has another length than was stored", store=self.url, key=keys[place]
                     )
-            requests.clear()
-            places.clear()
-            asked = 0
+                elif whole is not None:
+                    memoryview(whole)[part * _PART : part * _PART + len(data)] = data
 
-        for place, key in enumerate(keys):
-            session, name, size = self._parse(key)
-            whole = fresh_buffer(size) if size > _PART else None
-            found.append(whole)
+        for place, (session, name, size) in enumerate(parsed):
+            found.append(fresh_buffer(size) if size > _PART else b"")
             for part in range(_parts(size)):
                 if asked >= self._window:
                     fetch()
-                into = memoryview(whole)[part * _PART : (part + 1) * _PART] if whole is not None else None
-                requests.append(self._ask(b"HGET", session, name, part, into))
-                places.append(place)
+                    commands, places, asked = [], [], 0
+                commands.append(("HGET", *self._field(session, name, part)))
+                places.append((place, part))
                 asked += min(size, _PART)
         fetch()
         return found
 
     def exists(self, key: Key) -> bool:
-        return all(self._client.run(self._each_part(b"HEXISTS", key)))
+        return all(self._requests.run(self._each_part("HEXISTS", key)))
 
     def evict(self, key: Key) -> None:
         self.evict_batch([key])
 
     def evict_batch(self, keys: Sequence[Key]) -> None:
-        self._client.run([request for key in keys for request in self._each_part(b"HDEL", key)])
+        self._requests.run([command for key in keys for command in self._each_part("HDEL", key)])
         self._own.difference_update([(os.getpid(), key) for key in keys])
 
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
-        milliseconds = b"%d" % max(1, round(seconds * 1000))
-        self._run_warned(
-            [
-                Request([command(b"EVAL", _RENEW, b"1", place, milliseconds)], hash_slot(place))
-                for place in self._hashes(session)
-            ]
-        )
+        self._requests.warn_once_if_keys_may_be_dropped()
+        milliseconds = max(1, round(seconds * 1000))
+        self._requests.run([("EVAL", _RENEW, 1, place, milliseconds) for place in self._hashes(session)])
 
     def end(self, session: str) -> int:
         check_session(session, self.url)
-        requests = [
-            Request([command(verb, place)], hash_slot(place))
-            for place in self._hashes(session)
-            for verb in (b"HKEYS", b"UNLINK")
-        ]
-        replies = self._client.run(requests)
-        return sum(bytes(field).endswith(b".0") for fields in replies[::2] for field in fields)
+        places = self._hashes(session)
+        replies = self._requests.run([(verb, place) for place in places for verb in ("HKEYS", "UNLINK")])
+        return sum(field.endswith(b".0") for fields in replies[::2] for field in fields)
 
     def sessions(self) -> dict[str, float]:
-        places = list(self._all_hashes())
-        replies = self._client.run([Request([command(b"PTTL", place)], hash_slot(place)) for place in places])
+        pattern = f"{self._prefix}:{{*:?}}"  # a walk over all keys of the database, on all servers
+        walk = self._requests.persist(lambda client: set(client.scan_iter(match=pattern, count=1000)))
+        places = sorted(walk)
+        replies = self._requests.run([("PTTL", place) for place in places])
         found: dict[str, float] = {}
         for place, left in zip(places, replies, strict=True):
             session = place.decode().partition("{")[2].partition(":")[0]
@@ -265,7 +265,7 @@ class RedisConnector:
     def close(self, *, clear: bool = False) -> None:
         if clear:
             self.evict_batch([key for process, key in list(self._own) if process == os.getpid()])
-        self._client.close()
+        self._requests.close()
 
     def _parse(self, key: Key) -> tuple[str, str, int]:
         match = _KEY.fullmatch(key)
@@ -273,66 +273,39 @@ class RedisConnector:
             raise RefusedError("not a key of a Redis store", store=self.url, key=key[:200])
         return match[1], match[2], int(match[3], 16)
 
-    def _hash(self, session: str, bucket: int) -> bytes:
-        return f"{self._prefix}:{{{session}:{bucket:x}}}".encode()
+    @property
+    def _prefix(self) -> str:
+        return self._options.prefix
 
-    def _hashes(self, session: str) -> list[bytes]:
+    def _hash(self, session: str, bucket: int) -> str:
+        return f"{self._prefix}:{{{session}:{bucket:x}}}"
+
+    def _hashes(self, session: str) -> list[str]:
         return [self._hash(session, bucket) for bucket in range(_BUCKETS)]
 
-    def _all_hashes(self) -> Iterator[bytes]:
-        """Every hash of this store, on all servers: a walk over all keys of the database."""
-        pattern = f"{self._prefix}:{{*:?}}".encode()
+    def _field(self, session: str, name: str, part: int) -> tuple[str, str]:
+        return self._hash(session, (int(name[0], 16) + part) % _BUCKETS), f"{name}.{part}"
 
-        def look(cursor: bytes) -> Request:
-            return Request([command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000")])
-
-        seen: set[bytes] = set()
-        for address, (cursor, found) in self._client.run_everywhere(look(b"0")):
-            seen.update(map(bytes, found))
-            while cursor != b"0":
-                cursor, found = self._client.run_at(address, look(bytes(cursor)))  # noqa: PLW2901
-                seen.update(map(bytes, found))
-        yield from sorted(seen)
-
-    def _field(self, session: str, name: str, part: int) -> tuple[bytes, bytes]:
-        return self._hash(session, (int(name[0], 16) + part) % _BUCKETS), f"{name}.{part}".encode()
-
-    def _ask(
-        self, verb: bytes, session: str, name: str, part: int, into: memoryview | None = None
-    ) -> Request:
-        place, field = self._field(session, name, part)
-        return Request([command(verb, place, field)], hash_slot(place), 1, into)
-
-    def _each_part(self, verb: bytes, key: Key) -> list[Request]:
+    def _each_part(self, verb: str, key: Key) -> list[Command]:
         session, name, size = self._parse(key)
-        return [self._ask(verb, session, name, part) for part in range(_parts(size))]
+        return [(verb, *self._field(session, name, part)) for part in range(_parts(size))]
 
-    def _write(self, session: str, name: str, part: int, size: int, frames: Sequence[Buffer]) -> Request:
+    def _write(self, session: str, name: str, part: int, frames: Sequence[memoryview]) -> list[Command]:
+        whole = len(frames) == 1 and frames[0].nbytes > _SMALL
         place, field = self._field(session, name, part)
-        start = b"*4\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n" % (
-            len(place),
-            place,
-            len(field),
-            field,
-            size,
-        )
+        write = ("HSET", place, field, frames[0] if whole else b"".join(frames))
         if session == USER_SESSION:
-            return Request([start, *frames, b"\r\n"], hash_slot(place))
-        lease = command(b"EVAL", _LEASE_FRESH, b"1", place, b"%d" % _UNRENEWED)
-        return Request([_MULTI + start, *frames, b"\r\n" + lease + _EXEC], hash_slot(place), 4)
+            return [write]
+        fresh = ("EVAL", _FRESH, 1, place, _UNRENEWED)
+        # Before redis-py 6.1 a cluster has no transactions.
+        return [("MULTI",), write, fresh, ("EXEC",)] if self._transactions else [fresh, write, fresh]
 
-    def _run_warned(
-        self, requests: Sequence[Request], moved: int = 0, keys: Sequence[Key] = ()
-    ) -> list[Reply]:
-        warn_once_if_keys_may_be_dropped(self._client)
+    def _forget(self, keys: Sequence[Key]) -> None:
+        """Evict what nobody will know the keys of."""
         try:
-            return self._client.run(requests, moved)
-        except FullError:
-            try:
-                self.evict_batch(keys)  # nobody will know these keys
-            except StoreError:
-                pass  # they go with their session
-            raise
+            self.evict_batch(keys)
+        except StoreError:
+            pass  # it goes with its session
 
 
 class RedisTLSConnector(RedisConnector):
@@ -360,13 +333,18 @@ class RedisUnixConnector(RedisConnector):
     ) -> None:
         path = os.path.abspath(path)
         self._given = {"path": path, "db": db}
-        self._open(urllib.parse.quote(path), [path], username, password, db, options)
+        self._open(urllib.parse.quote(path), True, username, password, options)
 
     @classmethod
     def _place(cls, parts: StoreURL) -> dict[str, Any]:
         if parts.host or not parts.path:
             raise ConfigurationError(f"{parts.url!r} names no socket: expected unix:///path/of/the.sock")
         return {"path": parts.path}
+
+    def _connect(self, login: Login) -> Any:
+        kind = redis.UnixDomainSocketConnection
+        place = {"path": self._given["path"], "db": self._given["db"]}
+        return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **place, **login.pool()))
 
 
 def _parts(size: int) -> int:

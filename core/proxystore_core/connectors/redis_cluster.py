@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from proxystore_core.connectors.redis import RedisConnector
-from proxystore_core.connectors.redis_login import addresses_of, database
-from proxystore_core.connectors.redis_nodes import Cluster, Nodes, Sentinels
-from proxystore_core.connectors.resp import Address
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
+
+from proxystore_core.connectors.redis import LOCAL, RedisConnector
+from proxystore_core.connectors.redis_errors import Diagnosis
+from proxystore_core.connectors.redis_login import Login, addresses_of, database
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
@@ -34,6 +40,7 @@ class RedisClusterConnector(RedisConnector):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("redis+cluster",)
+    _transactions: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -44,7 +51,8 @@ class RedisClusterConnector(RedisConnector):
         **options: Any,
     ) -> None:
         self._given = {"hosts": list(hosts)}
-        self._open(",".join(hosts), addresses_of(hosts, 6379), username, password, 0, options)
+        self._addresses = addresses_of(hosts, 6379)
+        self._open(",".join(hosts), _are_local(self._addresses), username, password, options)
 
     @classmethod
     def _place(cls, parts: StoreURL) -> dict[str, Any]:
@@ -52,8 +60,19 @@ class RedisClusterConnector(RedisConnector):
             raise ConfigurationError(f"{parts.url!r} names a database: a cluster has none but 0")
         return {"hosts": parts.hosts}
 
-    def _nodes(self, addresses: Sequence[Address]) -> Nodes:
-        return Cluster(addresses)
+    def _connect(self, login: Login) -> Any:
+        (host, port), *others = self._addresses
+        arguments = login.pool()
+        packer = arguments.pop("command_packer")
+        arguments["retry"] = Retry(NoBackoff(), 1)
+        # Only a client that is made from a URL takes a class of pools, and only a pool takes a packer.
+        url = f"{'rediss' if self._tls else 'redis'}://{f'[{host}]' if ':' in host else host}:{port}"
+        return RedisCluster(
+            url=url,
+            startup_nodes=[ClusterNode(*other) for other in others],
+            connection_pool_class=functools.partial(redis.ConnectionPool, command_packer=packer),
+            **arguments,
+        )
 
 
 class RedisClusterTLSConnector(RedisClusterConnector):
@@ -91,9 +110,9 @@ class RedisSentinelConnector(RedisConnector):
         **options: Any,
     ) -> None:
         self._given = {"hosts": list(hosts), "service": service, "db": db}
-        self._service = service
+        self._addresses = addresses_of(hosts, 26379)
         place = f"{','.join(hosts)}/{service}" + (f"/{db}" if db else "")
-        self._open(place, addresses_of(hosts, 26379), username, password, db, options)
+        self._open(place, _are_local(self._addresses), username, password, options)
 
     @classmethod
     def _place(cls, parts: StoreURL) -> dict[str, Any]:
@@ -104,8 +123,26 @@ class RedisSentinelConnector(RedisConnector):
             )
         return {"hosts": parts.hosts, "service": service, "db": database(db or "0")}
 
-    def _nodes(self, addresses: Sequence[Address]) -> Nodes:
-        return Sentinels(addresses, self._service)
+    def _connect(self, login: Login) -> Any:
+        tls = {"ssl": True} if self._tls else {}
+        sentinels = Sentinel(self._addresses, sentinel_kwargs={**login.transport(), **tls})
+        return sentinels.master_for(self._given["service"], db=self._given["db"], **login.pool(), **tls)
+
+    def _diagnosis(self, error: BaseException, client: Any) -> Diagnosis:
+        found = super()._diagnosis(error, client)
+        if not isinstance(error, MasterNotFoundError) or self._is_known(client):
+            return found
+        problem = f"the sentinels know no service {self._given['service']!r}"
+        return Diagnosis(ConfigurationError, problem, "Expected redis+sentinel://host:26379/service.")
+
+    def _is_known(self, client: Any) -> bool:
+        """Whether the service is one that a sentinel knows, though its server may be down; or nobody says."""
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            try:
+                return self._given["service"] in sentinel.sentinel_masters()
+            except redis.RedisError:
+                pass
+        return True
 
 
 class RedisSentinelTLSConnector(RedisSentinelConnector):
@@ -113,3 +150,7 @@ class RedisSentinelTLSConnector(RedisSentinelConnector):
 
     schemes: ClassVar[tuple[str, ...]] = ("rediss+sentinel",)
     _tls: ClassVar[bool] = True
+
+
+def _are_local(addresses: Sequence[tuple[str, int]]) -> bool:
+    return all(host in LOCAL for host, _ in addresses)

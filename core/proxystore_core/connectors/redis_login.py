@@ -1,4 +1,4 @@
-"""How to log in to a Redis server: options, password from the environment, certificates."""
+"""How to reach and log in to a Redis server: options, password from the environment, certificates."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import dataclasses
 import os
 import re
 import ssl
-import threading
 import urllib.parse
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from proxystore_core.connectors.redis_client import Client
-from proxystore_core.connectors.resp import Address, Login, Request, command
-from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError, UnreachableError
+from redis._parsers import Encoder
+from redis.backoff import NoBackoff
+from redis.connection import PythonRespSerializer
+from redis.retry import Retry
+
+from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
-__all__ = ["Options", "addresses_of", "database", "login_for", "warn_once_if_keys_may_be_dropped"]
+__all__ = ["Login", "Options", "addresses_of", "database"]
 
 PASSWORD = "PROXYSTORE_REDIS_PASSWORD"  # the variable's name
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_READ = 256 << 10  # bytes of a connection's buffer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,13 @@ def database(text: str) -> int:
     return int(text)
 
 
-def addresses_of(hosts: Sequence[str], port: int) -> list[Address]:
+def addresses_of(hosts: Sequence[str], port: int) -> list[tuple[str, int]]:
     """Servers from ``host``, ``host:port`` or ``[host]:port``.
 
     Raises:
         ConfigurationError: one of them is nothing like that.
     """
-    found: list[Address] = []
+    found: list[tuple[str, int]] = []
     for host in hosts:
         parts = urllib.parse.urlsplit(f"//{host}")
         try:
@@ -95,21 +97,61 @@ def addresses_of(hosts: Sequence[str], port: int) -> list[Address]:
     return found
 
 
-def login_for(
-    url: str, username: str | None, password: str | None, db: int, options: Options, tls: bool
-) -> Login:
-    """The login, with the password from the environment when none is given.
+class Login:
+    """Who connects, and how: what redis-py's connections are made with.
+
+    Args:
+        url: the store's, for messages and to find its password in the environment.
+        username: None for the server's default user.
+        password: None for the environment's.
+        options: deadlines and certificates.
+        tls: whether connections are encrypted.
 
     Raises:
         ConfigurationError: a certificate cannot be read.
     """
-    lenient = False
-    if not password:
-        password = _password_of_same(url)
-    if not password:
-        # Meant for any server: one that wants none is no mistake.
-        password, lenient = os.environ.get(PASSWORD) or None, True
-    return Login(username, password, db, _context(url, options) if tls else None, lenient)
+
+    def __init__(
+        self, url: str, username: str | None, password: str | None, options: Options, tls: bool
+    ) -> None:
+        self.tls = tls
+        self._username = username
+        self._password = password or _password_of_same(url)
+        self._lenient = not self._password
+        if self._lenient:
+            self._password = os.environ.get(PASSWORD) or None
+        self._options = options
+        if tls:
+            _check_certificates(url, options)
+
+    def go_without(self) -> bool:
+        """Forget a password that was meant for any server, now that one wants none; whether there was one."""
+        if not (self._lenient and self._password):
+            return False
+        self._password = None
+        return True
+
+    def transport(self) -> dict[str, Any]:
+        """Arguments of a connection to any server, sentinels too."""
+        options = self._options
+        found: dict[str, Any] = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": options.deadline,
+            "socket_connect_timeout": options.connect_timeout,
+        }
+        if self.tls:
+            found |= {"ssl_ca_certs": options.ca, "ssl_certfile": options.cert, "ssl_keyfile": options.key}
+            found |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        return found
+
+    def pool(self) -> dict[str, Any]:
+        """Arguments of a pool of connections to servers that have objects."""
+        # The packer that hiredis brings would copy each value twice.
+        encoder = Encoder("utf-8", "strict", False)
+        packer = PythonRespSerializer(6000, encoder.encode)
+        login = {"username": self._username, "password": self._password}
+        return {**self.transport(), **login, "command_packer": packer, "socket_read_size": _READ}
 
 
 def _password_of_same(url: str) -> str | None:
@@ -126,7 +168,7 @@ def _password_of_same(url: str) -> str | None:
     return theirs.password if who(ours) == who(theirs) else None
 
 
-def _context(url: str, options: Options) -> ssl.SSLContext:
+def _check_certificates(url: str, options: Options) -> None:
     try:
         context = ssl.create_default_context(cafile=options.ca)
         if options.cert is not None:
@@ -137,33 +179,3 @@ def _context(url: str, options: Options) -> ssl.SSLContext:
             store=url,
             remedy="?ca=, &cert= and &key= are paths of PEM files on every host.",
         ) from error
-    return context
-
-
-_asked: set[str] = set()
-_lock = threading.Lock()
-
-
-def warn_once_if_keys_may_be_dropped(client: Client) -> None:
-    """Warn when the server drops keys as it runs full: to us that is objects lost."""
-    with _lock:
-        if client.url in _asked:
-            return
-        _asked.add(client.url)
-    question = Request([command(b"CONFIG", b"GET", b"maxmemory*")])
-    try:
-        answer = client.run([question])[0]
-    except (UnreachableError, DeadlineError):
-        _asked.discard(client.url)
-        return
-    except StoreError:  # not every user may ask
-        return
-    found = dict(zip(map(bytes, answer[::2]), map(bytes, answer[1::2]), strict=True))
-    policy = found.get(b"maxmemory-policy", b"noeviction").decode()
-    if policy != "noeviction" and found.get(b"maxmemory") != b"0":
-        warnings.warn(
-            f"the server of {client.url} may drop stored objects when it runs full: its maxmemory-policy is "
-            f"{policy}. Let it say so instead: CONFIG SET maxmemory-policy noeviction.",
-            RuntimeWarning,
-            stacklevel=4,
-        )

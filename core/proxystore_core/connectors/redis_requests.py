@@ -1,0 +1,144 @@
+"""Requests to Redis servers through redis-py: a client for each process, deadlines, tries, typed errors."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from proxystore_core.connectors.redis_errors import FAILURES, Again, Diagnosis
+from proxystore_core.connectors.redis_login import Login, Options
+from proxystore_core.errors import DeadlineError, StoreError, UnreachableError
+
+__all__ = ["Command", "Requests"]
+
+Command: TypeAlias = tuple[Any, ...]
+"""What redis-py sends: a verb and its arguments; a memoryview is not copied."""
+
+T = TypeVar("T")
+
+_SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
+_PAUSES = ExponentialBackoff(cap=1.0, base=0.01)  # seconds between tries
+_asked: set[str] = set()  # URLs of servers whose settings were looked at
+
+
+class Requests:
+    """Sends commands to the servers of one store. Safe in threads and after a fork.
+
+    Every command may be sent twice: an answer may be lost, and the command is then sent again.
+
+    Args:
+        url: the store's, for messages.
+        login: who connects.
+        options: deadlines.
+        connect: makes a client of redis-py.
+        diagnose: what an error means, given the client that raised it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        login: Login,
+        options: Options,
+        connect: Callable[[Login], Any],
+        diagnose: Callable[[BaseException, Any], Diagnosis],
+    ) -> None:
+        self._url = url
+        self._login = login
+        self._options = options
+        self._connect = connect
+        self._diagnose = diagnose
+        self._clients: dict[int, Any] = {}  # by process: what a thread held at a fork stays held in the child
+        self._down = False  # and whoever asked has been told
+
+    def close(self) -> None:
+        """Close all connections; the next request opens others."""
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
+    def until(self, moved: int = 0) -> float:
+        """The time by which an operation that moves so many bytes should have ended."""
+        return time.monotonic() + self._options.deadline + moved / _SLOWEST
+
+    def run(self, commands: Sequence[Command], until: float | None = None) -> list[Any]:
+        """The reply of each command, all in one trip to each server concerned. Raises as `persist`."""
+
+        def send(client: Any) -> list[Any]:
+            if len(commands) == 1:
+                return [client.execute_command(*commands[0])]
+            pipeline = client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                for each in reply if isinstance(reply, list) else (reply,):  # a list: of a transaction
+                    if isinstance(each, Exception):
+                        raise each
+            return replies
+
+        return self.persist(send, until) if commands else []
+
+    def persist(self, do: Callable[[Any], T], until: float | None = None) -> T:
+        """What ``do`` says with a client, tried again while that makes sense; it may be done twice.
+
+        Raises:
+            FullError, RefusedError, ConfigurationError: the server says so; at once.
+            UnreachableError, DeadlineError: no answer in time.
+            StoreError: any other error of the server.
+        """
+        failures, back = 0, 0.0
+        last = self.until() if until is None else until
+
+        def attempt() -> T:
+            answer = do(self._client())
+            self._down = False
+            return answer
+
+        def fail(error: Exception) -> None:
+            nonlocal failures, back
+            if "without any password" in str(error) and self._login.go_without():
+                self._clients.pop(os.getpid(), None)
+                return
+            found = self._diagnose(error, self._clients.get(os.getpid()))
+            failures += 1
+            now = time.monotonic()
+            back = back or now + (0 if self._down else self._options.connect_timeout)
+            end = {Again.NEVER: 0.0, Again.WHEN_READY: last, Again.WHEN_BACK: min(last, back)}[found.again]
+            if now + _PAUSES.compute(failures) > end:
+                kind = DeadlineError if now >= last and found.again is not Again.NEVER else found.kind
+                self._down = kind is UnreachableError
+                raise kind(found.problem, store=self._url, remedy=found.remedy) from error
+
+        return Retry(_PAUSES, -1, FAILURES).call_with_retry(attempt, fail)
+
+    def _client(self) -> Any:
+        process = os.getpid()
+        client = self._clients.get(process)
+        return client if client is not None else self._clients.setdefault(process, self._connect(self._login))
+
+    def warn_once_if_keys_may_be_dropped(self) -> None:
+        """Warn when the server drops keys as it runs full: to us that is objects lost."""
+        if self._url in _asked:
+            return
+        _asked.add(self._url)
+        try:
+            found = self.persist(lambda client: client.config_get("maxmemory*"))
+        except (UnreachableError, DeadlineError):
+            _asked.discard(self._url)
+            return
+        except StoreError:  # not every user may ask
+            return
+        policy = found.get("maxmemory-policy", "noeviction")
+        if policy != "noeviction" and str(found.get("maxmemory")) != "0":
+            warnings.warn(
+                f"the server of {self._url} may drop stored objects when it runs full: its maxmemory-policy "
+                f"is {policy}. Let it say so instead: CONFIG SET maxmemory-policy noeviction.",
+                RuntimeWarning,
+                stacklevel=4,
+            )

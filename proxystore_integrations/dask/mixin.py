@@ -1,0 +1,256 @@
+"""What makes a Dask client send its large values through a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import distributed
+from dask.tokenize import normalize_token
+
+from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
+from proxystore_integrations.dask.graph import substitute_graph
+from proxystore_integrations.dask.link import Link
+from proxystore_integrations.dask.nodes import StoredResult
+from proxystore_integrations.dask.scatter import carried, named
+from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
+from proxystore_integrations.dask.worker import unpack
+from proxystore_integrations.transfer import load
+
+__all__ = ["StoreMixin"]
+
+_options: contextvars.ContextVar[tuple[bool | None, bool | None]] = contextvars.ContextVar(
+    "proxystore_options", default=(None, None)
+)
+_announcement: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
+    "proxystore_announcement", default=None
+)
+
+# Dask names a task after its arguments; a proxy must not load for that.
+normalize_token.register(Proxy, lambda proxy: ("proxystore_core.Proxy", repr(get_factory(proxy))))
+
+
+class StoreMixin(distributed.Client):
+    """The overrides; `Client` has them from the start, `wrap` gives them to a client that is there."""
+
+    _link: Link
+
+    # Life.
+
+    async def _start(self, *args: Any, **kwargs: Any) -> Any:
+        started = await super()._start(*args, **kwargs)
+        await self._join()
+        return started
+
+    async def _join(self) -> None:
+        # Within one process Dask hands objects over as they are: there is nothing to store.
+        if self.scheduler.address.startswith("inproc://"):
+            return
+        link = self._link
+        self._stream_handlers["proxystore-evict"] = link.released
+        self._stream_handlers["proxystore-unreachable"] = link.unreachable
+        try:
+            session = await asyncio.to_thread(link.open, self.id)
+        except StoreError as error:
+            link.by_value.accept(error, "work")
+            return
+        try:
+            await self._register_scheduler_plugin(
+                StoreSchedulerPlugin(), name=StoreSchedulerPlugin.name, idempotent=True
+            )
+            elsewhere = await self.scheduler.proxystore_join(session=session)
+        except Exception as error:
+            await asyncio.to_thread(link.close)
+            link.by_value.accept(
+                ConfigurationError(
+                    f"the scheduler could not load proxystore_integrations ({type(error).__name__}: {error})",
+                    remedy="Install the same proxystore-integrations for the scheduler and the workers.",
+                ),
+                "work",
+            )
+        else:
+            link.join(elsewhere)
+
+    async def _close(self, fast: bool = False) -> None:
+        needed = await self._leave() if self._link.joined else False
+        await super()._close(fast=fast)
+        # Tasks that go on without us (fire_and_forget) need their arguments: the scheduler sees to them.
+        await asyncio.to_thread(self._link.close, keep=needed and self._start_arg is not None)
+
+    async def _leave(self) -> bool:
+        """Take leave of the scheduler; returns whether tasks that go on without us need what we stored."""
+        stream = self.scheduler_comm
+        if stream is None or stream.comm is None or stream.comm.closed():
+            return False  # the scheduler is gone, and all tasks with it
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        handlers: dict[str, Any] = self._stream_handlers
+        handlers["proxystore-left"] = functools.partial(_answer, answer)
+        try:
+            self._send_to_scheduler({"op": "proxystore-leave"})
+            return await asyncio.wait_for(answer, 5)
+        except Exception:  # it goes just now
+            return False
+
+    # Out: arguments.
+
+    def submit(
+        self,
+        func: Any,
+        *args: Any,
+        proxy_args: bool | None = None,
+        proxy_result: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `distributed.Client.submit`.
+
+        Args:
+            func: the function.
+            args: its arguments.
+            proxy_args: False: pass this call's arguments by value whatever their size.
+            proxy_result: True: store this call's result at the task's end; False: gather it by value.
+            kwargs: the function's and Dask's keyword arguments.
+        """
+        if proxy_args is None and proxy_result is None:
+            return super().submit(func, *args, **kwargs)
+        with _these(proxy_args, proxy_result):
+            return self._noted(super().submit(func, *args, **kwargs), proxy_result)
+
+    def map(
+        self,
+        func: Any,
+        *iterables: Any,
+        proxy_args: bool | None = None,
+        proxy_result: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `distributed.Client.map`, with the arguments that `submit` adds."""
+        with _these(proxy_args, proxy_result):
+            return self._noted(super().map(func, *iterables, **kwargs), proxy_result)
+
+    def _noted(self, futures: Any, proxy_result: bool | None) -> Any:
+        if proxy_result is False:
+            self._link.by_value_keys.update(
+                future.key for future in (futures if isinstance(futures, list) else [futures])
+            )
+        return futures
+
+    def _graph_to_futures(self, expr: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
+        link = self._link
+        if not link.joined:
+            return super()._graph_to_futures(expr, keys, *args, **kwargs)
+        proxy_args, proxy_result = _options.get()
+        references: list[Reference] = []
+        if proxy_args is not False and link.reached:
+            outgoing = link.outgoing()
+            expr = substitute_graph(expr, outgoing)
+            references = outgoing.references
+        results = link.stores_results if proxy_result is None else proxy_result and link.reached
+        if not references and not results:
+            return super()._graph_to_futures(expr, keys, *args, **kwargs)
+        token = _announcement.set(
+            {
+                "keys": [reference.key for reference in references],
+                "results": link.settings.threshold if results else None,
+            }
+        )
+        try:
+            return super()._graph_to_futures(expr, keys, *args, **kwargs)
+        except BaseException:
+            link.withdraw([reference.key for reference in references])
+            raise
+        finally:
+            _announcement.reset(token)
+
+    def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        if msg.get("op") == "update-graph" and (announced := _announcement.get()) is not None:
+            msg = {**msg, "proxystore": announced}
+        super()._send_to_scheduler(msg)
+
+    async def _scatter(  # type: ignore[override]
+        self, data: Any, *, direct: Any = None, local_worker: Any = None, hash: bool = True, **kwargs: Any
+    ) -> Any:
+        link = self._link
+        dasks: Any = super()._scatter
+        send = functools.partial(dasks, direct=direct, local_worker=local_worker, hash=hash, **kwargs)
+        if local_worker or not link.reached:
+            return await send(data)
+        values, rebuild = named(data, hash)
+        outgoing = link.outgoing()
+        in_store = await asyncio.to_thread(carried, values, outgoing)
+        try:
+            futures = await send(in_store)
+        except StoreError as error:
+            link.by_value.accept(error, "scatter")
+            futures = await send(values)
+        finally:
+            # The workers hold the values in their memory by now.
+            link.evict_later([reference.key for reference in outgoing.references])
+        for key, value in values.items():
+            self.futures[key].finish(type=type(value))
+        return rebuild(futures)
+
+    # In: results.
+
+    async def _gather_remote(self, direct: bool, local_worker: bool) -> dict[str, Any]:
+        link = self._link
+        if direct or local_worker or not link.reached or link.publishes_from is None:
+            response = await super()._gather_remote(direct, local_worker)
+        else:
+            async with self._gather_semaphore:
+                # Requests that come in meanwhile form the next batch, as in Dask's own method.
+                keys, self._gather_keys, self._gather_future = list(self._gather_keys or ()), None, None
+                # Whoever stops waiting, what was published is fetched and evicted.
+                response = await asyncio.shield(asyncio.ensure_future(self._gather_published(keys)))
+        stored = {
+            key: value.reference
+            for key, value in response.get("data", {}).items()
+            if type(value) is StoredResult
+        }
+        if stored:
+            loaded = await asyncio.to_thread(load, list(stored.values()))
+            response["data"] = {**response["data"], **dict(zip(stored, loaded, strict=True))}
+        return dict(response)
+
+    async def _gather_published(self, keys: list[Any]) -> dict[str, Any]:
+        link = self._link
+        response: dict[str, Any] = dict(
+            await self.scheduler.proxystore_gather(
+                keys=keys,
+                client=self.id,
+                threshold=link.publishes_from,
+                by_value=list(link.by_value_keys.intersection(keys)),
+            )
+        )
+        published = {key: unpack(packed) for key, packed in response.pop("references", {}).items()}
+        try:
+            if published and response["status"] == "OK":
+                loaded = await asyncio.to_thread(load, list(published.values()))
+                response["data"] = {**response["data"], **dict(zip(published, loaded, strict=True))}
+        except StoreError as error:
+            link.by_value.accept(error, "gather")
+            return dict(await self.scheduler.gather(keys=keys))
+        finally:
+            link.evict_later([reference.key for reference in published.values()])
+        return response
+
+    def _release_key(self, key: Any) -> None:
+        self._link.by_value_keys.discard(key)
+        super()._release_key(key)
+
+
+def _answer(answer: asyncio.Future[bool], needed: bool) -> None:
+    if not answer.done():
+        answer.set_result(needed)
+
+
+@contextlib.contextmanager
+def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]:
+    token = _options.set((proxy_args, proxy_result))
+    try:
+        yield
+    finally:
+        _options.reset(token)
