@@ -536,7 +536,8 @@ def test_own_serializer_in_another_process(shared_store):
         assert answer == ["Proxy", 2.5, True]
 
 
-def test_serializer_whose_module_is_not_loaded(shared_store):
+def test_serializer_whose_module_is_not_loaded(shared_store, monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     reference = Reference(
         shared_store.put(1), str(Recipe(shared_store.connector.url, serializer="colorsys:a"))
     )
