@@ -123,18 +123,15 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
     if kind is LLGExpr:
         graph = expr.operand("dsk")
         tasks = graph.values() if len(graph) == 1 else ()
-        seen = [task for task in tasks if type(task) is Task]
-        functions = [task.func for task in seen]
-        visible = [part for task in seen for part in (*task.args, *task.kwargs.values())]
+        visible = [
+            part for task in tasks if type(task) is Task for part in (*task.args, *task.kwargs.values())
+        ]
     elif kind is MapExpr:
         expr.keys  # noqa: B018  made from the values, before they are replaced
-        functions = [expr.func]
         visible = [*expr.kwargs.values(), *(items[0] for items in expr.iterables if len(items))]
     else:
-        functions, visible = [], []
-    if not any(map(outgoing.plainly_large, visible)) and not any(
-        carries_large(function, outgoing.policy) for function in functions
-    ):
+        visible = []
+    if not any(map(outgoing.plainly_large, visible)):
         serialized = serialize_graph(expr)
         if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
             return serialized

@@ -81,6 +81,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         self.sessions: dict[str, ClientSession] = {}
         self.lacking: dict[str, str] = {}  # workers without this package, and why
         self._orders: defaultdict[str, list[str]] = defaultdict(list)
+        self._results: set[Any] = set()  # tasks whose results are in a store
 
     # Not a coroutine: no other client's plugin gets in before this one is known to the scheduler.
     def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
@@ -219,7 +220,8 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             task.run_spec = StoreTask(task.run_spec, wanted, None if task.actor else results)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        if start == "memory" or finish == "memory":
+        if key in self._results and (start == "memory" or finish == "memory"):
+            self._results.discard(key)
             self._release(_Result(key))
         if finish == "memory":
             stored = (kwargs.get("metadata") or {}).get("proxystore")
@@ -228,6 +230,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
                 for session in self.sessions.values():
                     if session.session == name:
                         session.pins.pin(stored_key, _Result(key))
+                        self._results.add(key)
         elif finish == "forgotten":
             self._release(key)
 
@@ -241,6 +244,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
     def restart(self, scheduler: Scheduler) -> None:
         for session in self.sessions.values():
             self._evict(session, session.pins.clear())
+        self._results.clear()
 
     # Eviction is an order that the client carries out, else a worker.
 
