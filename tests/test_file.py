@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mounts import mount_tmpfs, own_mounts
 
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
@@ -19,23 +19,6 @@ from proxystore_core.testing import in_fork, in_new_process
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-
-
-def own_mounts() -> list[str]:
-    """The command that starts a process with mounts of its own."""
-    command = (
-        ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-    )
-    try:
-        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
-            return command
-    except FileNotFoundError:
-        pass
-    pytest.skip("mount namespaces are not allowed here")
-
-
-def mount_tmpfs(directory: str, options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
 
 
 def mode(path: str | Path) -> int:

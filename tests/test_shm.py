@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mounts import mount_tmpfs, own_mounts
 
 from proxystore_core.buffers import MAP_FROM
 from proxystore_core.connectors import segments
@@ -37,23 +38,6 @@ def connector() -> Iterator[ShmConnector]:
     connector.close(clear=True)
 
 
-def own_mounts() -> list[str]:
-    """The command that starts a process with mounts of its own."""
-    command = (
-        ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-    )
-    try:
-        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
-            return command
-    except FileNotFoundError:
-        pass
-    pytest.skip("mount namespaces are not allowed here")
-
-
-def mount(directory: str, options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
-
-
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -62,9 +46,9 @@ def descriptors() -> int:
 
 
 def fill_small_shm(spill: str, small_spill: bool) -> None:
-    mount("/dev/shm", "size=16m")
+    mount_tmpfs("/dev/shm", "size=16m")
     if small_spill:
-        mount(spill, "size=12m,mode=700")
+        mount_tmpfs(spill, "size=12m,mode=700")
     connector = ShmConnector("small", spill=spill)
     data = [bytes([number]) * 4 * MB for number in range(6)]
     with warnings.catch_warnings(record=True) as caught:
@@ -109,7 +93,7 @@ def test_small_shm(tmp_path: Path, small_spill: bool) -> None:
 
 
 def spill_with_names(spill: str) -> None:
-    mount("/dev/shm", "size=4m")
+    mount_tmpfs("/dev/shm", "size=4m")
     connector = ShmConnector("named", spill=spill)
     connector._unnamed = False
     with pytest.warns(RuntimeWarning, match="is full"):
@@ -124,7 +108,7 @@ def test_small_shm_where_files_have_names_from_the_start(tmp_path: Path) -> None
 
 
 def reuse_small_shm(turns: int) -> None:
-    mount("/dev/shm", "size=16m")
+    mount_tmpfs("/dev/shm", "size=16m")
     connector = ShmConnector("reused")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -141,7 +125,7 @@ def test_the_stock_never_takes_the_room_of_objects() -> None:
 
 
 def use_unbounded_shm() -> None:
-    mount("/dev/shm", "size=0")
+    mount_tmpfs("/dev/shm", "size=0")
     connector = ShmConnector("unbounded")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -300,7 +284,7 @@ def test_the_stock_is_bounded() -> None:
         assert len(held_by(stock)) <= 4
     assert stock.take("/dev/shm", 11 * MB) is None
     assert stock.take("/dev/shm", MAP_FROM - 1) is None
-    until(lambda: not stock._wanted and stock._allocating is None and not stock._wake.is_set())
+    until(lambda: stock.nbytes and not stock._wanted and not stock._wake.is_set())
     assert 0 < stock.nbytes <= 10 * MB
     stock.drop()
     assert stock.nbytes == 0

@@ -18,6 +18,7 @@ __all__ = ["SegmentStock"]
 
 _IDLE = 5.0  # seconds without a put after which the stock is given back
 _PAUSE = 0.03  # seconds between a put and the allocation of its successor
+_ALLOCATION = 0.5  # seconds that giving back waits for an allocation in progress
 _KEPT = 4  # segments at most
 _LEFT_TO_OBJECTS = 0.5  # share of the file system that no stock takes
 _stocks: weakref.WeakSet[SegmentStock] = weakref.WeakSet()
@@ -44,6 +45,7 @@ class SegmentStock:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._busy = False  # an order is being carried out
         self._wake = threading.Event()
         self._ready: list[tuple[int, int]] = []  # (capacity in bytes, descriptor)
         self._wanted: list[tuple[str, int]] = []  # (directory, capacity)
@@ -76,7 +78,13 @@ class SegmentStock:
     def drop(self) -> None:
         """Give back all segments."""
         with self._lock:
-            dropped, self._ready, self._wanted = self._ready, [], []
+            self._wanted = []
+        # A segment that is being allocated (some 25 ms per 100 MB) takes room as well.
+        until = time.monotonic() + _ALLOCATION
+        while self._busy and threading.current_thread() is not self._thread and time.monotonic() < until:
+            time.sleep(0.001)
+        with self._lock:
+            dropped, self._ready = self._ready, []
         for _, fd in dropped:
             os.close(fd)
 
@@ -97,8 +105,13 @@ class SegmentStock:
             time.sleep(_PAUSE)
             with self._lock:
                 self._wake.clear()
-                orders, self._wanted = self._wanted, []
-            for directory, capacity in orders:
+            while True:
+                with self._lock:
+                    # One at a time: giving back cancels the orders that are left, and waits for this one.
+                    self._busy = bool(self._wanted)
+                    if not self._busy:
+                        break
+                    directory, capacity = self._wanted.pop(0)
                 self._make_room(capacity)
                 try:
                     if not has_room(directory, capacity, _LEFT_TO_OBJECTS):
