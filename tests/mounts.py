@@ -1,0 +1,25 @@
+"""File systems of a test's own, in a process that nobody else sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+
+def own_mounts() -> list[str]:
+    """The command that starts a process with mounts of its own."""
+    command = (
+        ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    )
+    try:
+        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+            return command
+    except FileNotFoundError:
+        pass
+    pytest.skip("mount namespaces are not allowed here")
+
+
+def mount_tmpfs(directory: str, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
