@@ -17,7 +17,7 @@ from proxystore_core.buffers import MAP_FROM
 __all__ = ["SegmentStock"]
 
 _IDLE = 5.0  # seconds without a put after which the stock is given back
-_PAUSE = 0.03  # seconds between a put and the allocation of its successor
+_PAUSE = 0.0  # seconds between a put and the allocation of its successor
 _ALLOCATION = 0.5  # seconds that giving back waits for an allocation in progress
 _KEPT = 4  # segments at most
 _LEFT_TO_OBJECTS = 0.5  # share of the file system that no stock takes
