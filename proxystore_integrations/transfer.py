@@ -14,12 +14,13 @@ from typing import Any
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
 from proxystore_integrations.policy import Policy
 
-__all__ = ["ByValue", "Outgoing", "load"]
+__all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
 
 _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
 _TEXT = frozenset({str, bytes, bytearray})
 _CONTAINERS = frozenset({list, tuple, dict})
-_DEPTH = 8
+DEPTH = 8
+"""Levels of containers in which large values are looked for."""
 
 
 class ByValue:
@@ -101,7 +102,7 @@ class Outgoing:
             return len(value) >= self.policy.threshold
         return kind not in _SMALL and kind not in _CONTAINERS and self.policy.over(value)
 
-    def substitute(self, value: Any, depth: int = _DEPTH) -> Any:
+    def substitute(self, value: Any, depth: int = DEPTH) -> Any:
         """The value itself, or a carrier, or a container holding carriers. A user's proxy stays as it is.
 
         Args:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from proxystore_integrations.dask import Client
-from proxystore_integrations.dask.functions import carries_large
+from proxystore_integrations.functions import carries_large
 from proxystore_integrations.policy import Policy
 
 BIG = 30_000

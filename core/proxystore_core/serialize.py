@@ -43,6 +43,7 @@ def serialize(
     compression: str | None = None,
     checksum: bool = False,
     serializer: Serializer | None = None,
+    main_by_value: bool = True,
 ) -> list[Buffer]:
     """Turn an object into buffers whose concatenation a store keeps.
 
@@ -54,6 +55,8 @@ def serialize(
         compression: ``"lz4"``, ``"zstd"`` or None; frames that do not shrink are left as they are.
         checksum: whether `deserialize` is to detect altered bytes.
         serializer: used in place of pickle; returns a bytes-like object.
+        main_by_value: let cloudpickle take what another process could not import. False for readers that
+            have the same ``__main__``: pickle alone, which takes everything by name.
 
     Raises:
         SerializationError: neither pickle nor cloudpickle (or not ``serializer``) can take ``obj``.
@@ -63,7 +66,7 @@ def serialize(
     if serializer is not None:
         view = _serialize_custom(obj, serializer)
         return pack([view], kind=KIND_CUSTOM, codec=compression, checksum=checksum)
-    stream, buffers = _pickle(obj)
+    stream, buffers = _pickle(obj, main_by_value)
     return pack(stream, buffers, kind=KIND_PICKLE, codec=compression, checksum=checksum)
 
 
@@ -144,7 +147,7 @@ class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, 5, buffer_callback=buffers.collect)
 
 
-def _pickle(obj: object) -> tuple[_Chunks, _Buffers]:
+def _pickle(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
     reducers = _reducers()
     chunks, buffers = _Chunks(), _Buffers()
     try:
@@ -157,11 +160,13 @@ def _pickle(obj: object) -> tuple[_Chunks, _Buffers]:
     except Exception as error:
         refusal: Exception | None = error
     else:
-        if not _by_value(chunks):
+        if not (main_by_value and _by_value(chunks)):
             return chunks, buffers
         refusal = None
     chunks, buffers = _Chunks(), _Buffers()
     try:
+        if refusal is not None and not main_by_value:
+            raise refusal
         _CloudPickler(chunks, buffers, reducers).dump(obj)
     except MemoryError:
         raise

@@ -30,13 +30,15 @@ class Sharing:
     Args:
         store: where objects go.
         session: the session that they belong to.
+        main_by_value: see `serialize.serialize`.
 
     Attributes:
         holdings: what is there, with a pin for each call that uses it.
     """
 
-    def __init__(self, store: Store[Any], session: str) -> None:
+    def __init__(self, store: Store[Any], session: str, *, main_by_value: bool = True) -> None:
         self.store = store
+        self.main_by_value = main_by_value
         self.session = session
         self.holdings = Holdings()
         self._flights = Flights()
@@ -48,7 +50,7 @@ class Sharing:
             SerializationError: the object cannot be turned into bytes.
             StoreError: the store failed; says why.
         """
-        frames = self.store.encode(obj)
+        frames = self.store.encode(obj, main_by_value=self.main_by_value)
         look = _look(frames)
         mine: list[Reference] = []
 

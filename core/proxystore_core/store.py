@@ -302,9 +302,21 @@ class Store(Generic[C]):
 
     # Objects by reference.
 
-    def reference(self, obj: Any, *, session: str | None = None, evict: bool = False) -> Reference:
-        """Store an object and return its reference. Raises as `put`."""
-        key, size = self._put(obj, session, None)
+    def reference(
+        self, obj: Any, *, session: str | None = None, evict: bool = False, main_by_value: bool = True
+    ) -> Reference:
+        """Store an object and return its reference.
+
+        Args:
+            obj: as for `put`.
+            session: as for `put`.
+            evict: let the object leave the store when the reference is first resolved.
+            main_by_value: see `encode`.
+
+        Raises:
+            StoreError: as `put`.
+        """
+        key, size = self.put_frames(self.encode(obj, main_by_value=main_by_value), session=session)
         return Reference(key, self.recipe, size, class_name(obj), evict)
 
     def reference_batch(
@@ -421,9 +433,18 @@ class Store(Generic[C]):
 
     # The way of the bytes.
 
-    def encode(self, obj: Any) -> list[Buffer]:
-        """An object as this store stores it: buffers that alias it, for `put_frames`."""
-        return self._encode(obj, self._serializer)
+    def encode(self, obj: Any, *, main_by_value: bool = True) -> list[Buffer]:
+        """An object as this store stores it: buffers that alias it, for `put_frames`.
+
+        Args:
+            obj: as for `put`.
+            main_by_value: pickle what ``__main__`` defines by value. False for readers that have the
+                same ``__main__``, where by value a class would be another class.
+
+        Raises:
+            SerializationError: the object cannot be turned into bytes.
+        """
+        return self._encode(obj, self._serializer, main_by_value)
 
     def put_frames(self, frames: Sequence[Buffer], *, session: str | None = None) -> tuple[Key, int]:
         """Store what `encode` returned; its key and its size in bytes. Raises as `put`."""
@@ -433,10 +454,14 @@ class Store(Generic[C]):
     def _put(self, obj: Any, session: str | None, serializer: Serializer | None) -> tuple[Key, int]:
         return self.put_frames(self._encode(obj, serializer or self._serializer), session=session)
 
-    def _encode(self, obj: Any, serializer: Serializer | None) -> list[Buffer]:
+    def _encode(self, obj: Any, serializer: Serializer | None, main_by_value: bool = True) -> list[Buffer]:
         def encode() -> list[Buffer]:
             return serialize(
-                obj, compression=self.compression, checksum=self.connector.checksum, serializer=serializer
+                obj,
+                compression=self.compression,
+                checksum=self.connector.checksum,
+                serializer=serializer,
+                main_by_value=main_by_value,
             )
 
         if self.metrics is None:

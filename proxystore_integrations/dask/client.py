@@ -8,7 +8,7 @@ import dask.config
 import distributed
 
 from proxystore_core import ConfigurationError
-from proxystore_integrations.dask.link import Link
+from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.mixin import StoreMixin
 from proxystore_integrations.settings import Settings
 
@@ -103,14 +103,14 @@ def wrap(client: Any, **settings: Any) -> Any:
     return client.sync(joined)
 
 
-def equip(client: Any, link: Link) -> None:
+def equip(client: Any, link: DaskLink) -> None:
     """Mix our overrides into a client that has none; it joins the scheduler with ``_join``."""
     kind = type(client)
     client._link = link
     client.__class__ = Client if kind is distributed.Client else type(kind.__name__, (StoreMixin, kind), {})
 
 
-def link_of(store: Any = None, **settings: Any) -> Link:
+def link_of(store: Any = None, **settings: Any) -> DaskLink:
     """A link with settings from everywhere.
 
     Args:
@@ -126,4 +126,4 @@ def link_of(store: Any = None, **settings: Any) -> Link:
         )
     table = {str(name).replace("-", "_"): value for name, value in configured.items()}
     loaded = Settings.load(("Dask's configuration", table), store=url, **settings)
-    return Link(loaded, None if url is not None else store)
+    return DaskLink(loaded, None if url is not None else store)

@@ -23,8 +23,8 @@ from proxystore_integrations.dask.engine import (
     graph_expr,
     serialize_graph,
 )
-from proxystore_integrations.dask.functions import carries_large
 from proxystore_integrations.dask.nodes import StoredFunction, StoredValue
+from proxystore_integrations.functions import carries_large
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import Outgoing
 

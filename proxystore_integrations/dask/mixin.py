@@ -14,7 +14,7 @@ from dask.tokenize import normalize_token
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
 from proxystore_integrations.dask.graph import substitute_graph
-from proxystore_integrations.dask.link import Link
+from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.nodes import StoredResult
 from proxystore_integrations.dask.scatter import carried, named
 from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
@@ -37,7 +37,7 @@ normalize_token.register(Proxy, lambda proxy: ("proxystore_core.Proxy", repr(get
 class StoreMixin(distributed.Client):
     """The overrides; `Client` has them from the start, `wrap` gives them to a client that is there."""
 
-    _link: Link
+    _link: DaskLink
 
     # Life.
 
@@ -54,7 +54,7 @@ class StoreMixin(distributed.Client):
         self._stream_handlers["proxystore-evict"] = link.released
         self._stream_handlers["proxystore-unreachable"] = link.unreachable
         try:
-            session = await asyncio.to_thread(link.open, self.id)
+            session = await asyncio.to_thread(link.announce, self.id)
         except StoreError as error:
             link.by_value.accept(error, "work")
             return

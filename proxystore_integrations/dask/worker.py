@@ -80,7 +80,7 @@ class StoreWorkerPlugin(WorkerPlugin):
     def get_client(self, timeout: float | None = None) -> Any:
         """The client that tasks of this worker use, with the store and settings of the last to join."""
         from proxystore_integrations.dask.client import equip
-        from proxystore_integrations.dask.link import Link
+        from proxystore_integrations.dask.link import DaskLink
         from proxystore_integrations.dask.mixin import StoreMixin
 
         client = self._dasks_get_client(timeout)
@@ -90,7 +90,7 @@ class StoreWorkerPlugin(WorkerPlugin):
             if self.inherited is None or not made_here or isinstance(client, StoreMixin):
                 return client
             recipe, settings = self.inherited
-            equip(client, Link(Settings(**settings), store_for(recipe)))
+            equip(client, DaskLink(Settings(**settings), store_for(recipe)))
         joining = client.sync(client._join)  # type: ignore[attr-defined]
         if joining is not None:
             self._joining = asyncio.ensure_future(joining)  # until then it passes by value

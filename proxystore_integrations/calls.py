@@ -1,0 +1,284 @@
+"""One call on an engine that runs functions elsewhere, seen from the client.
+
+The engine's ``submit`` asks its `CallLink` for a `Call`, hands the engine the call's function and
+arguments, and says `Call.done` when that attempt is over. Where the result was large, what comes back
+is a `StoredResult`: the user is given its value (`carriers.plain`), and a call that takes it as an
+argument passes the reference on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from proxystore_core import Reference, Session, Store, StoreError
+from proxystore_integrations.carriers import (
+    Filling,
+    NotDeliveredError,
+    Packed,
+    StoredArgument,
+    StoredResult,
+    StoreFunction,
+    Terms,
+    owners,
+)
+from proxystore_integrations.functions import carries_large
+from proxystore_integrations.link import Link
+from proxystore_integrations.settings import Settings
+from proxystore_integrations.transfer import Outgoing
+
+__all__ = ["Call", "CallLink", "CallOutgoing"]
+
+_FUNCTIONS = 256  # wrapped functions kept
+
+
+class CallOutgoing(Outgoing):
+    """The function and arguments of one call.
+
+    Args:
+        link: the client's.
+
+    Attributes:
+        loads: references of what the worker is to load before it calls the function.
+        results: earlier calls' that this one takes: kept in the store until this one is done.
+    """
+
+    def __init__(self, link: CallLink) -> None:
+        super().__init__(link.sharing, link.policy, link.by_value)
+        self.loads: dict[Reference, None] = {}
+        self.results: list[StoredResult] = []
+        self._lazy = link.settings.inputs == "proxy"
+
+    def carrier(self, reference: Reference) -> StoredArgument:
+        if not self._lazy:
+            self.loads[reference] = None
+        return StoredArgument(reference, self._lazy)
+
+    def engine_value(self, value: Any) -> Any:
+        if type(value) is not StoredResult:
+            return NotImplemented
+        self.results.append(value)
+        return self.carrier(value.reference)
+
+    def function(self, function: Callable[..., Any]) -> StoredArgument | None:
+        """What stands for a function that carries large values; None for any other."""
+        if not carries_large(function, self.policy):
+            return None
+        reference = self.reference(function)
+        if reference is None:
+            return None
+        self.loads[reference] = None
+        return StoredArgument(reference)
+
+
+class Call:
+    """One attempt at a call, as the engine is to make it.
+
+    Attributes:
+        function: what to submit.
+        args: positional arguments to submit.
+        kwargs: keyword arguments to submit.
+    """
+
+    __slots__ = ("_link", "_outgoing", "args", "function", "kwargs")
+
+    def __init__(
+        self,
+        link: CallLink,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outgoing: CallOutgoing | None = None,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self._outgoing = outgoing
+        self._link: CallLink | None = link
+        link._began()
+
+    def __repr__(self) -> str:
+        return f"<call of {self.function!r}{' with stored arguments' if self.is_stored else ''}>"
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether any of its arguments is in the store: the worker may fail to have it."""
+        return self._outgoing is not None
+
+    def done(self) -> None:
+        """This attempt is over, or could not be made: its arguments may go. Idempotent."""
+        link, outgoing = self._link, self._outgoing
+        self._link = self._outgoing = None
+        if link is None:
+            return
+        if outgoing is not None:
+            link.withdraw([reference.key for reference in outgoing.references])
+        link._ended()
+
+    def by_value(self, error: NotDeliveredError) -> Call:
+        """The same call without a store, for another attempt; this one is done then.
+
+        Args:
+            error: why the worker could not have the arguments.
+
+        Raises:
+            NotDeliveredError: ``error``: settings want it raised, or nobody has the arguments any more.
+        """
+        link = self._link
+        assert link is not None
+        try:
+            link.by_value.accept(error, "pass an argument")
+            packed: Packed = self.args[0]
+            try:
+                function, args, kwargs = packed.filled()
+            except StoreError:
+                raise error from None
+            return Call(link, function or self.function.function, args, kwargs)
+        finally:
+            self.done()
+
+
+class CallLink(Link):
+    """A link that makes calls.
+
+    Closing waits for the last call. Results that somebody still holds then are taken out of the store
+    into this process's memory, where a bare engine has them all.
+    """
+
+    def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
+        super().__init__(settings, store)
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._closing = False
+        self._terms: tuple[Any, ...] | None = None
+        self._functions: dict[int, tuple[Any, StoreFunction]] = {}
+        self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
+
+    def open(self) -> Session:
+        session = super().open()
+        if self.settings.results != "never":
+            settings = self.settings
+            self._terms = tuple(
+                Terms(
+                    self.recipe, session.name, settings.threshold, settings.on_store_error, self.main_by_value
+                )
+            )
+        owners[session.name] = self
+        _open.add(self)
+        assert self._evictions is not None
+        # Nobody closed it: the eviction thread ends the session, since this may run anywhere.
+        weakref.finalize(self, self._evictions.order_end, session).atexit = False
+        return session
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call as the engine is to make it: large values in the store, where that can be.
+
+        Args:
+            function: the user's.
+            args: its positional arguments; results of earlier calls as `StoredResult` among them.
+            kwargs: its keyword arguments.
+
+        Raises:
+            StoreError: the store failed, and settings want that raised.
+        """
+        if not self.reached:
+            fill = Filling(_not_ours)
+            return Call(self, function, fill(args), fill(kwargs))
+        outgoing = CallOutgoing(self)
+        try:
+            stored = outgoing.function(function)
+            new_args = tuple(outgoing.substitute_all(args))
+            new_kwargs = {name: outgoing.substitute(value) for name, value in kwargs.items()}
+        except BaseException:
+            self.withdraw([reference.key for reference in outgoing.references])
+            raise
+        if not outgoing.references and not outgoing.results:
+            return Call(self, self._wrapped(function) if self._terms else function, args, kwargs)
+        packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
+        if stored is None:
+            wrapped = self._wrapped(function)
+        else:
+            wrapped = StoreFunction(None, self._terms, _name(function))
+        return Call(self, wrapped, (packed,), {}, outgoing)
+
+    def _wrapped(self, function: Callable[..., Any]) -> StoreFunction:
+        """The same object for the same function: engines keep what they pickle of one."""
+        kept = self._functions.get(id(function))
+        if kept is not None and kept[0] is function:
+            return kept[1]
+        wrapped = StoreFunction(function, self._terms, _name(function))
+        if isinstance(function, types.FunctionType):
+            if len(self._functions) >= _FUNCTIONS:
+                self._functions.clear()
+            self._functions[id(function)] = function, wrapped
+        return wrapped
+
+    # Results.
+
+    def received(self, result: StoredResult) -> None:
+        self._results.add(result)
+        if self._evictions is not None:
+            self._evictions.hold(result.reference.key)
+
+    def dropped(self, key: str) -> None:
+        if self._evictions is not None:
+            self._evictions.drop(key)
+
+    # The end.
+
+    def close(self, *, keep: bool = False) -> None:
+        """End the session when the last call is done; now if there is none. Idempotent."""
+        with self._lock:
+            self._closing = True
+            busy = self._calls > 0
+        if not busy:
+            self.close_now(keep=keep)
+
+    def close_now(self, *, keep: bool = False) -> None:
+        """End the session, whatever calls there are."""
+        if not self.is_open:
+            return
+        for result in list(self._results):
+            try:
+                result.value  # noqa: B018  loads it
+            except StoreError as error:
+                self.by_value.warn(f"a result is lost: {error}")
+        owners.pop(self.session, None)
+        super().close(keep=keep)
+
+    def _began(self) -> None:
+        with self._lock:
+            self._calls += 1
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._calls -= 1
+            last = self._closing and not self._calls
+        if last:
+            self.close_now()
+
+
+def _not_ours(stored: StoredArgument) -> Any:
+    raise TypeError(f"{stored!r} is inside a call already")
+
+
+def _name(function: Any) -> str:
+    function = getattr(function, "func", function)  # a partial's
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+_open: weakref.WeakSet[CallLink] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    for link in list(_open):
+        if link.is_open:
+            link._results.clear()  # nobody will ask
+            link.close_now()
+
+
+atexit.register(_end_all)

@@ -1,0 +1,286 @@
+"""What an engine that runs functions elsewhere carries in place of large values: inert, unpacked by us alone.
+
+To the worker go a `StoreFunction` and, where arguments are stored, one `Packed` argument. Back comes
+the result, or a `StoredResult`.
+"""
+
+from __future__ import annotations
+
+import operator
+import socket
+import weakref
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
+from proxystore_core.flight import Flights
+from proxystore_integrations.policy import Policy
+from proxystore_integrations.transfer import DEPTH, ByValue, load
+
+__all__ = [
+    "Filling",
+    "NotDeliveredError",
+    "Packed",
+    "StoreFunction",
+    "StoredArgument",
+    "StoredResult",
+    "Terms",
+    "plain",
+]
+
+
+class NotDeliveredError(StoreError):
+    """A worker could not have a call's arguments from the store, so the function was not called."""
+
+
+class StoredArgument:
+    """Stands for a stored value until the worker fills it in.
+
+    Args:
+        reference: names the value.
+        lazy: the function gets a lazy proxy.
+    """
+
+    __slots__ = ("lazy", "reference")
+
+    def __init__(self, reference: Reference, lazy: bool = False) -> None:
+        self.reference = reference
+        self.lazy = lazy
+
+    def __reduce__(self) -> tuple[type[StoredArgument], tuple[Any, ...]]:
+        return StoredArgument, (self.reference, self.lazy)
+
+    def __repr__(self) -> str:
+        return f"<stored {self.reference.describe()}>"
+
+
+class Packed:
+    """The arguments of one call, with stored values among them.
+
+    Args:
+        function: what to call, where it is stored itself; else None.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        references: of all that is to be loaded.
+    """
+
+    __slots__ = ("args", "function", "kwargs", "references")
+
+    def __init__(
+        self,
+        function: StoredArgument | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        references: tuple[Reference, ...],
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.references = references
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[Any, ...]]:
+        return Packed, (self.function, self.args, self.kwargs, self.references)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.args) + len(self.kwargs)} arguments, {len(self.references)} to load>"
+
+    def filled(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Function, arguments and keyword arguments with all values in their places.
+
+        Each is loaded once: one that appears twice is one object, as it is without a store.
+
+        Raises:
+            StoreError: a value cannot be had.
+        """
+        loaded = dict(zip(self.references, load(self.references), strict=True))
+        fill = Filling(lambda stored: Proxy(stored.reference) if stored.lazy else loaded[stored.reference])
+        return fill(self.function, 0), fill(self.args), fill(self.kwargs)
+
+
+class Filling:
+    """Puts values in the places of those that stand for them, in exact lists, tuples and dicts.
+
+    A container that holds any is made anew, once however often it appears.
+
+    Args:
+        value_of: the value of a `StoredArgument`.
+    """
+
+    def __init__(self, value_of: Callable[[StoredArgument], Any]) -> None:
+        self._value_of = value_of
+        # By id; the containers are kept so that no id is used again.
+        self._seen: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, value: Any, depth: int = DEPTH + 1) -> Any:
+        kind = type(value)
+        if kind is StoredArgument:
+            return self._value_of(value)
+        if kind is StoredResult:
+            return value.value
+        if not depth or (kind is not list and kind is not tuple and kind is not dict):
+            return value
+        seen = self._seen.get(id(value))
+        if seen is None:
+            old = value.values() if kind is dict else value
+            new = [self(item, depth - 1) for item in old]
+            filled = value
+            if not all(map(operator.is_, new, old)):
+                filled = dict(zip(value, new, strict=True)) if kind is dict else kind(new)
+            self._seen[id(value)] = seen = value, filled
+        return seen[1]
+
+
+class Terms(NamedTuple):
+    """How a worker treats results.
+
+    Attributes:
+        recipe: opens the store.
+        session: that results belong to.
+        threshold: size from which a result is stored, bytes.
+        on_store_error: ``"fallback"`` or ``"raise"``.
+        main_by_value: whether what ``__main__`` defines is pickled by value.
+    """
+
+    recipe: str
+    session: str
+    threshold: int
+    on_store_error: str
+    main_by_value: bool
+
+    def outgoing(self, result: Any) -> Any:
+        """The result itself, or what stands for it when it is large.
+
+        Raises:
+            StoreError: the store failed, and settings want that raised.
+        """
+        if type(result) is Proxy or not Policy(self.threshold).over(result):
+            return result
+        try:
+            reference = store_for(self.recipe).reference(
+                result, session=self.session, main_by_value=self.main_by_value
+            )
+        except SerializationError:
+            return result  # the engine meets the same object and raises its own error
+        except StoreError as error:
+            _by_value(self.on_store_error).accept(error, "return a result")
+            return result
+        return StoredResult(reference, self.session)
+
+
+@cache
+def _by_value(on_store_error: str) -> ByValue:
+    return ByValue(on_store_error)
+
+
+class StoreFunction:
+    """A function on its way to a worker: takes arguments from the store, and puts its result there.
+
+    Args:
+        function: the user's; None when it is in the store itself.
+        terms: for its result; None when results go by value.
+        name: what the engine shows.
+    """
+
+    def __init__(self, function: Callable[..., Any] | None, terms: tuple[Any, ...] | None, name: str) -> None:
+        self.function = function
+        self.terms = terms
+        self.__name__ = name
+
+    def __reduce__(self) -> tuple[type[StoreFunction], tuple[Any, ...]]:
+        return StoreFunction, (self.function, self.terms and tuple(self.terms), self.__name__)
+
+    def __repr__(self) -> str:
+        return f"<{self.__name__} with a store>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function: Any = self.function
+        if args and type(args[0]) is Packed:
+            stored, args, kwargs = self._delivered(args[0])
+            function = stored or function
+        result = function(*args, **kwargs)
+        return result if self.terms is None else Terms(*self.terms).outgoing(result)
+
+    def _delivered(self, packed: Packed) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        try:
+            return packed.filled()
+        except StoreError as error:
+            raise NotDeliveredError(
+                f"{socket.gethostname()} cannot have the arguments of {self.__name__}(): {error.problem}",
+                store=error.store,
+                key=error.key,
+                remedy=error.remedy,
+            ) from error
+
+
+class Owner(Protocol):
+    """The link of the client whose session it is."""
+
+    def received(self, result: StoredResult) -> None:
+        """A result arrived in the client's process."""
+
+    def dropped(self, key: str) -> None:
+        """One that had been received is gone; called by destructors."""
+
+
+class StoredResult:
+    """A result that is in the store. In its client's process the object is evicted with the last of these.
+
+    Args:
+        reference: names the value.
+        session: that it belongs to.
+    """
+
+    __slots__ = ("__weakref__", "_owner", "_value", "reference", "session")
+
+    def __init__(self, reference: Reference, session: str) -> None:
+        self.reference = reference
+        self.session = session
+        self._value: tuple[Any] | None = None
+        self._owner = owners.get(session)
+        if self._owner is not None:
+            self._owner.received(self)
+
+    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference, str]]:
+        return StoredResult, (self.reference, self.session)
+
+    def __repr__(self) -> str:
+        return f"<stored {self.reference.describe()}>"
+
+    def __del__(self) -> None:
+        if self._owner is not None:
+            self._owner.dropped(self.reference.key)
+
+    @property
+    def value(self) -> Any:
+        """The result itself: loaded once, from then on the same object.
+
+        Raises:
+            StoreError: it cannot be had.
+        """
+        if self._value is None:
+            _flights.run(id(self), self._load)
+        assert self._value is not None
+        return self._value[0]
+
+    def _load(self) -> None:
+        if self._value is None:
+            self._value = (self.reference(),)
+
+
+# A container that holds any is to be looked into, whatever else is in it.
+register_sizeof(StoredResult, lambda result: 1 << 62)
+
+_flights = Flights()
+
+owners: weakref.WeakValueDictionary[str, Owner] = weakref.WeakValueDictionary()
+"""The links of this process that make calls, by session."""
+
+
+def plain(result: Any) -> Any:
+    """What the user gets for a result as it came from the engine.
+
+    Raises:
+        StoreError: it is in the store and cannot be had.
+    """
+    return result.value if type(result) is StoredResult else result

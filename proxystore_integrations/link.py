@@ -1,0 +1,188 @@
+"""A client's link to its store: the session, what is pinned for it, and what it evicts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from queue import SimpleQueue
+from typing import Any
+
+from proxystore_core import Session, Sharing, Store, StoreError
+from proxystore_integrations.policy import Policy
+from proxystore_integrations.settings import Settings
+from proxystore_integrations.transfer import ByValue
+
+__all__ = ["Link"]
+
+
+class Link:
+    """The store, and a session in it, of one client of an engine.
+
+    Args:
+        settings: as loaded for the client.
+        store: an open store to use instead of opening the one that the settings name; its owner closes it.
+
+    Attributes:
+        elsewhere: workers that do not reach the store, with the reason.
+    """
+
+    main_by_value = True
+    """Whether what ``__main__`` defines is pickled by value: false where the workers have the same one."""
+
+    def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
+        self.settings = settings
+        self.policy = Policy(settings.threshold)
+        self.by_value = ByValue(settings.on_store_error)
+        self.elsewhere: dict[str, str] = {}
+        self._given = store
+        self._store: Store[Any] | None = None
+        self._sharing: Sharing | None = None
+        self._session: Session | None = None
+        self._evictions: Evictions | None = None
+
+    def __repr__(self) -> str:
+        state = self.recipe if self.is_open else "no session"
+        return f"{type(self).__name__}({state}, threshold={self.settings.threshold} B)"
+
+    def open(self) -> Session:
+        """Open the store and a session in it.
+
+        Raises:
+            StoreError: the store cannot be opened or written to.
+        """
+        store = self._given or Store.from_url(self.settings.store)
+        session = Session(store.connector, lease=self.settings.lease)
+        self._evictions = Evictions(store, self.by_value)
+        self._session, self._store = session, store
+        # A pin for each call that the engine was told of and has not let go of yet.
+        self._sharing = Sharing(store, session.name, main_by_value=self.main_by_value)
+        return session
+
+    def close(self, *, keep: bool = False) -> None:
+        """End the session; with ``keep`` leave its objects to who else renews its lease. Idempotent."""
+        session, store, evictions = self._session, self._store, self._evictions
+        self._session = self._store = self._evictions = None
+        if session is None or store is None or evictions is None:
+            return
+        evictions.close()
+        try:
+            if keep:
+                session.release()
+            else:
+                session.end()
+        except StoreError as error:
+            self.by_value.warn(f"cannot remove what this session stored, its lease will: {error}")
+        if store is not self._given:
+            store.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session, and this process is its owner."""
+        return self._session is not None and self._session.owned
+
+    @property
+    def session(self) -> str:
+        """Name of the session, while it is open."""
+        assert self._session is not None
+        return self._session.name
+
+    @property
+    def recipe(self) -> str:
+        """How other processes open the store, while it is open."""
+        assert self._store is not None
+        return self._store.recipe
+
+    @property
+    def sharing(self) -> Sharing:
+        """Where arguments are stored, while it is open."""
+        assert self._sharing is not None
+        return self._sharing
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is a session and every worker reaches its store; says so once if one does not."""
+        if not self.is_open:
+            return False
+        if self.elsewhere:
+            worker, reason = next(iter(self.elsewhere.items()))
+            self.by_value.warn(f"the worker {worker} does not reach the store: {reason}")
+            return False
+        return True
+
+    def withdraw(self, keys: Iterable[str]) -> None:
+        """Take one pin from each of these objects; those that have none left are evicted."""
+        if self._sharing is not None:
+            self.evict_later(self._sharing.holdings.release_all(keys))
+
+    def evict_later(self, keys: Iterable[str]) -> None:
+        """Evict objects of this session in the background: freeing a large one takes milliseconds.
+
+        Safe in a destructor. Nothing happens in a forked child, whose parent owns the objects.
+        """
+        if self._evictions is not None:
+            for key in keys:
+                self._evictions.order(key)
+
+
+class Evictions:
+    """Evicts in the background, in the order asked for. Every order is safe in a destructor.
+
+    Args:
+        store: the objects' store.
+        by_value: told of what cannot be evicted.
+    """
+
+    def __init__(self, store: Store[Any], by_value: ByValue) -> None:
+        # Unlike Queue.put, SimpleQueue.put may be interrupted by a destructor that puts as well.
+        self._orders: SimpleQueue[tuple[str, int] | Session | None] = SimpleQueue()
+        self._owner = os.getpid()
+        self._thread = threading.Thread(
+            target=_carry_out, args=(self._orders, store, by_value), name="proxystore-evict", daemon=True
+        )
+        self._thread.start()
+
+    def order(self, key: str) -> None:
+        """Evict an object."""
+        self._put((key, 0))
+
+    def hold(self, key: str) -> None:
+        """Count one more holder of an object."""
+        self._put((key, 1))
+
+    def drop(self, key: str) -> None:
+        """Count one holder less, and evict with the last."""
+        self._put((key, -1))
+
+    def order_end(self, session: Session) -> None:
+        """End a session, and stop."""
+        self._put(session)
+
+    def close(self) -> None:
+        """Carry out all orders, and stop. Idempotent."""
+        self._put(None)
+        if self._owner == os.getpid() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _put(self, order: tuple[str, int] | Session | None) -> None:
+        if self._owner == os.getpid():
+            self._orders.put(order)
+
+
+def _carry_out(
+    orders: SimpleQueue[tuple[str, int] | Session | None], store: Store[Any], by_value: ByValue
+) -> None:
+    holders: Counter[str] = Counter()
+    while (order := orders.get()) is not None:
+        try:
+            if isinstance(order, Session):
+                order.end()
+                return
+            key, change = order
+            holders[key] += change
+            if holders[key] <= 0:
+                del holders[key]
+                store.evict(key)
+        except StoreError as error:
+            by_value.warn(f"cannot evict an object: {error}")
