@@ -9,6 +9,7 @@ argument passes the reference on.
 from __future__ import annotations
 
 import atexit
+import functools
 import threading
 import types
 import weakref
@@ -186,7 +187,7 @@ class CallLink(Link):
             StoreError: the store failed, and settings want that raised.
         """
         if not self.reached:
-            fill = Filling(_not_ours)
+            fill = Filling()
             return Call(self, function, fill(args), fill(kwargs))
         outgoing = CallOutgoing(self)
         try:
@@ -211,7 +212,7 @@ class CallLink(Link):
         if kept is not None and kept[0] is function:
             return kept[1]
         wrapped = StoreFunction(function, self._terms, _name(function))
-        if isinstance(function, types.FunctionType):
+        if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
             self._functions[id(function)] = function, wrapped
@@ -260,10 +261,6 @@ class CallLink(Link):
             last = self._closing and not self._calls
         if last:
             self.close_now()
-
-
-def _not_ours(stored: StoredArgument) -> Any:
-    raise TypeError(f"{stored!r} is inside a call already")
 
 
 def _name(function: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -94,7 +94,7 @@ class Packed:
             StoreError: a value cannot be had.
         """
         loaded = dict(zip(self.references, load(self.references), strict=True))
-        fill = Filling(lambda stored: Proxy(stored.reference) if stored.lazy else loaded[stored.reference])
+        fill = Filling(loaded)
         return fill(self.function, 0), fill(self.args), fill(self.kwargs)
 
 
@@ -104,18 +104,18 @@ class Filling:
     A container that holds any is made anew, once however often it appears.
 
     Args:
-        value_of: the value of a `StoredArgument`.
+        loaded: the values of `StoredArgument`s.
     """
 
-    def __init__(self, value_of: Callable[[StoredArgument], Any]) -> None:
-        self._value_of = value_of
+    def __init__(self, loaded: Mapping[Reference, Any] | None = None) -> None:
+        self._loaded = loaded or {}
         # By id; the containers are kept so that no id is used again.
         self._seen: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any, depth: int = DEPTH + 1) -> Any:
         kind = type(value)
         if kind is StoredArgument:
-            return self._value_of(value)
+            return Proxy(value.reference) if value.lazy else self._loaded[value.reference]
         if kind is StoredResult:
             return value.value
         if not depth or (kind is not list and kind is not tuple and kind is not dict):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
+from proxystore_core.connectors.base import is_local
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
@@ -37,6 +38,7 @@ class Link:
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
         self._given = store
+        self._tried = False
         self._store: Store[Any] | None = None
         self._sharing: Sharing | None = None
         self._session: Session | None = None
@@ -46,12 +48,30 @@ class Link:
         state = self.recipe if self.is_open else "no session"
         return f"{type(self).__name__}({state}, threshold={self.settings.threshold} B)"
 
+    @staticmethod
+    def settled(
+        engine: tuple[str, Mapping[str, Any]] | None = None, *, store: Any = None, **settings: Any
+    ) -> tuple[Settings, Store[Any] | None]:
+        """Settings from everywhere, and the store if one is given open.
+
+        Args:
+            engine: as for `Settings.load`.
+            store: URL of the store, an open store, or None.
+            **settings: as for `Settings.load`.
+
+        Raises:
+            ConfigurationError: a setting is unknown or wrong.
+        """
+        given = store if isinstance(store, Store) else None
+        return Settings.load(engine, store=None if given else store, **settings), given
+
     def open(self) -> Session:
         """Open the store and a session in it.
 
         Raises:
             StoreError: the store cannot be opened or written to.
         """
+        self._tried = True
         store = self._given or Store.from_url(self.settings.store)
         session = Session(store.connector, lease=self.settings.lease)
         self._evictions = Evictions(store, self.by_value)
@@ -81,6 +101,17 @@ class Link:
     def is_open(self) -> bool:
         """Whether there is a session, and this process is its owner."""
         return self._session is not None and self._session.owned
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether it is open, has been, or could not be opened."""
+        return self._tried
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only processes of this machine reach the store, while it is open."""
+        assert self._store is not None
+        return is_local(self._store.connector)
 
     @property
     def session(self) -> str:

@@ -10,7 +10,6 @@ import distributed
 from proxystore_core import ConfigurationError
 from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.mixin import StoreMixin
-from proxystore_integrations.settings import Settings
 
 __all__ = ["Client", "equip", "wrap"]
 
@@ -117,7 +116,6 @@ def link_of(store: Any = None, **settings: Any) -> DaskLink:
         store: URL of the store, an open store, or None.
         **settings: as for `Client`.
     """
-    url = store if isinstance(store, str) else None
     configured = dask.config.get("proxystore", default=None) or {}
     if not isinstance(configured, dict):
         raise ConfigurationError(
@@ -125,5 +123,4 @@ def link_of(store: Any = None, **settings: Any) -> DaskLink:
             remedy="Expected keys: proxystore.store ...",
         )
     table = {str(name).replace("-", "_"): value for name, value in configured.items()}
-    loaded = Settings.load(("Dask's configuration", table), store=url, **settings)
-    return DaskLink(loaded, None if url is not None else store)
+    return DaskLink(*DaskLink.settled(("Dask's configuration", table), store=store, **settings))

@@ -205,3 +205,11 @@ def is_far(connector: Connector) -> bool:
     A connector says so with a class attribute ``far = True``.
     """
     return bool(getattr(connector, "far", False))
+
+
+def is_local(connector: Connector) -> bool:
+    """Whether only processes of this machine reach the connector's objects.
+
+    A connector says so with a class attribute ``local = True``.
+    """
+    return bool(getattr(connector, "local", False))

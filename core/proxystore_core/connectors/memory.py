@@ -61,6 +61,7 @@ class MemoryConnector:
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
     checksum: ClassVar[bool] = False
     cheap_get: ClassVar[bool] = True
+    local = True
 
     def __init__(self, name: str = "") -> None:
         self.name = name

@@ -53,6 +53,7 @@ class ShmConnector(FileConnector):
     schemes: ClassVar[tuple[str, ...]] = ("shm",)
     checksum: ClassVar[bool] = False
     cheap_get: ClassVar[bool] = True
+    local = True
 
     def __init__(
         self, name: str = "", *, stock: int = _STOCK, spill: str | os.PathLike[str] | None = None

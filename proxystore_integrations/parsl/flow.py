@@ -1,0 +1,172 @@
+"""What Parsl's dataflow does with a result that is in the store.
+
+Between tasks it goes on as it is; the user, memo tables, checkpoints and executors without a store get
+its value. All of it is inert where no result is stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from proxystore_integrations.carriers import Filling, StoredResult, plain
+from proxystore_integrations.parsl.engine import (
+    AppFuture,
+    BasicMemoizer,
+    CheckpointCommand,
+    DataFlowKernel,
+    RemoteExceptionWrapper,
+    deep_traverse_to_unwrap,
+    id_for_memo,
+    shallow_traverse_to_unwrap,
+)
+
+__all__ = ["StoreMixin", "install"]
+
+
+class StoreMixin:
+    """Marks executors that take stored results as arguments."""
+
+    _submitting: Any = None
+    """The lock under which Parsl submits: executors need not be safe in threads."""
+
+
+_internal = threading.local()
+
+
+def install() -> None:
+    """Make Parsl pass stored results on as references, and show them to everybody else as values. Once."""
+    future: Any = AppFuture
+    if future.result is _result:
+        return
+    future.result = _result
+    future.set_result = _flagged(Future.set_result, False)
+    future.set_exception = _flagged(Future.set_exception, False)
+    # Dependencies: the two resolvers that Parsl ships.
+    shallow_traverse_to_unwrap.register(AppFuture, _as_it_came)
+    deep_traverse_to_unwrap.register(AppFuture, _as_it_came)
+    deep_traverse_to_unwrap.register(set, _deep_set)
+    deep_traverse_to_unwrap.register(dict, _deep_dict)
+    # Memoization and checkpoints: by content, and of the value.
+    id_for_memo.register(StoredResult, lambda result, output_ref=False: id_for_memo(result.value, output_ref))
+    command: Any = CheckpointCommand
+    command.result = property(lambda command: plain(command._result))
+    flow: Any = DataFlowKernel
+    flow._unwrap_remote_exception_wrapper = staticmethod(_unwrapped)
+    flow.handle_join_update = _flagged(flow.handle_join_update, True)
+    flow.launch_task = _launching(flow.launch_task)
+    flow._complete_task_result = _completing(flow._complete_task_result)
+    flow._complete_task_exception = _letting_go(flow._complete_task_exception)
+
+
+# The user's side of an AppFuture.
+
+
+def _result(self: Any, timeout: float | None = None) -> Any:
+    """The app's result. As `concurrent.futures.Future.result`."""
+    result = Future.result(self, timeout)
+    if getattr(_internal, "active", False):
+        return result
+    if type(result) is not list or not any(type(item) is StoredResult for item in result):
+        return plain(result)
+    # Of a join app: several apps' results. Whoever asks gets the same list.
+    if "_proxystore_list" not in self.__dict__:
+        self.__dict__.setdefault("_proxystore_list", [plain(item) for item in result])
+    return self.__dict__["_proxystore_list"]
+
+
+def _flagged(method: Callable[..., Any], internal: bool) -> Callable[..., Any]:
+    """A method of Parsl's that handles results unseen (``internal``), or that calls the user's callbacks."""
+
+    @functools.wraps(method)
+    def flagged(*args: Any, **kwargs: Any) -> Any:
+        before, _internal.active = getattr(_internal, "active", False), internal
+        try:
+            return method(*args, **kwargs)
+        finally:
+            _internal.active = before
+
+    return flagged
+
+
+# Dependencies.
+
+
+def _as_it_came(future: Any) -> Any:
+    return Future.result(future)
+
+
+def _deep_set(items: Any) -> Any:
+    return type(items)(plain(deep_traverse_to_unwrap(item)) for item in items)
+
+
+def _deep_dict(items: Any) -> Any:
+    return {
+        plain(deep_traverse_to_unwrap(key)): deep_traverse_to_unwrap(value) for key, value in items.items()
+    }
+
+
+def _unwrapped(future: Any) -> Any:
+    result = Future.result(future)
+    if type(result) is StoredResult and result.reference.kind.endswith(":RemoteExceptionWrapper"):
+        result = result.value
+    if isinstance(result, RemoteExceptionWrapper):
+        result.reraise()
+    return result
+
+
+# The life of a task.
+
+
+def _launching(launch_task: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(launch_task)
+    def launching(self: Any, task_record: Any) -> Any:
+        executor = self.executors.get(task_record["executor"])
+        if isinstance(executor, StoreMixin):
+            executor._submitting = self.submitter_lock
+        else:
+            fill = Filling()
+            task_record["args"] = fill(list(task_record["args"]))
+            task_record["kwargs"] = fill(task_record["kwargs"])
+        return launch_task(self, task_record)
+
+    return launching
+
+
+def _completing(complete: Callable[..., Any]) -> Callable[..., Any]:
+    def plainly(self: Any, task_record: Any, new_state: Any, result: Any) -> Any:
+        if not isinstance(self.memoizer, BasicMemoizer):  # nobody knows what it does with a result
+            result = plain(result)
+        return complete(self, task_record, new_state, result)
+
+    return _letting_go(functools.wraps(complete)(plainly))
+
+
+def _letting_go(complete: Callable[..., Any]) -> Callable[..., Any]:
+    """A task that is over keeps its inputs no longer, whoever keeps its future."""
+
+    @functools.wraps(complete)
+    def letting_go(self: Any, task_record: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return complete(self, task_record, *args, **kwargs)
+        finally:
+            task_record["depends"] = [future for future in task_record["depends"] if not _is_stored(future)]
+            task_record["args"] = [_inert(value) for value in task_record["args"]]
+            task_record["kwargs"] = {name: _inert(value) for name, value in task_record["kwargs"].items()}
+
+    return letting_go
+
+
+def _is_stored(future: Any) -> bool:
+    return type(getattr(future, "_result", None)) is StoredResult
+
+
+def _inert(value: Any) -> Any:
+    if type(value) is StoredResult:
+        return repr(value)
+    if type(value) is list and any(type(item) is StoredResult for item in value):
+        return [_inert(item) for item in value]
+    return value
