@@ -66,7 +66,7 @@ class CallFuture(Future[Any]):
             call.done()
             raise
         self.attempt = attempt
-        attempt.add_done_callback(functools.partial(self._over, call))
+        attempt.add_done_callback(_Once(functools.partial(self._over, call)))
 
     def _over(self, call: Call, attempt: Future[Any]) -> None:
         if attempt.cancelled():
@@ -86,3 +86,17 @@ class CallFuture(Future[Any]):
             self.set_result(attempt.result())
         else:
             self.set_exception(error)
+        # They have been called. What they know of the task would keep this future and its result alive.
+        self._done_callbacks.clear()  # type: ignore[attr-defined]
+
+
+class _Once:
+    """Calls a function once, and forgets it: an engine may keep its last future until the next one."""
+
+    def __init__(self, function: Callable[[Future[Any]], None]) -> None:
+        self._function: Callable[[Future[Any]], None] | None = function
+
+    def __call__(self, attempt: Future[Any]) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function(attempt)

@@ -60,7 +60,7 @@ TESTED = (2026, 10)
 _METHODS: dict[type, str] = {
     DataFlowKernel: (
         "_complete_task_exception _complete_task_result _unwrap_remote_exception_wrapper "
-        "handle_join_update launch_task"
+        "handle_exec_update handle_join_update launch_task"
     ),
     CheckpointCommand: "result",
     ParslExecutor: "shutdown start submit",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -56,7 +57,8 @@ def install() -> None:
     command.result = property(lambda command: plain(command._result))
     flow: Any = DataFlowKernel
     flow._unwrap_remote_exception_wrapper = staticmethod(_unwrapped)
-    flow.handle_join_update = _flagged(flow.handle_join_update, True)
+    flow.handle_exec_update = _ending(flow.handle_exec_update)
+    flow.handle_join_update = _ending(_flagged(flow.handle_join_update, True))
     flow.launch_task = _launching(flow.launch_task)
     flow._complete_task_result = _completing(flow._complete_task_result)
     flow._complete_task_exception = _letting_go(flow._complete_task_exception)
@@ -160,8 +162,29 @@ def _letting_go(complete: Callable[..., Any]) -> Callable[..., Any]:
     return letting_go
 
 
+def _ending(handle: Callable[..., Any]) -> Callable[..., Any]:
+    """The last that Parsl does with a task.
+
+    Its record and its future know each other. Left so, a stored result would wait for the garbage
+    collector, and fill the store meanwhile.
+    """
+
+    @functools.wraps(handle)
+    def ending(self: Any, task_record: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return handle(self, task_record, *args, **kwargs)
+        finally:
+            future = task_record["app_fu"]
+            if type(future) is AppFuture and _is_stored(future):
+                task_record["app_fu"] = weakref.proxy(future)
+                task_record["joins"] = None
+
+    return ending
+
+
 def _is_stored(future: Any) -> bool:
-    return type(getattr(future, "_result", None)) is StoredResult
+    result = future.__dict__.get("_result")
+    return type(result) is StoredResult or (type(result) is list and StoredResult in map(type, result))
 
 
 def _inert(value: Any) -> Any:

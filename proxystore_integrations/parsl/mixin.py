@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from proxystore_core import StoreError
-from proxystore_integrations.attempts import submitted
+from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.parsl.engine import (
     LocalProvider,
@@ -45,10 +45,9 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
             with contextlib.nullcontext() if call is first else self._submitting or contextlib.nullcontext():
                 return send(call.function, resource_specification, *call.args, **call.kwargs)
 
-        future = submitted(call, submit)
-        attempt: Any = getattr(future, "attempt", None)
-        if hasattr(attempt, "parsl_executor_task_id"):
-            future.parsl_executor_task_id = attempt.parsl_executor_task_id  # type: ignore[attr-defined]
+        future = CallFuture(call, submit)
+        if hasattr(future.attempt, "parsl_executor_task_id"):
+            future.parsl_executor_task_id = future.attempt.parsl_executor_task_id  # type: ignore[attr-defined]
         return future
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,38 @@
+"""What a test needs of an engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """An engine with a store (``threshold`` 100 kB), and the same engine bare; tests subclass it.
+
+    Attributes:
+        passes_futures: futures may be arguments of other calls.
+        is_local: tasks run in this process, so nothing is stored and arguments are the very objects.
+        by_name_only: arguments and functions are pickled by name: no closures, no lambdas.
+    """
+
+    passes_futures = True
+    is_local = False
+    by_name_only = False
+
+    def submit(self, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit a call with the store; its future."""
+        raise NotImplementedError
+
+    def bare_submit(self, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit a call to the engine as it is without us; its future."""
+        raise NotImplementedError
+
+    def store(self) -> Any:
+        """The open `Store` whose session the engine uses."""
+        raise NotImplementedError
+
+    def stored(self) -> list[str]:
+        """Names of what the engine's session has in the store now, seen behind its back."""
+        raise NotImplementedError

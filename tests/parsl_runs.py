@@ -1,0 +1,82 @@
+"""Parsl loaded with wrapped and bare executors, for tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import parsl
+from parsl import python_app
+from parsl.config import Config
+from parsl.dataflow.dependency_resolvers import DEEP_DEPENDENCY_RESOLVER
+from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+
+from proxystore_integrations.parsl import wrap
+
+
+def htex(label: str, **options: Any) -> Any:
+    """A HighThroughputExecutor with two workers on this machine that import the tests' modules."""
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    worker_init = options.pop("worker_init", f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH")
+    provider = parsl.providers.LocalProvider(
+        init_blocks=1, max_blocks=1, min_blocks=1, worker_init=worker_init
+    )
+    return HighThroughputExecutor(
+        label=label,
+        **{
+            "max_workers_per_node": 2,
+            "address": "127.0.0.1",
+            "encrypted": False,
+            "provider": provider,
+            "heartbeat_period": 2,
+            "heartbeat_threshold": 6,
+            **options,
+        },
+    )
+
+
+def stored(link: Any) -> list[str]:
+    """Names of what a link's session has in shared memory."""
+    if not link.is_open:
+        return []
+    directory = Path(link._store.connector.store_dir) / link.session
+    return [path.name for path in directory.glob("[0-9a-f]*")]
+
+
+class StoreRun:
+    """A loaded Parsl with the executors ``htex`` (wrapped), ``bare`` and ``threads``."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.executor = wrap(htex("htex"))
+        self.link = self.executor._link
+        self.config = Config(
+            executors=[self.executor, htex("bare"), ThreadPoolExecutor(label="threads", max_threads=4)],
+            dependency_resolver=DEEP_DEPENDENCY_RESOLVER,
+            run_dir=str(directory),
+            strategy="none",
+            initialize_logging=False,
+            **options,
+        )
+        self._apps: dict[Any, Any] = {}
+
+    def __enter__(self) -> StoreRun:
+        self.flow = parsl.load(self.config)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flow.cleanup()
+        assert not stored(self.link)
+
+    def app(self, function: Any, label: str = "htex", **options: Any) -> Any:
+        """A python_app of a function, on one executor."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        call.__name__ = getattr(function, "__name__", "call")
+        return python_app(function if hasattr(function, "__name__") else call, executors=[label], **options)
+
+    def stored(self) -> list[str]:
+        return stored(self.link)
