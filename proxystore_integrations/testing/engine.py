@@ -14,11 +14,14 @@ class Engine:
     Attributes:
         passes_futures: futures may be arguments of other calls.
         is_local: tasks run in this process, so nothing is stored and arguments are the very objects.
+        keeps_tasks: a task lives as long as its future: its result in a worker's memory, its arguments in
+            the store for running it again.
         by_name_only: arguments and functions are pickled by name: no closures, no lambdas.
     """
 
     passes_futures = True
     is_local = False
+    keeps_tasks = False
     by_name_only = False
 
     def submit(self, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
