@@ -165,7 +165,12 @@ class CallLink(Link):
             settings = self.settings
             self._terms = tuple(
                 Terms(
-                    self.recipe, session.name, settings.threshold, settings.on_store_error, self.main_by_value
+                    self.recipe,
+                    session.name,
+                    settings.threshold,
+                    settings.on_store_error,
+                    self.main_by_value,
+                    self.place,
                 )
             )
         owners[session.name] = self

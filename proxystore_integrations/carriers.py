@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
+from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
@@ -140,6 +141,7 @@ class Terms(NamedTuple):
         threshold: size from which a result is stored, bytes.
         on_store_error: ``"fallback"`` or ``"raise"``.
         main_by_value: whether what ``__main__`` defines is pickled by value.
+        place: where the store is (see `connectors.base.place_of`); elsewhere it is another one.
     """
 
     recipe: str
@@ -147,6 +149,7 @@ class Terms(NamedTuple):
     threshold: int
     on_store_error: str
     main_by_value: bool
+    place: str
 
     def outgoing(self, result: Any) -> Any:
         """The result itself, or what stands for it when it is large.
@@ -157,9 +160,10 @@ class Terms(NamedTuple):
         if type(result) is Proxy or not Policy(self.threshold).over(result):
             return result
         try:
-            reference = store_for(self.recipe).reference(
-                result, session=self.session, main_by_value=self.main_by_value
-            )
+            store = store_for(self.recipe)
+            if place_of(store.connector) != self.place:
+                return result
+            reference = store.reference(result, session=self.session, main_by_value=self.main_by_value)
         except SerializationError:
             return result  # the engine meets the same object and raises its own error
         except StoreError as error:

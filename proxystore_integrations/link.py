@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
-from proxystore_core.connectors.base import is_local
+from proxystore_core.connectors.base import place_of
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
@@ -108,10 +108,10 @@ class Link:
         return self._tried
 
     @property
-    def is_local(self) -> bool:
-        """Whether only processes of this machine reach the store, while it is open."""
+    def place(self) -> str:
+        """Where a worker has to be to reach the store, while it is open; empty when anywhere will do."""
         assert self._store is not None
-        return is_local(self._store.connector)
+        return place_of(self._store.connector)
 
     @property
     def session(self) -> str:

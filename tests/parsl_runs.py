@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import parsl
+from mounts import own_mounts
 from parsl import python_app
 from parsl.config import Config
 from parsl.dataflow.dependency_resolvers import DEEP_DEPENDENCY_RESOLVER
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.launchers import SingleNodeLauncher
+from parsl.providers import LocalProvider
 
 from proxystore_integrations.parsl import wrap
+
+# What Parsl logs of a failure would keep the failed task's frames, and what they refer to.
+logging.getLogger("parsl").setLevel(logging.CRITICAL)
 
 
 def htex(label: str, **options: Any) -> Any:
     """A HighThroughputExecutor with two workers on this machine that import the tests' modules."""
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     worker_init = options.pop("worker_init", f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH")
-    provider = parsl.providers.LocalProvider(
-        init_blocks=1, max_blocks=1, min_blocks=1, worker_init=worker_init
+    provider = LocalProvider(
+        init_blocks=1,
+        max_blocks=1,
+        min_blocks=1,
+        worker_init=worker_init,
+        launcher=options.pop("launcher", SingleNodeLauncher()),
     )
     return HighThroughputExecutor(
         label=label,
@@ -35,6 +47,15 @@ def htex(label: str, **options: Any) -> Any:
             **options,
         },
     )
+
+
+class OwnMemoryLauncher(SingleNodeLauncher):  # type: ignore[misc]
+    """Starts workers that see another /dev/shm, as workers on another machine do."""
+
+    def __call__(self, command: str, *args: Any) -> Any:
+        inside = f"mount -t tmpfs tmpfs /dev/shm && exec {command}"
+        wrapped = f"{shlex.join(own_mounts())} sh -c {shlex.quote(inside)}"
+        return super().__call__(wrapped, *args)
 
 
 def stored(link: Any) -> list[str]:
@@ -61,7 +82,7 @@ class StoreRun:
         )
         self._apps: dict[Any, Any] = {}
 
-    def __enter__(self) -> StoreRun:
+    def __enter__(self) -> Self:
         self.flow = parsl.load(self.config)
         return self
 

@@ -73,7 +73,7 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
 
 def _elsewhere(executor: Any, link: CallLink) -> str:
     """Why the executor's workers do not reach the store; empty when nothing says so."""
-    if not link.is_local:
+    if not link.place:
         return ""
     provider = getattr(executor, "provider", None)
     starter = provider

@@ -207,9 +207,9 @@ def is_far(connector: Connector) -> bool:
     return bool(getattr(connector, "far", False))
 
 
-def is_local(connector: Connector) -> bool:
-    """Whether only processes of this machine reach the connector's objects.
+def place_of(connector: Connector) -> str:
+    """Where a process has to be to reach the connector's objects; empty when anywhere will do.
 
-    A connector says so with a class attribute ``local = True``.
+    A connector says so with an attribute ``place``: equal for those that share objects.
     """
-    return bool(getattr(connector, "local", False))
+    return str(getattr(connector, "place", ""))

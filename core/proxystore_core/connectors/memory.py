@@ -61,7 +61,6 @@ class MemoryConnector:
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
     checksum: ClassVar[bool] = False
     cheap_get: ClassVar[bool] = True
-    local = True
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -72,6 +71,11 @@ class MemoryConnector:
 
     def __repr__(self) -> str:
         return f"MemoryConnector({self.name!r})"
+
+    @property
+    def place(self) -> str:
+        """This process."""
+        return _process
 
     @property
     def url(self) -> str:

@@ -53,7 +53,6 @@ class ShmConnector(FileConnector):
     schemes: ClassVar[tuple[str, ...]] = ("shm",)
     checksum: ClassVar[bool] = False
     cheap_get: ClassVar[bool] = True
-    local = True
 
     def __init__(
         self, name: str = "", *, stock: int = _STOCK, spill: str | os.PathLike[str] | None = None
@@ -147,6 +146,11 @@ class ShmConnector(FileConnector):
     @functools.cached_property
     def _spill(self) -> FileConnector:
         return FileConnector(self._spill_dir)
+
+    @property
+    def place(self) -> str:
+        """This shared memory, and no other machine's or container's."""
+        return self.node
 
     def _has_spilled(self) -> bool:
         """Whether anyone's objects went to the spill directory; a look never makes it."""
