@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo demo-parsl test lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.demo ## run the demo: the same workflow on bare Dask and with a store
 	$(BIN)/python examples/run_demo.py
+
+demo-parsl: $(VENV)/.demo ## the same for Parsl
+	$(BIN)/python examples/parsl_trajectory.py --compare
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

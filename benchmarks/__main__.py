@@ -11,13 +11,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import core_work, dask_work, machine, process_work, redis_server, redis_work, report
+from benchmarks import (
+    core_work,
+    dask_work,
+    machine,
+    parsl_work,
+    process_work,
+    redis_server,
+    redis_work,
+    report,
+)
 from benchmarks.contenders import attempt
 from benchmarks.rows import Plan, Row, amount
 from benchmarks.timing import Absent
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-NAMES = (*process_work.WORKS, *core_work.WORKS, *redis_work.WORKS, *dask_work.WORKS)
+NAMES = (*process_work.WORKS, *core_work.WORKS, *redis_work.WORKS, *dask_work.WORKS, *parsl_work.WORKS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,6 +85,13 @@ def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
             clients = stack.enter_context(dask_work.clients())
             for work_on in chosen:
                 yield from work_on(plan, clients)
+    with_parsl = [work for name, work in parsl_work.WORKS.items() if name in wanted]
+    if with_parsl:
+        with parsl_work.runs() as runs:
+            if isinstance(runs, Absent):
+                print(f"      no Parsl: {runs.reason}", file=sys.stderr)
+            for work_with in () if isinstance(runs, Absent) else with_parsl:
+                yield from work_with(plan, runs)
 
 
 def _line(row: Row) -> str:

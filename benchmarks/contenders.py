@@ -16,6 +16,7 @@ __all__ = [
     "BARE",
     "COPY",
     "OURS",
+    "PARSL",
     "PEER",
     "RAW",
     "REDIS",
@@ -33,6 +34,7 @@ RAW = "plain object"
 REDIS = "redis-py"
 REDIS_COPYLESS = "redis-py, no copies"
 BARE = "Dask"
+PARSL = "Parsl"
 PEER = "ProxyStore"
 OURS = "this project"
 SCATTERED = "Dask, scatter() first"

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe"]
+__all__ = ["anonymous", "describe"]
 
 PACKAGES = (
     "proxystore-integrations",
@@ -75,3 +75,12 @@ def _version(name: str) -> str:
     except metadata.PackageNotFoundError:
         module = sys.modules.get(name.replace("-", "_"))
         return str(getattr(module, "__version__", ""))
+
+
+def anonymous() -> int:
+    """Bytes of this process's own memory that are resident: what it has copied, not what it maps."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not say RssAnon")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plot
-from benchmarks.contenders import BARE, COPY, OURS, PEER, RAW, REDIS, REDIS_COPYLESS, SCATTERED
+from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, RAW, REDIS, REDIS_COPYLESS, SCATTERED
 from benchmarks.rows import Row, Verdict, amount, size_name
 from benchmarks.timing import Absent, Outcome, Spread
 
@@ -86,7 +86,9 @@ def _figures(rows: Sequence[Row]) -> Iterator[str]:
 def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
     references = [
-        name for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, SCATTERED, PEER) if name in contenders
+        name
+        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, SCATTERED, PEER)
+        if name in contenders
     ]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]

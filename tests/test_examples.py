@@ -118,3 +118,12 @@ def test_demo_tells_when_answers_differ(run_demo):
     assert said.count("Same answers") == 1
     assert "The answers differ: answer." in said
     assert "The answers differ: in the printed report." in said
+
+
+@pytest.mark.timeout(300)
+def test_the_parsl_script_gives_the_same_answers():
+    text = (EXAMPLES / "parsl_trajectory.py").read_text(encoding="utf-8")
+    assert text.count("wrap(") == 1
+    out = run("parsl_trajectory.py", "--compare")
+    assert "Same answers, bit for bit" in out
+    assert "times as fast" in out

@@ -159,8 +159,8 @@ def test_a_config_without_executors() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="already"):
         wrap(wrap(htex("twice")), threshold="1 MB")
-    with pytest.raises(ConfigurationError, match="treshold"):
-        wrap(htex("one"), treshold="1 MB")
+    with pytest.raises(ConfigurationError, match="limit"):
+        wrap(htex("one"), limit="1 MB")
     with pytest.raises(ConfigurationError, match=r"neither a parsl\.Config nor an executor"):
         wrap("htex")
     with pytest.raises(MissingExtraError, match="too old"):

@@ -183,6 +183,7 @@ class EngineContract:
             pytest.skip("this engine takes no futures")
         failed = engine.submit(tasks.fail, ValueError, "what")
         error = engine.submit(tasks.total, failed, tasks.big(1)).exception(WAIT)
+        assert error is not None
         assert isinstance(error, ValueError) or isinstance(error.__cause__, ValueError)
 
     def test_many_calls_with_one_argument(self, engine: Engine, tmp_path: Path) -> None:
