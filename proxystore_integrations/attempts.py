@@ -10,54 +10,45 @@ from typing import Any
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import NotDeliveredError
 
-__all__ = ["CallFuture", "submitted"]
-
-
-def submitted(call: Call, submit: Callable[[Call], Future[Any]]) -> Future[Any]:
-    """Submit a call, and see to its end.
-
-    Args:
-        call: not submitted yet.
-        submit: hands a call to the engine; returns the engine's future. For the second attempt it is
-            called in whatever thread the engine completes futures in.
-
-    Returns:
-        The engine's future where the first attempt is sure to be the only one, else a `CallFuture`.
-    """
-    if call.is_stored:
-        return CallFuture(call, submit)
-    try:
-        future = submit(call)
-    except BaseException:
-        call.done()
-        raise
-    future.add_done_callback(lambda _: call.done())
-    return future
+__all__ = ["CallFuture"]
 
 
 class CallFuture(Future[Any]):
     """Follows the engine's future of one call, or of its second attempt.
 
     Args:
-        call: with stored arguments.
-        submit: as for `submitted`.
+        submit: hands a call to the engine; returns the engine's future. For the second attempt it is
+            called in whatever thread the engine completes futures in.
+        call: not submitted yet; None while it cannot be made.
 
     Attributes:
-        attempt: the engine's future.
+        attempt: the engine's future; None before there is one.
     """
 
-    def __init__(self, call: Call, submit: Callable[[Call], Future[Any]]) -> None:
+    attempt: Future[Any] | None = None
+
+    def __init__(self, submit: Callable[[Call], Future[Any]], call: Call | None = None) -> None:
         super().__init__()
         self._submit = submit
-        self._try(call)
+        if call is not None:
+            self._try(call)
 
     def cancel(self) -> bool:
         """As the engine's future; a call that is cancelled there is cancelled here."""
-        return self.attempt.cancel() and self.cancelled()
+        if self.attempt is not None:
+            return self.attempt.cancel() and self.cancelled()
+        return self._cancelled()
 
     def running(self) -> bool:
         """Whether the engine says so."""
-        return not self.done() and self.attempt.running()
+        return self.attempt is not None and not self.done() and self.attempt.running()
+
+    def _cancelled(self) -> bool:
+        if not super().cancel():
+            return False
+        if self._state != "CANCELLED_AND_NOTIFIED":
+            self.set_running_or_notify_cancel()  # else `wait` would not see it
+        return True
 
     def _try(self, call: Call) -> None:
         try:
@@ -71,8 +62,7 @@ class CallFuture(Future[Any]):
     def _over(self, call: Call, attempt: Future[Any]) -> None:
         if attempt.cancelled():
             call.done()
-            if super().cancel():
-                self.set_running_or_notify_cancel()
+            self._cancelled()
             return
         error = attempt.exception()
         if isinstance(error, NotDeliveredError):

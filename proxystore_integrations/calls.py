@@ -49,7 +49,7 @@ class CallOutgoing(Outgoing):
     """
 
     def __init__(self, link: CallLink) -> None:
-        super().__init__(link.sharing, link.policy, link.by_value)
+        super().__init__(link.sharing, link.policy, link.by_value, link.should_proxy)
         self.loads: dict[Reference, None] = {}
         self.results: list[StoredResult] = []
         self._lazy = link.settings.inputs == "proxy"
@@ -150,6 +150,9 @@ class CallLink(Link):
     into this process's memory, where a bare engine has them all.
     """
 
+    should_proxy: Callable[[Any], bool] | None = None
+    """May keep a large value out of the store."""
+
     def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
         super().__init__(settings, store)
         self._lock = threading.Lock()
@@ -171,6 +174,7 @@ class CallLink(Link):
                     settings.on_store_error,
                     self.main_by_value,
                     self.place,
+                    self.should_proxy,
                 )
             )
         owners[session.name] = self

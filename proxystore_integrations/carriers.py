@@ -142,6 +142,7 @@ class Terms(NamedTuple):
         on_store_error: ``"fallback"`` or ``"raise"``.
         main_by_value: whether what ``__main__`` defines is pickled by value.
         place: where the store is (see `connectors.base.place_of`); elsewhere it is another one.
+        should_proxy: a function of a result that may keep it out of the store.
     """
 
     recipe: str
@@ -150,6 +151,7 @@ class Terms(NamedTuple):
     on_store_error: str
     main_by_value: bool
     place: str
+    should_proxy: Callable[[Any], bool] | None = None
 
     def outgoing(self, result: Any) -> Any:
         """The result itself, or what stands for it when it is large.
@@ -158,6 +160,8 @@ class Terms(NamedTuple):
             StoreError: the store failed, and settings want that raised.
         """
         if type(result) is Proxy or not Policy(self.threshold).over(result):
+            return result
+        if self.should_proxy is not None and not self.should_proxy(result):
             return result
         try:
             store = store_for(self.recipe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
@@ -39,14 +39,15 @@ class ByValue:
         """Return if the value may go by value instead; else raise the error."""
         if self.on_store_error == "raise":
             raise error
-        self.warn(f"cannot {doing} through the store: {error}")
+        story = f"{doing} {type(error).__name__} {getattr(error, 'store', '')}"
+        self.warn(f"cannot {doing} through the store: {error}", story)
 
-    def warn(self, problem: str) -> None:
-        """Say once that, and why, values go by value."""
+    def warn(self, problem: str, story: str = "") -> None:
+        """Say that, and why, values go by value; once for each problem, or for each ``story``."""
         with self._lock:
-            if problem in self._warned:
+            if (story or problem) in self._warned:
                 return
-            self._warned.add(problem)
+            self._warned.add(story or problem)
         warnings.warn(
             f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
             'set on_store_error = "raise" to make this an error.',
@@ -64,12 +65,20 @@ class Outgoing:
         sharing: where large values go; an equal one that another call put there is not stored again.
         policy: which values are large.
         by_value: what to do when the store fails.
+        should_proxy: a function of a value that may keep a large one out of the store.
 
     Attributes:
         references: of the objects that this call uses, each pinned once in the holdings.
     """
 
-    def __init__(self, sharing: Sharing, policy: Policy, by_value: ByValue) -> None:
+    def __init__(
+        self,
+        sharing: Sharing,
+        policy: Policy,
+        by_value: ByValue,
+        should_proxy: Callable[[Any], bool] | None = None,
+    ) -> None:
+        self.should_proxy = should_proxy
         self.sharing = sharing
         self.policy = policy
         self.by_value = by_value
@@ -158,6 +167,8 @@ class Outgoing:
         return self.engine_value(value) is not NotImplemented
 
     def _carried(self, value: Any) -> Any:
+        if self.should_proxy is not None and not self.should_proxy(value):
+            return value
         reference = self.reference(value)
         return value if reference is None else self.carrier(reference)
 

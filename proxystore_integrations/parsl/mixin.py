@@ -45,9 +45,10 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
             with contextlib.nullcontext() if call is first else self._submitting or contextlib.nullcontext():
                 return send(call.function, resource_specification, *call.args, **call.kwargs)
 
-        future = CallFuture(call, submit)
-        if hasattr(future.attempt, "parsl_executor_task_id"):
-            future.parsl_executor_task_id = future.attempt.parsl_executor_task_id  # type: ignore[attr-defined]
+        future = CallFuture(submit, call)
+        attempt: Any = future.attempt
+        if hasattr(attempt, "parsl_executor_task_id"):
+            future.parsl_executor_task_id = attempt.parsl_executor_task_id  # type: ignore[attr-defined]
         return future
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:

@@ -98,8 +98,8 @@ def digest(value: Any) -> tuple[str, str]:
         content = repr([digest(item) for item in value]).encode()
     elif kind is dict:
         content = repr([(key, digest(item)) for key, item in value.items()]).encode()
-    elif kind is np.ndarray and value.dtype != object:
-        content = repr((value.shape, value.dtype, value.flags.f_contiguous)).encode() + value.tobytes()
+    elif isinstance(value, np.ndarray) and value.dtype != object and not isinstance(value, np.ma.MaskedArray):
+        content = repr((value.shape, value.dtype.descr, value.flags.f_contiguous)).encode() + value.tobytes()
     elif isinstance(value, np.ma.MaskedArray):
         content = repr([digest(part) for part in (value.data, value.mask, value.fill_value.item())]).encode()
     elif kind in (set, frozenset):

@@ -1,0 +1,49 @@
+"""Functions of the concurrent.futures tests; workers import them by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+
+BIG = 30_000
+
+
+def big(value: float = 1.0) -> Any:
+    return np.full(BIG, float(value))
+
+
+def add(array: Any, by: Any = 1.0) -> Any:
+    return array + by
+
+
+def total(*arrays: Any) -> float:
+    return float(sum(array.sum() for array in arrays))
+
+
+def total_of(arrays: Any) -> float:
+    return float(sum(array.sum() for array in (arrays.values() if isinstance(arrays, dict) else arrays)))
+
+
+def slow(array: Any, seconds: float = 0.3) -> float:
+    time.sleep(seconds)
+    return float(array.sum())
+
+
+def fail(array: Any) -> None:
+    raise ValueError("what")
+
+
+def die(array: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes)
