@@ -176,6 +176,10 @@ class StoreExecutor(Executor):
         finally:
             self._link.close()
 
+    def release(self) -> None:
+        """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
+        self._link.close()
+
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
     return [fn(*args) for args in chunk]

@@ -1,0 +1,125 @@
+"""joblib, executorlib, mpi4py and Dask's executor, each for real."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import futures_tasks as tasks
+import joblib
+import pytest
+from waiting import until
+
+import proxystore_integrations.futures.joblib  # noqa: F401  registers the backend
+from proxystore_core.errors import ConfigurationError
+from proxystore_integrations.futures import StoreExecutor
+
+WAIT = 60
+
+
+def left(name: str) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"proxystore-*{name}/*/[0-9a-f]*"))
+
+
+def test_joblib() -> None:
+    shared = tasks.big()
+    with joblib.parallel_config("proxystore", n_jobs=2, store="shm://joblib-test"):
+        found = joblib.Parallel()(joblib.delayed(tasks.add)(shared, by) for by in range(10))
+        totals = joblib.Parallel(batch_size=4)(joblib.delayed(tasks.total)(shared, array) for array in found)
+        lazily = joblib.Parallel(return_as="generator")(joblib.delayed(tasks.add)(shared) for _ in range(3))
+        assert [array[0] for array in lazily] == [2, 2, 2]
+        with pytest.raises(ValueError, match="what"):
+            joblib.Parallel()(joblib.delayed(tasks.fail)(shared) for _ in range(2))
+    assert [array[0] for array in found] == list(range(1, 11))
+    assert totals == [tasks.BIG * (2 + by) for by in range(10)]
+    del found, lazily
+    gc.collect()
+    until(lambda: not left("joblib-test"))
+
+
+def test_joblib_with_a_misspelt_setting() -> None:
+    with pytest.raises(ConfigurationError, match="Did you mean 'threshold'"):
+        joblib.parallel_config("proxystore", n_jobs=2, thresholds=3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own business
+def test_executorlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    from executorlib import SingleNodeExecutor
+
+    with StoreExecutor(SingleNodeExecutor(max_workers=1), store="shm://executorlib-test") as executor:
+        first = executor.submit(tasks.add, tasks.big())
+        second = executor.submit(tasks.add, first)
+        assert second.result(WAIT)[0] == 3
+        assert type(executor.submit(tasks.fail, tasks.big()).exception(WAIT)) is ValueError
+    assert not left("executorlib-test")
+
+
+def test_dasks_executor(cluster: Any, bare_client: Any) -> None:
+    with StoreExecutor(bare_client.get_executor(pure=False), store="shm://dask-executor-test") as executor:
+        first = executor.submit(tasks.add, tasks.big())
+        second = executor.submit(tasks.add, first)
+        assert second.result(WAIT)[0] == 3
+        assert [array[0] for array in executor.map(tasks.add, [tasks.big()], [5])] == [6]
+    assert not left("dask-executor-test")
+
+
+def test_dasks_executor_within_one_process() -> None:
+    import distributed
+
+    with distributed.Client(processes=False, dashboard_address=None, set_as_default=False) as client:
+        with StoreExecutor(client.get_executor(pure=False)) as executor:
+            assert executor.kind.is_local
+            assert executor.submit(tasks.add, tasks.big()).result(WAIT)[0] == 2
+
+
+MPI = """
+import futures_tasks as tasks
+import numpy as np
+from mpi4py.futures import MPICommExecutor, MPIPoolExecutor
+from proxystore_integrations.futures import StoreExecutor
+
+class Point:
+    def __init__(self, data): self.data = data
+
+def same(point): return isinstance(point, Point), point
+
+if __name__ == "__main__":
+    with MPICommExecutor() as inner:
+        if inner is not None:
+            with StoreExecutor(inner, store="shm://mpi-test") as executor:
+                assert not executor.kind.main_by_value and not executor.kind.is_local, executor.kind
+                first = executor.submit(tasks.add, tasks.big())
+                assert executor.submit(tasks.add, first).result(60)[0] == 3
+                there, back = executor.submit(same, Point(np.ones(100_000))).result(60)
+                assert there and isinstance(back, Point)
+                assert list(executor.map(tasks.total, [tasks.big()] * 3)) == [tasks.BIG] * 3
+                assert type(executor.submit(tasks.fail, tasks.big()).exception(60)) is ValueError
+                print("done", flush=True)
+"""
+
+
+def test_mpi_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(MPI)
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    command = [str(mpiexec), "-n", "3", sys.executable, "-m", "mpi4py.futures", str(script)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(mpiexec.parents[1] / "lib"),
+            "PYTHONPATH": str(Path(__file__).parent),
+        },
+    )
+    assert done.stdout.endswith("done\n"), done.stderr
+    assert done.returncode == 0
+    assert not left("mpi-test")
