@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import (
     core_work,
     dask_work,
+    futures_work,
     machine,
     parsl_work,
     process_work,
@@ -26,7 +27,14 @@ from benchmarks.rows import Plan, Row, amount
 from benchmarks.timing import Absent
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-NAMES = (*process_work.WORKS, *core_work.WORKS, *redis_work.WORKS, *dask_work.WORKS, *parsl_work.WORKS)
+NAMES = (
+    *process_work.WORKS,
+    *core_work.WORKS,
+    *redis_work.WORKS,
+    *dask_work.WORKS,
+    *futures_work.WORKS,
+    *parsl_work.WORKS,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,9 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
-    for name, work in (*process_work.WORKS.items(), *core_work.WORKS.items()):
-        if name in wanted:
-            yield from work(plan)
+    for works in (process_work.WORKS, core_work.WORKS, futures_work.WORKS):
+        for name, work in works.items():
+            if name in wanted:
+                yield from work(plan)
     on_redis = [work for name, work in redis_work.WORKS.items() if name in wanted]
     if on_redis:
         with ExitStack() as stack:

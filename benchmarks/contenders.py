@@ -18,6 +18,7 @@ __all__ = [
     "OURS",
     "PARSL",
     "PEER",
+    "POOL",
     "RAW",
     "REDIS",
     "REDIS_COPYLESS",
@@ -35,6 +36,7 @@ REDIS = "redis-py"
 REDIS_COPYLESS = "redis-py, no copies"
 BARE = "Dask"
 PARSL = "Parsl"
+POOL = "the bare pool"
 PEER = "ProxyStore"
 OURS = "this project"
 SCATTERED = "Dask, scatter() first"

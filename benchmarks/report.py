@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plot
-from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, RAW, REDIS, REDIS_COPYLESS, SCATTERED
+from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, POOL, RAW, REDIS, REDIS_COPYLESS, SCATTERED
 from benchmarks.rows import Row, Verdict, amount, size_name
 from benchmarks.timing import Absent, Outcome, Spread
 
@@ -87,7 +87,7 @@ def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
     references = [
         name
-        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, SCATTERED, PEER)
+        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, POOL, SCATTERED, PEER)
         if name in contenders
     ]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]

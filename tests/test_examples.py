@@ -127,3 +127,9 @@ def test_the_parsl_script_gives_the_same_answers():
     out = run("parsl_trajectory.py", "--compare")
     assert "Same answers, bit for bit" in out
     assert "times as fast" in out
+
+
+def test_the_futures_script_gives_the_same_answers():
+    ours, bare = run("futures_trajectory.py"), run("futures_trajectory.py", "--bare")
+    assert ours == bare
+    assert "share of first contacts" in ours

@@ -31,8 +31,17 @@ from waiting import until
 
 from proxystore_core import ConfigurationError, Store
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
+from proxystore_integrations.futures.executor import THRESHOLD
 
 WAIT = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threshold() -> Iterator[None]:
+    """As everywhere else in the tests, so that arrays need not be large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYSTORE_THRESHOLD", "100 kB")
+        yield
 
 
 def pool(workers: int = 2, **options: Any) -> ProcessPoolExecutor:
@@ -48,7 +57,7 @@ def stored(executor: StoreExecutor) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def executor() -> Iterator[StoreExecutor]:
+def executor(threshold: None) -> Iterator[StoreExecutor]:
     with StoreExecutor(pool()) as executor:
         yield executor
 
@@ -261,6 +270,9 @@ def test_a_client_that_exits_or_is_killed(how: str, tmp_path: Path) -> None:
 
 
 def test_settings_are_those_of_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROXYSTORE_THRESHOLD")
+    with StoreExecutor(pool(1)) as executor:
+        assert executor._link.settings.threshold == THRESHOLD
     monkeypatch.setenv("PROXYSTORE_THRESHOLD", "1 MB")
     with StoreExecutor(pool(1)) as executor:
         assert executor._link.settings.threshold == 1_000_000

@@ -15,6 +15,14 @@ from proxystore_integrations.futures import StoreExecutor
 from proxystore_integrations.testing import Engine, EngineContract
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threshold() -> Iterator[None]:
+    """As everywhere else in the tests, so that arrays need not be large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYSTORE_THRESHOLD", "100 kB")
+        yield
+
+
 class FuturesEngine(Engine):
     def __init__(self, make: Callable[[], Executor], *, by_name_only: bool, is_local: bool = False) -> None:
         self.executor = StoreExecutor(make())
@@ -54,19 +62,19 @@ def processes(method: str) -> Callable[[], Executor]:
 
 
 @pytest.fixture(scope="module", params=["fork", "spawn", "forkserver"])
-def process_pool(request: pytest.FixtureRequest) -> Iterator[FuturesEngine]:
+def process_pool(threshold: None, request: pytest.FixtureRequest) -> Iterator[FuturesEngine]:
     with FuturesEngine(processes(request.param), by_name_only=True) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def thread_pool() -> Iterator[FuturesEngine]:
+def thread_pool(threshold: None) -> Iterator[FuturesEngine]:
     with FuturesEngine(lambda: ThreadPoolExecutor(4), by_name_only=False, is_local=True) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def loky_pool() -> Iterator[FuturesEngine]:
+def loky_pool(threshold: None) -> Iterator[FuturesEngine]:
     with FuturesEngine(lambda: loky.ProcessPoolExecutor(2), by_name_only=False) as engine:
         yield engine
 

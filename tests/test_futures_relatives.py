@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from proxystore_core.errors import ConfigurationError
 from proxystore_integrations.futures import StoreExecutor
 
 WAIT = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threshold() -> Iterator[None]:
+    """As everywhere else in the tests, so that arrays need not be large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYSTORE_THRESHOLD", "100 kB")
+        yield
 
 
 def left(name: str) -> list[Path]:

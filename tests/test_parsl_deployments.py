@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import sqlite3
 import sys
 from concurrent.futures import wait
 from pathlib import Path
@@ -22,7 +23,9 @@ from parsl.config import Config
 from parsl.dataflow.memoization import BasicMemoizer
 from parsl.executors import HighThroughputExecutor, MPIExecutor, ThreadPoolExecutor
 from parsl.launchers import SimpleLauncher, SrunLauncher
+from parsl.monitoring import MonitoringHub
 from parsl.providers import LocalProvider, SlurmProvider
+from parsl.usage_tracking.api import get_parsl_usage
 from parsl_runs import OwnMemoryLauncher, htex, stored
 from waiting import until
 
@@ -189,6 +192,49 @@ def test_blocks_on_other_machines_and_shared_memory(provider: Any, why: str) -> 
             assert 'such as "redis://host:6379"' in reason
     finally:
         executor._link.close()
+
+
+def test_usage_tracking_sees_what_it_saw() -> None:
+    bare, ours = (Config(executors=[htex("same")], run_dir="runs") for _ in range(2))
+    assert get_parsl_usage(wrap(ours)) == get_parsl_usage(bare)
+
+
+def test_several_blocks_and_a_retry_on_another(tmp_path: Path) -> None:
+    executor = htex("blocks", max_workers_per_node=1)
+    executor.provider.init_blocks = executor.provider.max_blocks = 2
+    costs: list[str] = []
+
+    def handler(error: Exception, record: Any) -> float:
+        costs.append(type(error).__name__)
+        return 0.5
+
+    with load(tmp_path, wrap(executor), retries=1, retry_handler=handler):
+        arrays = [python_app(tasks.big)(value) for value in range(4)]
+        assert python_app(tasks.die_once)(str(tmp_path / "died"), arrays[1]).result(WAIT) == tasks.BIG
+        assert python_app(tasks.fail_once)(str(tmp_path / "failed"), arrays[2]).result(WAIT) == 2 * tasks.BIG
+        assert [array.result(WAIT)[0] for array in arrays] == [0, 1, 2, 3]
+        assert len(executor.connected_managers()) == 2
+        assert executor.status_facade
+    assert costs == ["WorkerLost", "RuntimeError"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of its database library, and of its processes
+def test_monitoring(tmp_path: Path) -> None:
+    database = tmp_path / "monitoring.db"
+    hub = MonitoringHub(
+        hub_address="127.0.0.1",
+        resource_monitoring_interval=1,
+        logging_endpoint=f"sqlite:///{database}",
+    )
+    with load(tmp_path, wrap(htex("htex")), monitoring=hub):
+        first = python_app(tasks.add)(tasks.big())
+        assert python_app(tasks.add)(first).result(WAIT)[0] == 3
+        assert is_reference(first)
+    with sqlite3.connect(database) as found:
+        names = [name for (name,) in found.execute("select task_func_name from task")]
+        resources = found.execute("select count(*) from resource").fetchone()
+    assert names == ["add", "add"]
+    assert resources[0] >= 2
 
 
 # Executors of other kinds.

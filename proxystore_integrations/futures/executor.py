@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
+import msgspec
+
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
@@ -17,7 +19,10 @@ from proxystore_integrations.futures.future import StoreFuture, futures_in, repl
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
 
-__all__ = ["StoreExecutor"]
+__all__ = ["THRESHOLD", "StoreExecutor"]
+
+THRESHOLD = 500_000
+"""Default size in bytes from which the store beats a pool's own pipes (see benchmarks/results)."""
 
 
 class FuturesLink(CallLink):
@@ -39,7 +44,8 @@ class StoreExecutor(Executor):
     Args:
         executor: any executor. Thread pools are handed objects as they are; nothing is stored.
         store: URL of the store, or an open `Store`.
-        threshold: size from which a value goes through the store, bytes or ``"100 kB"``.
+        threshold: size from which a value goes through the store, bytes or ``"1 MB"``; 500 kB where nothing
+            says otherwise, since pools are fast below.
         should_proxy: a function of a value, picklable, which may keep large ones out of the store.
         is_local: whether workers are threads of this process; known for the usual executors.
         main_by_value: whether functions and classes of ``__main__`` are pickled by value, because workers
@@ -80,6 +86,8 @@ class StoreExecutor(Executor):
             known.main_by_value if main_by_value is None else main_by_value,
         )
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
+        if loaded.origin("threshold") == "default":
+            loaded = msgspec.structs.replace(loaded, threshold=THRESHOLD)
         self._link = FuturesLink(loaded, given, self.kind.main_by_value)
         self._link.should_proxy = should_proxy
         self._waiting: weakref.WeakSet[StoreFuture] = weakref.WeakSet()
