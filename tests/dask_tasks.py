@@ -242,3 +242,24 @@ async def get_client_in_coroutine(count):
 def compute_inside(count):
     with distributed.worker_client():
         return dask.delayed(total)(np.ones(count)).compute()
+
+
+class Quiet(distributed.SchedulerPlugin):
+    name = "quiet"
+
+
+class Noted(distributed.WorkerPlugin):
+    name = "noted"
+
+    def setup(self, worker):
+        worker.noted = True
+
+
+class Measured:
+    """Counts how often it is pickled."""
+
+    pickled = 0
+
+    def __reduce__(self):
+        type(self).pickled += 1
+        return Measured, ()

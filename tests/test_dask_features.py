@@ -10,7 +10,6 @@ import dask_tasks as tasks
 import distributed
 import numpy as np
 import pytest
-from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from proxystore_integrations.dask import Client
 
@@ -145,20 +144,9 @@ def test_tracebacks_and_callbacks(client, array):
     assert client.run(lambda: 1)
 
 
-class Quiet(SchedulerPlugin):
-    name = "quiet"
-
-
-class Noted(WorkerPlugin):
-    name = "noted"
-
-    def setup(self, worker):
-        worker.noted = True
-
-
 def test_plugins_beside_ours(client, array):
-    client.register_plugin(Quiet())
-    client.register_plugin(Noted())
+    client.register_plugin(tasks.Quiet())
+    client.register_plugin(tasks.Noted())
     future = client.submit(tasks.increment, array, pure=False)
     assert future.result()[0] == 1.0
     assert set(client.run(lambda dask_worker: dask_worker.noted).values()) == {True}

@@ -95,23 +95,13 @@ def test_results_that_nobody_gathers_leave_nothing(cluster, array, results, stor
         stored_by(client).becomes(0)
 
 
-class Measured:
-    """Counts how often it is pickled."""
-
-    pickled = 0
-
-    def __reduce__(self):
-        type(self).pickled += 1
-        return Measured, ()
-
-
 def test_a_small_argument_is_pickled_once_as_without_us(client, bare_client):
     counts = []
     for one in (client, bare_client):
-        Measured.pickled = 0
+        tasks.Measured.pickled = 0
         assert (
-            one.submit(tasks.type_of, Measured(), pure=False, key=f"measured-{id(one)}").result()
+            one.submit(tasks.type_of, tasks.Measured(), pure=False, key=f"measured-{id(one)}").result()
             == "Measured"
         )
-        counts.append(Measured.pickled)
+        counts.append(tasks.Measured.pickled)
     assert counts[0] == counts[1]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from redis_servers import Server, serving
+from waiting import resolve_together
 
 from proxystore_core.connectors.base import is_far
 from proxystore_core.connectors.file import FileConnector
@@ -417,20 +418,12 @@ def test_a_removed_directory_is_made_again(root: Path) -> None:
 # The store.
 
 
-def _resolve(reference: Reference, ready: Any, go: Any, sums: Any) -> None:
-    ready.release()
-    go.wait()
-    from proxystore_core.registry import store_for
-
-    sums.put(int(store_for(reference.recipe).load(reference).sum()))
-
-
 def test_sixteen_processes_fetch_once(server: Server, store: Store[RedisConnector]) -> None:
     array = np.random.default_rng(1).integers(0, 256, 20_000_000, dtype=np.uint8)
     reference = store.reference(array)
     spawn = multiprocessing.get_context("spawn")
     ready, go, sums = spawn.Semaphore(0), spawn.Event(), spawn.Queue()
-    processes = [spawn.Process(target=_resolve, args=(reference, ready, go, sums)) for _ in range(16)]
+    processes = [spawn.Process(target=resolve_together, args=(reference, ready, go, sums)) for _ in range(16)]
     for process in processes:
         process.start()
     for _ in processes:

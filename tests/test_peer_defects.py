@@ -188,7 +188,8 @@ def test_everyday_idioms(store, idiom):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="a class in Python has no buffer before 3.12")
 def test_idioms_of_buffers(store):
     proxy = store.proxy(b"data")
-    assert bytes(memoryview(proxy)) == b"data"
+    with pytest.raises(BufferError, match="extract"):  # NumPy asks for the same, and would make numbers of it
+        memoryview(proxy)
     assert io.BytesIO(proxy).read() == b"data"
     assert hashlib.sha256(proxy).digest() == hashlib.sha256(b"data").digest()
 
