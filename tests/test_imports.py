@@ -14,7 +14,7 @@ import pytest
 
 LIGHT = {"cloudpickle", "xxhash"}
 # What the connectors to Redis load; redis-py looks at certificates with cryptography where that is installed.
-REDIS = {"redis", "hiredis", "cryptography"}
+REDIS = {"async_timeout", "redis", "hiredis", "cryptography"}  # the first on Python before 3.11.3
 ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}
 
 

@@ -19,7 +19,7 @@ else:
         from proxystore_integrations.dask.client import Client, wrap
     except MissingExtraError as error:
         try:
-            from proxystore_integrations.dask.plain import Client, unfit, wrap
+            from proxystore_integrations.dask.narrow import Client, unfit, wrap
         except ImportError:
             raise error from None  # there is no Dask at all
         unfit(error)
