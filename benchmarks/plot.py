@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import BARE, COPY, OURS, PEER, STOCKLESS
+from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, POOL, STOCKLESS
 from benchmarks.rows import Row, size_name
 from benchmarks.timing import Spread
 
@@ -16,6 +16,17 @@ PLOTS: Mapping[str, Mapping[str, str]] = {
     "dask.png": {
         "Dask: argument": "An array as argument",
         "Dask: gathered result, with the task": "An array as result, gathered",
+    },
+    "parsl.png": {
+        "Parsl: argument": "An array as argument",
+        "Parsl: result": "An array as result",
+        "Parsl: chain of 5": "A chain of five",
+    },
+    "futures.png": {
+        "ProcessPoolExecutor: argument": "A process pool: argument",
+        "ProcessPoolExecutor: result": "result",
+        "loky: argument": "loky: argument",
+        "loky: result": "result",
     },
     "store.png": {
         "Store on shared memory: put + get": "put + get",
@@ -27,6 +38,8 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     OURS: {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 5},
     STOCKLESS: {"color": "#56B4E9", "marker": "v", "linestyle": "--"},
     BARE: {"color": "#222222", "marker": "s"},
+    PARSL: {"color": "#222222", "marker": "s"},
+    POOL: {"color": "#222222", "marker": "s"},
     PEER: {"color": "#D55E00", "marker": "^"},
     COPY: {"color": "#999999", "marker": "x", "linestyle": ":"},
 }

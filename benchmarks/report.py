@@ -21,6 +21,8 @@ data which is mapped but never loaded counts for nobody. ProxyStore stores files
 case on one machine. Dask rows use `pure=False` unless they say otherwise, two worker processes of one
 thread each; bare Dask and ProxyStore share a cluster, this project has an equal one of its own,
 because it equips scheduler and workers. The row of the empty task is the floor of every Dask row. On
+Parsl, each contender has a HighThroughputExecutor of two workers, and ProxyStore's proxies are made by
+hand; pools have two worker processes each. On
 Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
 "unix socket" are TCP too, and all Dask rows on Redis are TCP for both."""
 

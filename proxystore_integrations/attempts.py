@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from proxystore_integrations.calls import Call
@@ -60,7 +61,7 @@ class CallFuture(Future[Any]):
         attempt.add_done_callback(_Once(functools.partial(self._over, call)))
 
     def _over(self, call: Call, attempt: Future[Any]) -> None:
-        if attempt.cancelled():
+        if attempt.cancelled() or self.cancelled():
             call.done()
             self._cancelled()
             return
@@ -72,10 +73,11 @@ class CallFuture(Future[Any]):
             except Exception as second:
                 error = second
         call.done()
-        if error is None:
-            self.set_result(attempt.result())
-        else:
-            self.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # cancelled just now
+            if error is None:
+                self.set_result(attempt.result())
+            else:
+                self.set_exception(error)
         # They have been called. What they know of the task would keep this future and its result alive.
         self._done_callbacks.clear()  # type: ignore[attr-defined]
 

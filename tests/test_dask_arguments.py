@@ -10,12 +10,12 @@ import dask.bag as db
 import dask_tasks as tasks
 import distributed
 import numpy as np
-import pandas as pd
 import pytest
 
 from proxystore_core import Store, get_factory, is_resolved
 from proxystore_integrations.dask import Client
 from proxystore_integrations.dask.nodes import StoreTask
+from proxystore_integrations.testing.tasks import VALUES
 
 BIG = 30_000  # floats: 240 kB, over the threshold
 
@@ -25,46 +25,11 @@ def array():
     return np.arange(BIG, dtype=float)
 
 
-def values():
-    array = np.arange(BIG, dtype=float)
-    read_only = array.copy()
-    read_only.flags.writeable = False
-    return {
-        "array": array,
-        "read-only array": read_only,
-        "fortran array": np.asfortranarray(array.reshape(100, -1)),
-        "masked array": np.ma.masked_less(array, 100),
-        "small array": np.arange(3),
-        "bytes": bytes(range(256)) * 1000,
-        "bytearray": bytearray(300_000),
-        "str": "ä" * 200_000,
-        "int": 7,
-        "none": None,
-        "list": [array, 1, "two"],
-        "tuple": (array, (array, 2)),
-        "dict": {"a": array, "b": {"c": [array]}},
-        "many small": [np.arange(100) for _ in range(1000)],
-        "namedtuple": tasks.Pair(array, 1),
-        "set": {b"x" * 300_000, b"y"},
-        "frame": pd.DataFrame({"x": array, "y": array.astype(int)}),
-        "dataclass": tasks.Model("m", array),
-        "slots": tasks.Hidden(array),
-    }
-
-
-@pytest.mark.parametrize("name", values())
-def test_a_task_gets_what_it_gets_without_us(name, client, bare_client):
-    value = values()[name]
-    ours = client.submit(tasks.describe_all, value, keyword=value, pure=False).result()
-    bare = bare_client.submit(tasks.describe_all, value, keyword=value, pure=False).result()
-    assert ours == bare
-
-
 @pytest.mark.parametrize(
     "name", ["array", "bytes", "str", "list", "dict", "frame", "dataclass", "many small"]
 )
 def test_a_large_argument_does_not_travel_with_the_graph(name, client):
-    value = values()[name]
+    value = VALUES[name]()
     future = client.submit(tasks.slow_total, np.zeros(1), 5, pure=False)  # keeps nothing of ours
     future.cancel()
     future = client.submit(tasks.describe_all, value, pure=False)

@@ -11,6 +11,7 @@ from proxystore_integrations.testing import Engine, EngineContract
 
 class DaskEngine(Engine):
     keeps_tasks = True
+    runs_again = True
 
     def __init__(self, client: Any, bare: Any, stored: Any) -> None:
         self.client = client

@@ -32,6 +32,7 @@ from waiting import until
 from proxystore_core import ConfigurationError, Store
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
 from proxystore_integrations.futures.executor import THRESHOLD
+from proxystore_integrations.futures.future import Search
 
 WAIT = 60
 
@@ -148,6 +149,22 @@ def test_chains_do_not_block(executor: StoreExecutor) -> None:
     assert second.result(WAIT)[0] == 2 + tasks.BIG
     assert third.result(WAIT) == tasks.BIG * (3 + tasks.BIG)
     assert listed.result(WAIT) == tasks.BIG * (4 + tasks.BIG)
+
+
+def test_the_search_for_futures_has_an_end(executor: StoreExecutor) -> None:
+    rows = [[0.0] * 1000 for _ in range(1000)]
+    search = Search((rows,), {})
+    assert search.futures == []
+    assert search._left < 0
+    first = executor.submit(tasks.big, 2.0)
+    deep = {"a": [1, (first, {"b": first})], "c": [2]}
+    search = Search((deep, 3), {"d": [first]})
+    assert search.futures == [first] * 3
+    first.exception(WAIT)
+    (filled, three), named = search.results()
+    assert three == 3
+    assert filled["c"] is deep["c"]
+    assert filled["a"][1][0] is filled["a"][1][1]["b"] is named["d"][0] is Future.result(first)
 
 
 def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor) -> None:

@@ -25,6 +25,7 @@ def threshold() -> Iterator[None]:
 
 class FuturesEngine(Engine):
     def __init__(self, make: Callable[[], Executor], *, by_name_only: bool, is_local: bool = False) -> None:
+        self._make = make
         self.executor = StoreExecutor(make())
         self.bare = make()
         self.by_name_only = by_name_only
@@ -48,6 +49,9 @@ class FuturesEngine(Engine):
             return []
         directory = Path(link._store.connector.store_dir) / link.session
         return [path.name for path in directory.glob("[0-9a-f]*")]
+
+    def fresh(self) -> FuturesEngine:
+        return FuturesEngine(self._make, by_name_only=self.by_name_only)
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ import msgspec
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
-from proxystore_integrations.futures.future import StoreFuture, futures_in, replaced, when_done
+from proxystore_integrations.futures.future import Search, StoreFuture, when_done
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
 
@@ -38,7 +38,7 @@ class StoreExecutor(Executor):
 
     Futures are `concurrent.futures.Future`s whose results are plain objects. Unlike the bare executor's,
     they may also be arguments of other calls of this or another `StoreExecutor` (themselves, or in lists,
-    tuples and dicts of up to 1000 items): the call waits for them, without blocking, and gets their
+    tuples and dicts, among the first 1000 items): the call waits for them, without blocking, and gets their
     results, from the store where they are large.
 
     Args:
@@ -102,14 +102,14 @@ class StoreExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`."""
-        futures = [*futures_in(args), *futures_in(kwargs)]
-        if not futures:
+        search = Search(args, kwargs)
+        if not search.futures:
             if self.kind.is_local:
                 return self.executor.submit(fn, *args, **kwargs)
             return StoreFuture(self._send, self._link.call(fn, args, kwargs))
         future = StoreFuture(self._send)
         self._waiting.add(future)
-        when_done(futures, functools.partial(self._begin, future, fn, args, kwargs))
+        when_done(search.futures, functools.partial(self._begin, future, fn, search))
         return future
 
     def _send(self, call: Call) -> Future[Any]:
@@ -119,8 +119,7 @@ class StoreExecutor(Executor):
         self,
         future: StoreFuture,
         fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        search: Search,
         error: BaseException | None,
     ) -> None:
         self._waiting.discard(future)
@@ -132,7 +131,7 @@ class StoreExecutor(Executor):
         try:
             if error is not None:
                 raise error
-            args, kwargs = replaced(args), replaced(kwargs)
+            args, kwargs = search.results()
             if self.kind.is_local:
                 fill = Filling()
                 args, kwargs = fill(args), fill(kwargs)

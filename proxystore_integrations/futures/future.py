@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -13,11 +13,11 @@ from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import plain
 
-__all__ = ["StoreFuture", "futures_in", "replaced", "when_done"]
+__all__ = ["Search", "StoreFuture", "when_done"]
 
 _DEPTH = 8
-_LOOKED_INTO = 1000
-"""Containers with more items than this are not searched for futures."""
+_ITEMS = 1000
+"""Items of containers that are looked at, in all, in search of futures."""
 
 
 class StoreFuture(CallFuture):
@@ -40,30 +40,59 @@ class StoreFuture(CallFuture):
 register_sizeof(StoreFuture, lambda future: 1 << 62)
 
 
-def futures_in(value: Any, depth: int = _DEPTH) -> Iterator[StoreFuture]:
-    """Our futures in a value: itself, or in lists, tuples and dicts of moderate length."""
-    kind = type(value)
-    if kind is StoreFuture:
-        yield value
-    elif (kind is list or kind is tuple or kind is dict) and depth and len(value) <= _LOOKED_INTO:
-        for item in value.values() if kind is dict else value:
-            yield from futures_in(item, depth - 1)
+class Search:
+    """Our futures among a call's arguments: themselves, or in lists, tuples and dicts.
 
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
 
-def replaced(value: Any, depth: int = _DEPTH) -> Any:
-    """The value with futures replaced by their results as they came, stored ones as references.
-
-    Raises:
-        Exception: that of a call which failed.
+    Attributes:
+        futures: those found among the first thousand items.
     """
-    kind = type(value)
-    if kind is StoreFuture:
-        return Future.result(value)
-    if (kind is list or kind is tuple or kind is dict) and depth and any(futures_in(value, depth)):
-        if kind is dict:
-            return {key: replaced(item, depth - 1) for key, item in value.items()}
-        return kind(replaced(item, depth - 1) for item in value)
-    return value
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.futures: list[StoreFuture] = []
+        self._args = args
+        self._kwargs = kwargs
+        self._left = _ITEMS
+        self._holders: set[int] = set()  # containers with futures in them, by id
+        self._find(args, _DEPTH + 1)
+        self._find(kwargs, _DEPTH + 1)
+
+    def results(self) -> tuple[Any, dict[str, Any]]:
+        """The arguments with results in place of futures, as they came: stored ones as references.
+
+        Raises:
+            Exception: that of a call which failed.
+        """
+        return self._filled(self._args), self._filled(self._kwargs)
+
+    def _find(self, value: Any, depth: int) -> bool:
+        kind = type(value)
+        if kind is StoreFuture:
+            self.futures.append(value)
+            return True
+        if not depth or (kind is not list and kind is not tuple and kind is not dict):
+            return False
+        found = False
+        for item in value.values() if kind is dict else value:
+            self._left -= 1
+            if self._left < 0:
+                break
+            found = self._find(item, depth - 1) or found
+        if found:
+            self._holders.add(id(value))
+        return found
+
+    def _filled(self, value: Any) -> Any:
+        if type(value) is StoreFuture:
+            return Future.result(value) if value in self.futures else value
+        if id(value) not in self._holders:
+            return value
+        if type(value) is dict:
+            return {key: self._filled(item) for key, item in value.items()}
+        return type(value)(self._filled(item) for item in value)
 
 
 def when_done(futures: list[StoreFuture], then: Callable[[BaseException | None], None]) -> None:

@@ -12,7 +12,7 @@
         def engine(self, running):
             return running
 
-Needs pytest and NumPy.
+Needs pytest, NumPy and pandas.
 """
 
 from __future__ import annotations

@@ -228,6 +228,24 @@ class EngineContract:
         assert failed.exception(WAIT) is not None
         until(lambda: len(engine.stored()) == int(engine.keeps_tasks))
 
+    # Deaths.
+
+    def test_a_killed_worker(self, engine: Engine, tmp_path: Path) -> None:
+        if engine.is_local:
+            assert engine.stored() == []  # it would be this process
+            return
+        with engine.fresh() as fresh:
+            held = fresh.submit(tasks.big, 3.0)
+            assert held.result(WAIT)[0] == 3
+            died = fresh.submit(tasks.die_once, str(tmp_path / "died"), tasks.big(1))
+            error = died.exception(WAIT)
+            assert (error is None) is fresh.runs_again
+            assert error is not None or died.result() == tasks.BIG
+            assert held.result(WAIT)[0] == 3
+            del died, error
+            gc.collect()
+            until(lambda: len(fresh.stored()) == int(not fresh.keeps_tasks))
+
 
 def _outcome(future: Any) -> Any:
     """A future's result, or the type of its exception."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 __all__ = ["Engine"]
@@ -17,12 +18,14 @@ class Engine:
         keeps_tasks: a task lives as long as its future: its result in a worker's memory, its arguments in
             the store for running it again.
         by_name_only: arguments and functions are pickled by name: no closures, no lambdas.
+        runs_again: a task whose worker is killed is run again; else its future fails.
     """
 
     passes_futures = True
     is_local = False
     keeps_tasks = False
     by_name_only = False
+    runs_again = False
 
     def submit(self, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a call with the store; its future."""
@@ -39,3 +42,7 @@ class Engine:
     def stored(self) -> list[str]:
         """Names of what the engine's session has in the store now, seen behind its back."""
         raise NotImplementedError
+
+    def fresh(self) -> AbstractContextManager[Engine]:
+        """An engine of this kind for a test that kills its workers; this one, where it survives that."""
+        return nullcontext(self)
