@@ -64,6 +64,7 @@ def _load(stack: ExitStack) -> Mapping[str, Any]:
         executors=[executor("bare"), wrap(executor("ours"), store="shm://", threshold="100 kB")],
         run_dir=stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-")),
         strategy="none",
+        strategy_period=0.2,
         initialize_logging=False,
     )
     stack.enter_context(parsl.load(config))

@@ -115,6 +115,7 @@ def run(bare: bool, output: str | None) -> None:
             ],
             dependency_resolver=parsl.dataflow.dependency_resolvers.DEEP_DEPENDENCY_RESOLVER,
             run_dir=folder,
+            strategy_period=0.5,
             initialize_logging=False,
         )
         with parsl.load(config if bare else wrap(config)):

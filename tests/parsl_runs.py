@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import parsl
 from mounts import own_mounts
 from parsl import python_app
 from parsl.config import Config
 from parsl.dataflow.dependency_resolvers import DEEP_DEPENDENCY_RESOLVER
+from parsl.dataflow.memoization import id_for_memo
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.launchers import SingleNodeLauncher
 from parsl.providers import LocalProvider
@@ -22,6 +24,11 @@ from proxystore_integrations.parsl import wrap
 
 # What Parsl logs of a failure would keep the failed task's frames, and what they refer to.
 logging.getLogger("parsl").setLevel(logging.CRITICAL)
+
+
+@id_for_memo.register(np.ndarray)
+def _array_for_memo(array: Any, output_ref: bool = False) -> bytes:
+    return b"array" + array.tobytes()
 
 
 def htex(label: str, **options: Any) -> Any:
@@ -77,6 +84,7 @@ class StoreRun:
             dependency_resolver=DEEP_DEPENDENCY_RESOLVER,
             run_dir=str(directory),
             strategy="none",
+            strategy_period=0.2,
             initialize_logging=False,
             **options,
         )

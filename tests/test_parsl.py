@@ -8,12 +8,10 @@ from concurrent.futures import as_completed, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import parsl_tasks as tasks
 import pytest
 from parsl import File, bash_app, join_app
 from parsl.app.errors import AppTimeout
-from parsl.dataflow.memoization import id_for_memo
 from parsl_runs import StoreRun
 from waiting import until
 
@@ -21,11 +19,6 @@ from proxystore_core import Store, get_key
 from proxystore_integrations.carriers import StoredResult
 
 WAIT = 60
-
-
-@id_for_memo.register(np.ndarray)
-def _array_for_memo(array: Any, output_ref: bool = False) -> bytes:
-    return b"array" + array.tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ def load(tmp_path: Path, *executors: Any, **options: Any) -> Any:
         executors=list(executors),
         run_dir=str(tmp_path / "runs"),
         strategy="none",
+        strategy_period=0.2,
         initialize_logging=False,
         **options,
     )

@@ -158,7 +158,7 @@ class NarrowMixin(distributed.Client):
         workers = frozenset(info["workers"])
         if workers != self._seen:
             self._seen = workers
-            answers: dict[str, Any] = self.run(_probe, self._link.recipe, self._link.place)  # type: ignore[no-untyped-call]
+            answers: dict[str, Any] = self.run(_probe, self._link.recipe, self._link.place)
             self._link.elsewhere = {worker: reason for worker, reason in answers.items() if reason}
         return self._link.reached
 
