@@ -13,7 +13,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from proxystore_core import Reference, Session, Store, StoreError
@@ -158,6 +158,7 @@ class CallLink(Link):
         self._lock = threading.Lock()
         self._calls = 0
         self._closing = False
+        self._last: str | None = None  # an argument with a pin of ours
         self._terms: tuple[Any, ...] | None = None
         self._functions: dict[int, tuple[Any, StoreFunction]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
@@ -226,6 +227,25 @@ class CallLink(Link):
                 self._functions.clear()
             self._functions[id(function)] = function, wrapped
         return wrapped
+
+    def withdraw(self, keys: Iterable[str]) -> None:
+        """Take one pin from each of these objects; those that have none left are evicted.
+
+        The last one waits for a moment, or until another takes its place: where calls that share an
+        argument are done one by one, it is not stored for each of them.
+        """
+        keys = list(keys)
+        if keys and self._evictions is not None:
+            with self._lock:
+                previous, self._last = self._last, keys.pop()
+            super().withdraw(keys if previous is None else [*keys, previous])
+            self._evictions.wake()
+
+    def idle(self) -> None:
+        with self._lock:
+            last, self._last = self._last, None
+        if last is not None:
+            super().withdraw([last])
 
     # Results.
 

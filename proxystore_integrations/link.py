@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable, Mapping
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
@@ -16,6 +17,9 @@ from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
 
 __all__ = ["Link"]
+
+IDLE = 0.1
+"""Seconds."""
 
 
 class Link:
@@ -74,7 +78,7 @@ class Link:
         self._tried = True
         store = self._given or Store.from_url(self.settings.store)
         session = Session(store.connector, lease=self.settings.lease)
-        self._evictions = Evictions(store, self.by_value)
+        self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
         self._session, self._store = session, store
         # A pin for each call that the engine was told of and has not let go of yet.
         self._sharing = Sharing(store, session.name, main_by_value=self.main_by_value)
@@ -147,6 +151,9 @@ class Link:
         if self._sharing is not None:
             self.evict_later(self._sharing.holdings.release_all(keys))
 
+    def idle(self) -> None:
+        """Nothing has been evicted or let go of for a moment; called in the background."""
+
     def evict_later(self, keys: Iterable[str]) -> None:
         """Evict objects of this session in the background: freeing a large one takes milliseconds.
 
@@ -163,20 +170,30 @@ class Evictions:
     Args:
         store: the objects' store.
         by_value: told of what cannot be evicted.
+        idle: called `IDLE` seconds after the last order, unless its object is gone.
     """
 
-    def __init__(self, store: Store[Any], by_value: ByValue) -> None:
+    def __init__(
+        self, store: Store[Any], by_value: ByValue, idle: weakref.WeakMethod[Callable[[], None]]
+    ) -> None:
         # Unlike Queue.put, SimpleQueue.put may be interrupted by a destructor that puts as well.
         self._orders: SimpleQueue[tuple[str, int] | Session | None] = SimpleQueue()
         self._owner = os.getpid()
         self._thread = threading.Thread(
-            target=_carry_out, args=(self._orders, store, by_value), name="proxystore-evict", daemon=True
+            target=_carry_out,
+            args=(self._orders, store, by_value, idle),
+            name="proxystore-evict",
+            daemon=True,
         )
         self._thread.start()
 
     def order(self, key: str) -> None:
         """Evict an object."""
         self._put((key, 0))
+
+    def wake(self) -> None:
+        """Evict nothing, and be idle later."""
+        self._put(("", 0))
 
     def hold(self, key: str) -> None:
         """Count one more holder of an object."""
@@ -202,10 +219,25 @@ class Evictions:
 
 
 def _carry_out(
-    orders: SimpleQueue[tuple[str, int] | Session | None], store: Store[Any], by_value: ByValue
+    orders: SimpleQueue[tuple[str, int] | Session | None],
+    store: Store[Any],
+    by_value: ByValue,
+    idle: weakref.WeakMethod[Callable[[], None]],
 ) -> None:
     holders: Counter[str] = Counter()
-    while (order := orders.get()) is not None:
+    patience: float | None = None
+    while True:
+        try:
+            order = orders.get(timeout=patience)
+        except Empty:
+            patience = None
+            if (call := idle()) is not None:
+                call()
+            del call
+            continue
+        patience = IDLE
+        if order is None:
+            return
         try:
             if isinstance(order, Session):
                 order.end()
@@ -214,6 +246,7 @@ def _carry_out(
             holders[key] += change
             if holders[key] <= 0:
                 del holders[key]
-                store.evict(key)
+                if key:
+                    store.evict(key)
         except StoreError as error:
             by_value.warn(f"cannot evict an object: {error}")
