@@ -44,6 +44,10 @@ class CallFuture(Future[Any]):
         """Whether the engine says so."""
         return self.attempt is not None and not self.done() and self.attempt.running()
 
+    def cause(self, error: BaseException | None, call: Call) -> BaseException | None:
+        """What a call failed with, where the engine tells it in a way of its own."""
+        return error
+
     def _cancelled(self) -> bool:
         if not super().cancel():
             return False
@@ -65,7 +69,7 @@ class CallFuture(Future[Any]):
             call.done()
             self._cancelled()
             return
-        error = attempt.exception()
+        error = self.cause(attempt.exception(), call)
         if isinstance(error, NotDeliveredError):
             try:
                 self._try(call.by_value(error))

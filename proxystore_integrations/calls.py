@@ -83,9 +83,10 @@ class Call:
         function: what to submit.
         args: positional arguments to submit.
         kwargs: keyword arguments to submit.
+        link: the client's; None once it is done.
     """
 
-    __slots__ = ("_link", "_outgoing", "args", "function", "kwargs")
+    __slots__ = ("_outgoing", "args", "function", "kwargs", "link")
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self._outgoing = outgoing
-        self._link: CallLink | None = link
+        self.link: CallLink | None = link
         link._began()
 
     def __repr__(self) -> str:
@@ -110,10 +111,18 @@ class Call:
         """Whether any of its arguments is in the store: the worker may fail to have it."""
         return self._outgoing is not None
 
+    def names(self, text: str) -> bool:
+        """Whether a text has the key of one of its arguments in it."""
+        outgoing = self._outgoing
+        if outgoing is None:
+            return False
+        stored = [*outgoing.references, *(result.reference for result in outgoing.results)]
+        return any(reference.key in text for reference in stored)
+
     def done(self) -> None:
         """This attempt is over, or could not be made: its arguments may go. Idempotent."""
-        link, outgoing = self._link, self._outgoing
-        self._link = self._outgoing = None
+        link, outgoing = self.link, self._outgoing
+        self.link = self._outgoing = None
         if link is None:
             return
         if outgoing is not None:
@@ -129,16 +138,18 @@ class Call:
         Raises:
             NotDeliveredError: ``error``: settings want it raised, or nobody has the arguments any more.
         """
-        link = self._link
+        link = self.link
         assert link is not None
         try:
             link.by_value.accept(error, "pass an argument")
+            if self._outgoing is None:
+                return Call(link, _original(self.function), self.args, self.kwargs)
             packed: Packed = self.args[0]
             try:
                 function, args, kwargs = packed.filled()
             except StoreError:
                 raise error from None
-            return Call(link, function or self.function.function, args, kwargs)
+            return Call(link, function or _original(self.function), args, kwargs)
         finally:
             self.done()
 
@@ -185,13 +196,22 @@ class CallLink(Link):
         weakref.finalize(self, self._evictions.order_end, session).atexit = False
         return session
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        wrapped: bool = True,
+    ) -> Call:
         """A call as the engine is to make it: large values in the store, where that can be.
 
         Args:
             function: the user's.
             args: its positional arguments; results of earlier calls as `StoredResult` among them.
             kwargs: its keyword arguments.
+            wrapped: whether the engine may be given another function: else the engine fills `Packed`
+                arguments in, and results are what the function returns.
 
         Raises:
             StoreError: the store failed, and settings want that raised.
@@ -201,20 +221,33 @@ class CallLink(Link):
             return Call(self, function, fill(args), fill(kwargs))
         outgoing = CallOutgoing(self)
         try:
-            stored = outgoing.function(function)
+            stored = outgoing.function(function) if wrapped else None
             new_args = tuple(outgoing.substitute_all(args))
             new_kwargs = {name: outgoing.substitute(value) for name, value in kwargs.items()}
         except BaseException:
             self.withdraw([reference.key for reference in outgoing.references])
             raise
         if not outgoing.references and not outgoing.results:
-            return Call(self, self._wrapped(function) if self._terms else function, args, kwargs)
+            wrapped = wrapped and self._terms is not None
+            return Call(self, self._wrapped(function) if wrapped else function, args, kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
-        if stored is None:
-            wrapped = self._wrapped(function)
+        if stored is not None:
+            sent: Any = StoreFunction(None, self._terms, _name(function))
         else:
-            wrapped = StoreFunction(None, self._terms, _name(function))
-        return Call(self, wrapped, (packed,), {}, outgoing)
+            sent = self._wrapped(function) if wrapped else function
+        return Call(self, sent, (packed,), {}, outgoing)
+
+    def pack(self, value: Any) -> Packed | None:
+        """A value whose large parts are in the store, as the one argument of a call; None if it has none.
+
+        They stay there until the session ends.
+
+        Raises:
+            StoreError: the store failed, and settings want that raised.
+        """
+        outgoing = CallOutgoing(self)
+        packed = Packed(None, (outgoing.substitute(value),), {}, tuple(outgoing.loads))
+        return packed if outgoing.references else None
 
     def _wrapped(self, function: Callable[..., Any]) -> StoreFunction:
         """The same object for the same function: engines keep what they pickle of one."""
@@ -290,6 +323,10 @@ class CallLink(Link):
             last = self._closing and not self._calls
         if last:
             self.close_now()
+
+
+def _original(function: Any) -> Any:
+    return function.function if type(function) is StoreFunction else function
 
 
 def _name(function: Any) -> str:

@@ -98,6 +98,25 @@ class Packed:
         fill = Filling(loaded)
         return fill(self.function, 0), fill(self.args), fill(self.kwargs)
 
+    def delivered(self, to: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """`filled`, in a worker.
+
+        Args:
+            to: what they are for.
+
+        Raises:
+            NotDeliveredError: a value cannot be had.
+        """
+        try:
+            return self.filled()
+        except StoreError as error:
+            raise NotDeliveredError(
+                f"{socket.gethostname()} cannot have the arguments of {to}: {error.problem}",
+                store=error.store,
+                key=error.key,
+                remedy=error.remedy,
+            ) from error
+
 
 class Filling:
     """Puts values in the places of those that stand for them, in exact lists, tuples and dicts.
@@ -204,21 +223,10 @@ class StoreFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         function: Any = self.function
         if args and type(args[0]) is Packed:
-            stored, args, kwargs = self._delivered(args[0])
+            stored, args, kwargs = args[0].delivered(f"{self.__name__}()")
             function = stored or function
         result = function(*args, **kwargs)
         return result if self.terms is None else Terms(*self.terms).outgoing(result)
-
-    def _delivered(self, packed: Packed) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        try:
-            return packed.filled()
-        except StoreError as error:
-            raise NotDeliveredError(
-                f"{socket.gethostname()} cannot have the arguments of {self.__name__}(): {error.problem}",
-                store=error.store,
-                key=error.key,
-                remedy=error.remedy,
-            ) from error
 
 
 class Owner(Protocol):

@@ -112,6 +112,11 @@ class Link:
         return self._tried
 
     @property
+    def url(self) -> str:
+        """The store's, open or not."""
+        return self.settings.store if self._given is None else self._given.connector.url
+
+    @property
     def place(self) -> str:
         """Where a worker has to be to reach the store, while it is open; empty when anywhere will do."""
         assert self._store is not None

@@ -15,7 +15,7 @@ import msgspec
 from proxystore_core.errors import ConfigurationError
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
-__all__ = ["NOT_SETTINGS", "Settings", "format_size", "parse_duration", "parse_size"]
+__all__ = ["NOT_SETTINGS", "Settings", "check_spelling", "format_size", "parse_duration", "parse_size"]
 
 PREFIX = "PROXYSTORE_"
 CONFIG = "PROXYSTORE_CONFIG"
@@ -133,6 +133,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 _NAMES = tuple(name for name in Settings.__struct_fields__ if name != "origins")
 _DEFAULTS = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
+
+
+def check_spelling(options: Iterable[str]) -> None:
+    """Check that none of an engine's own options is one of ours with a slip of the pen.
+
+    Raises:
+        ConfigurationError: one is, but for a letter or two.
+    """
+    for name in options:
+        if near := difflib.get_close_matches(name, _NAMES, 1, 0.8):
+            raise ConfigurationError(f"unknown setting: {name!r}", remedy=f"Did you mean {near[0]!r}?")
 
 
 def _environment() -> dict[str, str]:

@@ -30,9 +30,9 @@ import pytest
 from waiting import until
 
 from proxystore_core import ConfigurationError, Store
+from proxystore_integrations.dependents import Search
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
 from proxystore_integrations.futures.executor import THRESHOLD
-from proxystore_integrations.futures.future import Search
 
 WAIT = 60
 
@@ -171,7 +171,7 @@ def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor) -> None:
     failed = executor.submit(tasks.fail, tasks.big())
     dependent = executor.submit(tasks.add, failed)
     assert type(executor.submit(tasks.total, dependent).exception(WAIT)) is ValueError
-    blockers = [executor.submit(tasks.slow, tasks.big(), 0.5) for _ in range(4)]
+    blockers = [executor.submit(tasks.slow, tasks.big(), 2) for _ in range(4)]
     waiting = executor.submit(tasks.total, blockers[0], tasks.big())
     assert waiting.cancel()
     assert waiting.cancelled()

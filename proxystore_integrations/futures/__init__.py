@@ -7,7 +7,7 @@ Importing `proxystore_integrations.futures.joblib` gives joblib the backend ``"p
 
 from __future__ import annotations
 
+from proxystore_integrations.dependents import StoreFuture
 from proxystore_integrations.futures.executor import StoreExecutor
-from proxystore_integrations.futures.future import StoreFuture
 
 __all__ = ["StoreExecutor", "StoreFuture"]

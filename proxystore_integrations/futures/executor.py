@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import msgspec
@@ -15,7 +11,7 @@ import msgspec
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
-from proxystore_integrations.futures.future import Search, StoreFuture, when_done
+from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
 
@@ -33,7 +29,7 @@ class FuturesLink(CallLink):
         self.main_by_value = main_by_value
 
 
-class StoreExecutor(Executor):
+class StoreExecutor(CallExecutor):
     """Sends the large arguments and results of another executor's calls through a store.
 
     Futures are `concurrent.futures.Future`s whose results are plain objects. Unlike the bare executor's,
@@ -88,9 +84,9 @@ class StoreExecutor(Executor):
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
             loaded = msgspec.structs.replace(loaded, threshold=THRESHOLD)
-        self._link = FuturesLink(loaded, given, self.kind.main_by_value)
+        self.chunked = not self.kind.is_local
+        super().__init__(FuturesLink(loaded, given, self.kind.main_by_value))
         self._link.should_proxy = should_proxy
-        self._waiting: weakref.WeakSet[StoreFuture] = weakref.WeakSet()
         if not self.kind.is_local:
             try:
                 self._link.open()
@@ -100,93 +96,28 @@ class StoreExecutor(Executor):
     def __repr__(self) -> str:
         return f"StoreExecutor({self.executor!r}, {self._link!r})"
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `concurrent.futures.Executor.submit`."""
-        search = Search(args, kwargs)
-        if not search.futures:
-            if self.kind.is_local:
-                return self.executor.submit(fn, *args, **kwargs)
-            return StoreFuture(self._send, self._link.call(fn, args, kwargs))
-        future = StoreFuture(self._send)
-        self._waiting.add(future)
-        when_done(search.futures, functools.partial(self._begin, future, fn, search))
-        return future
-
-    def _send(self, call: Call) -> Future[Any]:
-        return self.executor.submit(call.function, *call.args, **call.kwargs)
-
-    def _begin(
-        self,
-        future: StoreFuture,
-        fn: Callable[..., Any],
-        search: Search,
-        error: BaseException | None,
-    ) -> None:
-        self._waiting.discard(future)
-        if future.cancelled():
-            return
-        if isinstance(error, CancelledError):
-            future.cancel()
-            return
-        try:
-            if error is not None:
-                raise error
-            args, kwargs = search.results()
-            if self.kind.is_local:
-                fill = Filling()
-                args, kwargs = fill(args), fill(kwargs)
-                call = Call(self._link, fn, args, kwargs)
-            else:
-                call = self._link.call(fn, args, kwargs)
-            future.begin(call)
-        except BaseException as raised:
-            future.set_exception(raised)
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        **options: Any,
-    ) -> Iterator[Any]:
-        """As `concurrent.futures.Executor.map`; ``chunksize`` calls travel as one."""
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if chunksize == 1 or self.kind.is_local:
-            return super().map(fn, *iterables, timeout=timeout, **options)
-        items = zip(*iterables, strict=False)
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        results = super().map(functools.partial(_run_chunk, fn), chunks, timeout=timeout, **options)
-        return itertools.chain.from_iterable(results)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As `concurrent.futures.Executor.shutdown`; then nothing of it is left in the store.
-
-        Results that somebody still has a future of are taken into this process's memory first.
-        """
-        waiting = list(self._waiting)
-        if cancel_futures:
-            for future in waiting:
-                future.cancel()
-        elif waiting and not wait:
-            threading.Thread(target=self.shutdown, name="proxystore-shutdown").start()
-            return
-        else:
-            for future in waiting:
-                future.wait()
-        try:
-            if cancel_futures:
-                self.executor.shutdown(wait=wait, cancel_futures=True)
-            else:
-                self.executor.shutdown(wait=wait)
-        finally:
-            self._link.close()
-
     def release(self) -> None:
         """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
         self._link.close()
 
+    def _begin(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        if self.kind.is_local:
+            return self.executor.submit(function, *args, **kwargs)
+        return super()._begin(function, args, kwargs)
 
-def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    return [fn(*args) for args in chunk]
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if not self.kind.is_local:
+            return super()._call(function, args, kwargs)
+        fill = Filling()
+        return Call(self._link, function, fill(args), fill(kwargs))
+
+    def _send(self, call: Call) -> Future[Any]:
+        return self.executor.submit(call.function, *call.args, **call.kwargs)
+
+    def _stop(self, wait: bool, cancel_futures: bool) -> None:
+        if cancel_futures:
+            self.executor.shutdown(wait=wait, cancel_futures=True)
+        else:  # the argument is newer than some executors
+            self.executor.shutdown(wait=wait)

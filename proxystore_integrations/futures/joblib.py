@@ -8,14 +8,13 @@ with joblib.parallel_config("proxystore", n_jobs=4, threshold="1 MB"):
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from proxystore_core import ConfigurationError, MissingExtraError
+from proxystore_core import MissingExtraError
 from proxystore_integrations.futures.executor import StoreExecutor
-from proxystore_integrations.settings import Settings
+from proxystore_integrations.settings import Settings, check_spelling
 
 try:
     from joblib import register_parallel_backend
@@ -40,9 +39,7 @@ class StoreBackend(LokyBackend):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         self._settings = {name: options.pop(name) for name in _SETTINGS & options.keys()}
-        for name in options:  # joblib takes any
-            if near := difflib.get_close_matches(name, _SETTINGS, 1, 0.8):
-                raise ConfigurationError(f"unknown setting: {name!r}", remedy=f"Did you mean {near[0]!r}?")
+        check_spelling(options)  # joblib takes any
         self._executor: StoreExecutor | None = None
         super().__init__(**options)
 

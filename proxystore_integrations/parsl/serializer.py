@@ -11,8 +11,7 @@ from typing import Any, Self
 
 import dill
 
-from proxystore_integrations.calls import CallLink, CallOutgoing
-from proxystore_integrations.carriers import Packed
+from proxystore_integrations.calls import CallLink
 from proxystore_integrations.parsl.engine import SerializerBase, methods_for_data, register_method_for_data
 
 __all__ = ["StoreSerializer"]
@@ -77,15 +76,10 @@ class StoreSerializer(SerializerBase):
         link = self._link
         if link is None or not link.reached or type(data) not in (list, tuple, dict):
             raise TypeError("not for the store")
-        outgoing = CallOutgoing(link)
-        if type(data) is dict:
-            args, kwargs = (), {name: outgoing.substitute(value) for name, value in data.items()}
-        else:
-            args, kwargs = tuple(outgoing.substitute_all(data)), {}
-        if not outgoing.references:
+        packed = link.pack(data)
+        if packed is None:
             raise TypeError("nothing large")
-        packed = Packed(None, args, kwargs, tuple(outgoing.loads))
-        return dill.dumps((type(data), packed))  # type: ignore[no-any-return]
+        return dill.dumps(packed)  # type: ignore[no-any-return]
 
     def deserialize(self, payload: bytes) -> Any:
         """The arguments, with all values in their places.
@@ -93,6 +87,4 @@ class StoreSerializer(SerializerBase):
         Raises:
             StoreError: one of them cannot be had.
         """
-        kind, packed = dill.loads(payload)
-        _, args, kwargs = packed.filled()
-        return kwargs if kind is dict else kind(args)
+        return dill.loads(payload).filled()[1][0]

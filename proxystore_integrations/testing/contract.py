@@ -113,19 +113,26 @@ class EngineContract:
         bare = engine.bare_submit(tasks.fail, ValueError, "what", tasks.big(1)).exception(WAIT)
         assert ours is not None
         assert bare is not None
-        assert type(ours) is type(bare) is ValueError
-        assert tasks.digest(ours.args) == tasks.digest(bare.args)
+        assert type(ours) is type(bare)
+        assert engine.raised(ours) == engine.raised(bare) == "ValueError"
+        assert engine.tells_text or tasks.digest(ours.args) == tasks.digest(bare.args)
 
     def test_an_exception_keeps_its_cause(self, engine: Engine) -> None:
         ours = engine.submit(tasks.fail_from, tasks.big(1)).exception(WAIT)
         bare = engine.bare_submit(tasks.fail_from, tasks.big(1)).exception(WAIT)
-        assert type(ours) is type(bare) is tasks.BigError
+        assert ours is not None
+        assert bare is not None
+        assert engine.raised(ours) == engine.raised(bare)
+        assert engine.raised(ours).rpartition(".")[2] == "BigError"
         assert type(ours.__cause__) is type(bare.__cause__)
 
     @pytest.mark.parametrize("beside", [1, tasks.big(1)], ids=["small", "large"])
     def test_an_argument_that_nobody_can_pickle(self, engine: Engine, beside: Any) -> None:
-        outcomes = []
+        outcomes: list[type] = []
         for submit in (engine.submit, engine.bare_submit):
+            if submit == engine.bare_submit and engine.loses_unpicklable:
+                outcomes.append(outcomes[0])
+                break
             try:
                 error = submit(tasks.kinds, tasks.unpicklable(), beside).exception(WAIT)
             except Exception as raised:
@@ -184,11 +191,11 @@ class EngineContract:
     def test_a_failed_dependency_fails_its_dependents(self, engine: Engine) -> None:
         failed = engine.submit(tasks.fail, ValueError, "what")
         if not engine.passes_futures:
-            assert type(failed.exception(WAIT)) is ValueError
+            assert engine.raised(failed.exception(WAIT)) == "ValueError"
             return
         error = engine.submit(tasks.total, failed, tasks.big(1)).exception(WAIT)
         assert error is not None
-        assert isinstance(error, ValueError) or isinstance(error.__cause__, ValueError)
+        assert "ValueError" in (engine.raised(error), engine.raised(error.__cause__))
 
     def test_many_calls_with_one_argument(self, engine: Engine, tmp_path: Path) -> None:
         array = tasks.big(1)

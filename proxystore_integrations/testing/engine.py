@@ -19,6 +19,8 @@ class Engine:
             the store for running it again.
         by_name_only: arguments and functions are pickled by name: no closures, no lambdas.
         runs_again: a task whose worker is killed is run again; else its future fails.
+        tells_text: of a task's exception the client learns the text only.
+        loses_unpicklable: bare, a task whose argument cannot be pickled is never heard of again.
     """
 
     passes_futures = True
@@ -26,6 +28,12 @@ class Engine:
     keeps_tasks = False
     by_name_only = False
     runs_again = False
+    tells_text = False
+    loses_unpicklable = False
+
+    def raised(self, error: BaseException | None) -> str:
+        """Name of the class of what a task raised, by the exception of its future."""
+        return type(error).__name__
 
     def submit(self, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a call with the store; its future."""

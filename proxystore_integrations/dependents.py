@@ -1,4 +1,4 @@
-"""The future of a call: shows the user plain results, and gives references to calls that take it."""
+"""Futures whose results may be arguments of other calls: stored ones go on as references."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class StoreFuture(CallFuture):
             self.exception()
 
 
+# A container that holds any is to be looked into, whatever else is in it.
 register_sizeof(StoreFuture, lambda future: 1 << 62)
 
 
@@ -70,7 +71,7 @@ class Search:
 
     def _find(self, value: Any, depth: int) -> bool:
         kind = type(value)
-        if kind is StoreFuture:
+        if issubclass(kind, StoreFuture):
             self.futures.append(value)
             return True
         if not depth or (kind is not list and kind is not tuple and kind is not dict):
@@ -86,7 +87,7 @@ class Search:
         return found
 
     def _filled(self, value: Any) -> Any:
-        if type(value) is StoreFuture:
+        if isinstance(value, StoreFuture):
             return Future.result(value) if value in self.futures else value
         if id(value) not in self._holders:
             return value

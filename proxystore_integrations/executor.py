@@ -1,0 +1,129 @@
+"""What executors in the shape of `concurrent.futures` share: a store, and calls that wait for others."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any
+
+from proxystore_integrations.calls import Call, CallLink
+from proxystore_integrations.dependents import Search, StoreFuture, when_done
+
+__all__ = ["CallExecutor"]
+
+
+class CallExecutor(Executor):
+    """Sends its calls' large arguments and results through a store; subclasses send the calls.
+
+    Futures that it returned may be arguments of other calls (themselves, or in lists, tuples and dicts,
+    among the first 1000 items): the call waits for them, without blocking, and gets their results, from
+    the store where they are large.
+
+    Args:
+        link: to the store.
+    """
+
+    future: type[StoreFuture] = StoreFuture
+    """What `submit` returns."""
+
+    chunked = True
+    """Whether `map` sends several calls as one when it is told to."""
+
+    def __init__(self, link: CallLink) -> None:
+        self._link = link
+        self._waiting: weakref.WeakSet[StoreFuture] = weakref.WeakSet()
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call as it is to be sent."""
+        return self._link.call(function, args, kwargs)
+
+    def _send(self, call: Call) -> Future[Any]:
+        """Hand a call to the engine; its future."""
+        raise NotImplementedError
+
+    def _stop(self, wait: bool, cancel_futures: bool) -> None:
+        """Shut the engine's executor down."""
+        raise NotImplementedError
+
+    def _begin(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        """Submit a call that waits for no other."""
+        return self.future(self._send, self._call(function, args, kwargs))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `concurrent.futures.Executor.submit`."""
+        search = Search(args, kwargs)
+        if not search.futures:
+            return self._begin(fn, args, kwargs)
+        future = self.future(self._send)
+        self._waiting.add(future)
+        when_done(search.futures, functools.partial(self._begin_later, future, fn, search))
+        return future
+
+    def _begin_later(
+        self,
+        future: StoreFuture,
+        function: Callable[..., Any],
+        search: Search,
+        error: BaseException | None,
+    ) -> None:
+        self._waiting.discard(future)
+        if future.cancelled():
+            return
+        if isinstance(error, CancelledError):
+            future.cancel()
+            return
+        try:
+            if error is not None:
+                raise error
+            future.begin(self._call(function, *search.results()))
+        except BaseException as raised:
+            future.set_exception(raised)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """As `concurrent.futures.Executor.map`; ``chunksize`` calls travel as one."""
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        # Not what the engine's own class inherits: it may have another map, or none.
+        if chunksize == 1 or not self.chunked:
+            return Executor.map(self, fn, *iterables, timeout=timeout, **options)
+        items = zip(*iterables, strict=False)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        results = Executor.map(self, functools.partial(_run_chunk, fn), chunks, timeout=timeout, **options)
+        return itertools.chain.from_iterable(results)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As `concurrent.futures.Executor.shutdown`; then nothing of it is left in the store.
+
+        Results that somebody still has a future of are taken into this process's memory first.
+        """
+        waiting = list(self._waiting)
+        if cancel_futures:
+            for future in waiting:
+                future.cancel()
+        elif waiting and not wait:
+            threading.Thread(target=self.shutdown, name="proxystore-shutdown").start()
+            return
+        else:
+            for future in waiting:
+                future.wait()
+        try:
+            self._stop(wait, cancel_futures)
+        finally:
+            self._link.close()
+
+
+def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    return [fn(*args) for args in chunk]
