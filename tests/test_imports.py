@@ -15,6 +15,12 @@ import pytest
 LIGHT = {"cloudpickle", "xxhash"}
 # What the connectors to Redis load; redis-py looks at certificates with cryptography where that is installed.
 REDIS = {"async_timeout", "redis", "hiredis", "cryptography"}  # the first on Python before 3.11.3
+# What connectors of one backend load, by the start of their modules' names.
+BACKENDS = {
+    "redis": REDIS,
+    "keydb": REDIS,
+    "globus": {"globus_sdk", "typing_extensions"},
+}
 ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}
 
 
@@ -53,8 +59,9 @@ def test_importing_every_public_name_of_the_core_loads_only_what_it_needs():
 
 @pytest.mark.parametrize("module", core_modules())
 def test_no_module_of_the_core_loads_more(module):
-    connector = module.startswith(("proxystore_core.connectors.redis", "proxystore_core.connectors.keydb"))
-    assert loaded_by(f"import {module}") <= (LIGHT | REDIS if connector else LIGHT)
+    backend = module.removeprefix("proxystore_core.connectors.")
+    also = next((packages for name, packages in BACKENDS.items() if backend.startswith(name)), set())
+    assert loaded_by(f"import {module}") <= LIGHT | also
 
 
 @pytest.mark.parametrize("module", ["proxystore_integrations", "proxystore_integrations.settings"])

@@ -48,8 +48,10 @@ _SHIPPED = {
     "rediss+sentinel": "proxystore_core.connectors.redis_cluster:RedisSentinelTLSConnector",
     "keydb": "proxystore_core.connectors.keydb:KeyDBConnector",
     "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
+    "globus": "proxystore_core.connectors.globus:GlobusConnector",
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
+_EXTRAS |= {"globus": "globus"}
 """The extra of this distribution that brings a scheme's library."""
 
 _registered: dict[str, type[Connector]] = {}

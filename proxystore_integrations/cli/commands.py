@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "proxystore_integrations.cli.completion:completion",
         "Print what a shell needs to complete these commands.",
     ),
+    "login": (
+        "proxystore_integrations.cli.login:login",
+        "Log in to a service once, for all processes of this user on this machine.",
+    ),
 }
 """By name: ``module:command``, a `click.Command`, and what ``--help`` says of it in one line."""
 

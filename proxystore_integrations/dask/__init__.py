@@ -8,27 +8,20 @@ in Dask's configuration gives one to every client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from proxystore_core.errors import MissingExtraError
+from proxystore_core import MissingExtraError
 
 if TYPE_CHECKING:
     from proxystore_integrations.dask.client import Client, wrap
-
-__all__ = ["Client", "wrap"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home: Any
+else:
     try:
-        from proxystore_integrations.dask import client as home
+        from proxystore_integrations.dask.client import Client, wrap
     except MissingExtraError as error:
         try:
-            from proxystore_integrations.dask import narrow as home
+            from proxystore_integrations.dask.narrow import Client, unfit, wrap
         except ImportError:
             raise error from None  # there is no Dask at all
-        home.unfit(error)
-    globals().update(Client=home.Client, wrap=home.wrap)
-    return globals()[name]
+        unfit(error)
+
+__all__ = ["Client", "wrap"]
