@@ -38,7 +38,7 @@ class TestMemoryConnector(ConnectorContract):
     def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
         assert isinstance(connector, MemoryConnector)
         space = memory._spaces.get(connector.name)
-        return {} if space is None else dict(space.objects)
+        return {} if space is None else dict(space.objects) | dict.fromkeys(space.reserved, b"")
 
 
 class TestFileConnector(ConnectorContract):

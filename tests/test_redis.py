@@ -45,8 +45,8 @@ from proxystore_core.testing import ConnectorContract, in_fork, in_new_process
 
 PART = 1 << 20
 ACL = (
-    "on >secret ~ps:* +select +hset +hget +hdel +hexists +hkeys +unlink +eval +ttl +pttl +expire +pexpire "
-    "+multi +exec +scan"
+    "on >secret ~ps:* &ps:* +select +hset +hget +hdel +hexists +hkeys +unlink +eval +ttl +pttl +expire "
+    "+pexpire +multi +exec +scan +publish +subscribe +unsubscribe"
 )
 NO_TLS = "no redis-server with TLS here: apt-get install redis-server"
 
@@ -128,14 +128,16 @@ class RedisContract(ConnectorContract):
     def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
         assert isinstance(connector, RedisConnector)
         parts: dict[str, dict[int, bytes]] = defaultdict(dict)
+        found: dict[str, bytes] = {}
         for witness, key in hashes(connector, self.witnesses()):
             session = key.decode().partition("{")[2].partition(":")[0]
             fields: dict[bytes, bytes] = witness.hgetall(key)  # type: ignore[assignment]
             for field, data in fields.items():
-                if field != b"lease":
+                if field.endswith(b".-"):
+                    found[f"reserved {session}.{field.decode()}"] = data
+                elif field != b"lease":
                     name, _, part = field.decode().rpartition(".")
                     parts[f"{session}.{name}"][int(part)] = data
-        found = {}
         for name, those in parts.items():
             data = b"".join(those[part] for part in sorted(those))
             whole = len(data) == int(name.rpartition(".")[2], 16)
@@ -515,6 +517,11 @@ def test_the_rights_that_the_documentation_names_are_enough(locked: Server) -> N
         assert connector.exists(key)
         connector.evict(key)
         connector.put([b"data"], session=session)
+        later = connector.reserve(session=session)
+        assert not connector.wait(later, 0.01)
+        connector.set(later, [b"data"])
+        assert connector.wait(later, 1)
+        connector.evict(later)
     assert connector.sessions().keys() == {"s", "t"}
     assert connector.sweep() == []
     assert [connector.end(session) for session in ("user", "s", "t")] == [1, 1, 1]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import functools
 import os
 import pickle
 import secrets
@@ -21,18 +20,18 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-import cloudpickle
 import pytest
 
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, Leased, leased
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.store import Store
+from proxystore_core.testing_deferred import DeferredContract
+from proxystore_core.testing_processes import in_fork, in_new_process, start, until
 
 __all__ = ["ConnectorContract", "in_fork", "in_new_process", "until"]
 
@@ -54,18 +53,6 @@ FORGED = (
     "k" * 100_000,
 )
 _BIG = 5_000_000
-_MAIN = """
-import pickle, sys
-path, function = pickle.load(sys.stdin.buffer)
-sys.path[:] = path
-try:
-    outcome = True, pickle.loads(function)()
-except BaseException as error:
-    outcome = False, error
-sys.stdout.flush()
-with open(int(sys.argv[1]), "wb") as answer:
-    pickle.dump(outcome, answer)
-"""
 _WRITER = f"""
 import pickle, sys
 path, call = pickle.load(sys.stdin.buffer)
@@ -73,80 +60,6 @@ sys.path[:] = path
 from {__name__} import _put_for_ever
 _put_for_ever(*pickle.loads(call))
 """
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for a condition; fail when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)
-
-
-def in_new_process(function: Callable[..., T], *args: object, command: Sequence[str] = ()) -> T:
-    """What a function returns, or raises, in a fresh interpreter (which imports what the function names).
-
-    Args:
-        function: travels by value when it is a test module's.
-        args: its arguments.
-        command: what to start the interpreter with, for example ``["unshare", "--mount"]``.
-    """
-    module = sys.modules.get(function.__module__)  # none where the function itself came by value
-    if module is not None and not module.__name__.startswith("proxystore_core."):
-        cloudpickle.register_pickle_by_value(module)
-        try:
-            call = cloudpickle.dumps(functools.partial(function, *args))
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
-    else:
-        call = cloudpickle.dumps(functools.partial(function, *args))
-    reading, writing = os.pipe()
-    with open(reading, "rb") as answer:
-        try:
-            process = _start([*command, sys.executable, "-c", _MAIN, str(writing)], call, writing)
-        finally:
-            os.close(writing)
-        text = answer.read()
-        result: T = _outcome(text, process.wait())
-        return result
-
-
-def in_fork(function: Callable[[], T]) -> T:
-    """What a function returns, or raises, in a forked child of this process."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of threads is what is tested
-        child = os.fork()
-    if not child:
-        try:
-            os.close(reading)
-            outcome: tuple[bool, Any] = True, function()
-        except BaseException as error:
-            outcome = False, error
-        with contextlib.suppress(BaseException), open(writing, "wb") as answer:
-            pickle.dump(outcome, answer)
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as answer:
-        text = answer.read()
-    result: T = _outcome(text, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    return result
-
-
-def _start(command: Sequence[str], call: bytes, writing: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writing])
-    assert process.stdin is not None
-    with process.stdin:
-        process.stdin.write(pickle.dumps((sys.path, call)))
-    return process
-
-
-def _outcome(text: bytes, code: int) -> Any:
-    assert text, f"the process died without an answer: exit status {code}"
-    good, value = pickle.loads(text)
-    if not good:
-        raise value
-    return value
 
 
 def _put_for_ever(kind: type[Any], url: str, session: str, size: int, started: int) -> None:
@@ -174,11 +87,8 @@ def _put(kind: type[Any], url: str, data: Sequence[bytes]) -> list[Key]:
     return keys
 
 
-class ConnectorContract:
+class ConnectorContract(DeferredContract):
     """The tests; a subclass says how to make a connector, and what else it can about the backend."""
-
-    process_local: ClassVar[bool] = False
-    """Whether other processes cannot reach the objects at all."""
 
     place: Path
     """A fresh directory, for backends that need one."""
@@ -486,7 +396,7 @@ class ConnectorContract:
 
     def _writer(self, connector: Connector, session: str, size: int, started: int) -> subprocess.Popen[bytes]:
         call = pickle.dumps((type(connector), connector.url, session, size, started))
-        return _start([sys.executable, "-c", _WRITER], call, started)
+        return start([sys.executable, "-c", _WRITER], call, started)
 
     def _all_whole(self, connector: Connector, whole: bytes) -> None:
         for name in self.raw_objects(connector) or ():

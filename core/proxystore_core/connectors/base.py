@@ -11,19 +11,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
-from proxystore_core.errors import RefusedError
+from proxystore_core.errors import GoneError, RefusedError
 
 __all__ = [
     "USER_SESSION",
     "Batched",
     "Buffer",
     "Connector",
+    "Deferred",
     "Key",
     "Leased",
+    "Waiting",
     "batched",
     "check_session",
+    "deferred",
     "is_far",
     "leased",
+    "waiting",
 ]
 
 Key: TypeAlias = str
@@ -197,6 +201,82 @@ class Batched(Protocol):
 def batched(connector: Connector) -> Batched | None:
     """The connector as one that handles many objects at once, or None when it cannot."""
     return cast(Batched, connector) if hasattr(connector, "put_batch") else None
+
+
+@runtime_checkable
+class Deferred(Protocol):
+    """The ability to make a key first and to publish its object later, from any process.
+
+    A reserved key is an object of its session that is not there yet: `Connector.get` gives None,
+    `Connector.exists` False, `Connector.evict` and the session's end take the reservation back.
+    """
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        """A new key with nothing under it yet. Raises as `Connector.put`."""
+        ...
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        """Publish the concatenation of ``data`` under a reserved key: whole, and once.
+
+        When several try at the same time, one succeeds. Who dies before this returns has published the
+        object or left the key as it was, to be set by another.
+
+        Raises:
+            RefusedError: the key was not reserved here, has been set already, or was evicted.
+            FullError, UnreachableError, DeadlineError: as `Connector.put`.
+        """
+        ...
+
+
+def deferred(connector: Connector) -> Deferred | None:
+    """The connector as one that sets objects later, or None when it cannot."""
+    return cast(Deferred, connector) if hasattr(connector, "reserve") else None
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """The ability to wait for an object that is set later: woken by the backend, where it can wake anyone."""
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        """Wait until the object is there.
+
+        Args:
+            key: an object's, or a reserved one.
+            timeout: seconds to wait at most; None for no end.
+
+        Returns:
+            Whether the object is there; False when the time is over.
+
+        Raises:
+            GoneError: there is neither an object nor a reservation (any more), so none will come.
+            RefusedError, UnreachableError, DeadlineError: as `Connector.get`.
+        """
+        ...
+
+
+def waiting(connector: Connector) -> Waiting | None:
+    """The connector as one that waits for objects, or None when it cannot."""
+    return cast(Waiting, connector) if hasattr(connector, "wait") else None
+
+
+def no_reservation(store: str, key: Key) -> RefusedError:
+    """The error of setting a key that is not reserved."""
+    return RefusedError(
+        "nothing is reserved under this key",
+        store=store,
+        key=key[:200],
+        remedy="It was set already (an object is set once), evicted, or ended with its session.",
+    )
+
+
+def never_comes(store: str, key: Key) -> GoneError:
+    """The error of waiting for what nobody can set."""
+    return GoneError(
+        "the object will not come: its key is not reserved (any more)",
+        store=store,
+        key=key[:200],
+        remedy="It was evicted, or the session that reserved it is over (see the lease setting).",
+    )
 
 
 def is_far(connector: Connector) -> bool:

@@ -3,31 +3,43 @@
 <directory>/<session>/<object>      mode 0600, published whole, never changed
 <directory>/<session>/.lease        its modification time is when the lease lapses
 <directory>/<session>/.<object>     not published yet (where files need a name from the start)
+<directory>/<session>/<object>w     one that was set later, under a reserved key
+<directory>/<session>/.<object>w    its reservation, until it is set; locked by the one who sets it
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import read_file, write_file
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Key,
+    check_session,
+    never_comes,
+    no_reservation,
+)
+from proxystore_core.connectors.watch import watching
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["FileConnector"]
 
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OBJECT = re.compile(r"[0-9a-f]{20}")
-_PART = re.compile(r"\.[0-9a-f]{20}")
+_OBJECT = re.compile(r"[0-9a-f]{20}w?")
+_PART = re.compile(r"\.[0-9a-f]{20}w?")
+LATER = "w"  # ends the names of objects that are waited for
 _LEASE = ".lease"
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
@@ -58,6 +70,7 @@ class FileConnector:
         self._given_grace = grace
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
         self._unnamed = hasattr(os, "O_TMPFILE")
+        self._is_local: bool | None = None
         with self._translated():
             self._prepare()
         self.grace = (2.0 if _file_system(self.store_dir) in _NETWORK else 0.0) if grace is None else grace
@@ -88,20 +101,46 @@ class FileConnector:
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         name = secrets.token_hex(10)
         with self._translated():
-            directory = self._directory(session)
-            for tries_left in reversed(range(_TRIES)):
-                try:
-                    self._publish(data, directory, name)
-                    break
-                except (FileNotFoundError, PermissionError) as error:
-                    # EPERM is what ext4 says of a new file in a directory that has just been removed.
-                    if not tries_left or error.errno == errno.EACCES:
-                        raise
-                    self._begin(session, _UNRENEWED)
-        key = self._key(session, name)
-        if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
-        return key
+            self._in_session(session, lambda directory: self._publish(data, directory, name))
+        return self._note(session, name)
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        name = secrets.token_hex(10) + LATER
+
+        def reserve(directory: str) -> None:
+            path = os.path.join(directory, f".{name}")
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+        with self._translated():
+            self._in_session(session, reserve)
+        return self._note(session, name)
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        directory, name = os.path.split(self._path(key))
+        with self._translated(key):
+            if not os.path.lexists(os.path.join(directory, f".{name}")):
+                raise no_reservation(self.url, key)
+            self._publish(data, directory, name, key)
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        directory, name = os.path.split(self._path(key))
+        reservation = f".{name}"
+        start = time.monotonic()
+        with self._translated(key), watching(directory, (name, reservation), told=self._local) as change:
+            while not self.exists(key):
+                passed = time.monotonic() - start
+                if not os.path.lexists(os.path.join(directory, reservation)):
+                    if self.exists(key):  # set between the two looks
+                        break
+                    if passed >= self.grace:
+                        raise never_comes(self.url, key)
+                if timeout is not None and passed >= timeout:
+                    return False
+                change.wait(None if timeout is None else timeout - passed)
+                if not self._local:
+                    with contextlib.suppress(OSError):
+                        os.listdir(directory)  # makes an NFS client ask its server again
+        return True
 
     def get(self, key: Key) -> Buffer | None:
         path = self._path(key)
@@ -132,7 +171,8 @@ class FileConnector:
 
     def evict(self, key: Key) -> None:
         path = self._path(key)
-        with self._translated(key), contextlib.suppress(FileNotFoundError):
+        later = self._taken(path) if path.endswith(LATER) else contextlib.nullcontext()
+        with self._translated(key), later, contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         self._own.discard((os.getpid(), key))
 
@@ -211,8 +251,68 @@ class FileConnector:
 
     # The rest is nobody's business.
 
-    def _publish(self, data: Sequence[Buffer], directory: str, name: str) -> None:
+    def _in_session(self, session: str, make: Callable[[str], None]) -> None:
+        """Make something in a session's directory, and the directory if need be."""
+        directory = self._directory(session)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                make(directory)
+                return
+            except (FileNotFoundError, PermissionError) as error:
+                # EPERM is what ext4 says of a new file in a directory that has just been removed.
+                if not tries_left or error.errno == errno.EACCES:
+                    raise
+                self._begin(session, _UNRENEWED)
+
+    def _note(self, session: str, name: str) -> Key:
+        key = self._key(session, name)
+        if session == USER_SESSION:
+            self._own.add((os.getpid(), key))
+        return key
+
+    @contextlib.contextmanager
+    def _taken(self, path: str, setting: Key | None = None) -> Iterator[None]:
+        """Take a reservation away, after what is done meanwhile; nobody else takes it at the same time.
+
+        Args:
+            path: the object's.
+            setting: its key, when the object is to be there afterwards.
+
+        Raises:
+            RefusedError: there is no reservation, and one is needed to set the object.
+        """
+        reservation = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+        fd = None
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(reservation, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                with contextlib.suppress(OSError):  # some network file systems know no locks
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+            there = fd is not None and os.fstat(fd).st_nlink > 0
+            if setting is not None and (not there or os.path.lexists(path)):
+                raise no_reservation(self.url, setting)
+            yield
+            if there:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(reservation)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    @property
+    def _local(self) -> bool:
+        """Whether all changes are made by this host's kernel, which then tells of them."""
+        if (
+            self._is_local is None
+        ):  # not functools.cached_property: before Python 3.12 a fork inherits its lock
+            self._is_local = _file_system(self.store_dir) not in _NETWORK
+        return self._is_local
+
+    def _publish(
+        self, data: Sequence[Buffer], directory: str, name: str, reserved: Key | None = None
+    ) -> None:
         path = os.path.join(directory, name)
+        turn = contextlib.nullcontext() if reserved is None else self._taken(path, reserved)
         if self._unnamed:
             try:
                 fd = self._fresh(directory, sum(memoryview(buffer).nbytes for buffer in data))
@@ -224,18 +324,20 @@ class FileConnector:
                 try:
                     write_file(fd, data)
                     # A file without a name vanishes with the process that dies before this line.
-                    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+                    with turn:
+                        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
                 finally:
                     os.close(fd)
                 return
-        part = os.path.join(directory, f".{name}")
+        part = os.path.join(directory, f".{name if reserved is None else secrets.token_hex(10)}")
         fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             try:
                 write_file(fd, data)
             finally:
                 os.close(fd)  # before the name is there: a network file system writes, and fails, only here
-            os.rename(part, path)
+            with turn:
+                os.rename(part, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)

@@ -12,7 +12,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Key,
+    check_session,
+    never_comes,
+    no_reservation,
+)
 from proxystore_core.errors import RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -27,6 +34,8 @@ class _Space:
 
     def __init__(self) -> None:
         self.objects: dict[Key, bytes] = {}
+        self.reserved: set[Key] = set()
+        self.changed = threading.Condition()  # a reservation was set or taken back
         self.leases: dict[str, float] = {}
         self.open = 0
 
@@ -112,15 +121,47 @@ class MemoryConnector:
             )
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        space, key = self._new(session)
+        space.objects[key] = b"".join(data)
+        return key
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        space, key = self._new(session)
+        with space.changed:
+            space.reserved.add(key)
+        return key
+
+    def _new(self, session: str) -> tuple[_Space, Key]:
         check_session(session, self.url)
         space = self._space
         key = f"{_process}.{session}.{next(_numbers)}"
-        space.objects[key] = b"".join(data)
         if session != USER_SESSION:
             space.leases.setdefault(session, time.time() + _UNRENEWED)
         if session == USER_SESSION:
             self._own.add((os.getpid(), key))
-        return key
+        return space, key
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        self._check(key)
+        whole = b"".join(data)
+        space = self._space
+        with space.changed:
+            if key not in space.reserved:
+                raise no_reservation(self.url, key)
+            space.objects[key] = whole
+            space.reserved.remove(key)
+            space.changed.notify_all()
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        self._check(key)
+        space = self._space
+        with space.changed:
+            space.changed.wait_for(lambda: key not in space.reserved, timeout)
+            if key in space.objects:
+                return True
+            if key not in space.reserved:
+                raise never_comes(self.url, key)
+            return False
 
     def get(self, key: Key) -> bytearray | None:
         self._check(key)
@@ -133,7 +174,12 @@ class MemoryConnector:
 
     def evict(self, key: Key) -> None:
         self._check(key)
-        self._space.objects.pop(key, None)
+        space = self._space
+        space.objects.pop(key, None)
+        if key in space.reserved:
+            with space.changed:
+                space.reserved.discard(key)
+                space.changed.notify_all()
         self._own.discard((os.getpid(), key))
 
     def renew(self, session: str, seconds: float) -> None:
@@ -147,6 +193,9 @@ class MemoryConnector:
         ended = [key for key in list(space.objects) if key.split(".")[1] == session]
         for key in ended:
             space.objects.pop(key, None)
+        with space.changed:
+            space.reserved = {key for key in space.reserved if key.split(".")[1] != session}
+            space.changed.notify_all()
         return len(ended)
 
     def sessions(self) -> dict[str, float]:

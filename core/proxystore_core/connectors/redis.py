@@ -2,6 +2,7 @@
 
 <prefix>:{<session>:<bucket>}       a hash; its expiry is the session's lease, kept by the server itself
     <object>.<size>.<part> -> bytes objects of up to 1 MiB are one part
+    <object>.- -> ...               one that is set later, see `proxystore_core.connectors.redis_later`
     lease -> ""                     holds the expiry: an empty hash would vanish, with it
 
 The sixteen buckets of a session are in sixteen slots, which a cluster spreads over its servers.
@@ -21,8 +22,16 @@ from typing import Any, ClassVar
 import redis
 
 from proxystore_core.buffers import fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Key,
+    check_session,
+    never_comes,
+    no_reservation,
+)
 from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
+from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, channel_of, wait_for
 from proxystore_core.connectors.redis_login import Login, Options, database
 from proxystore_core.connectors.redis_requests import Command, Requests
 from proxystore_core.errors import (
@@ -43,6 +52,7 @@ _SMALL = 32 << 10  # bytes up to which a copy is cheaper than another system cal
 LOCAL = ("localhost", "127.0.0.1", "::1")
 _BUCKETS = 16
 _UNRENEWED = 600  # seconds for a session that got objects before, or after, anyone renewed it
+_RESERVED = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20})\.-")
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
 
 # With the bytes, in one transaction or before and after: no death of a client and no expiry in between
@@ -164,6 +174,13 @@ class RedisConnector:
 
     def put_batch(self, items: Sequence[Sequence[Buffer]], *, session: str = USER_SESSION) -> list[Key]:
         check_session(session, self.url)
+        self._requests.warn_once_if_keys_may_be_dropped()
+        keys = self._put(session, items)
+        if session == USER_SESSION:
+            self._own.update([(os.getpid(), key) for key in keys])
+        return keys
+
+    def _put(self, session: str, items: Sequence[Sequence[Buffer]]) -> list[Key]:
         objects = [[view for buffer in data if (view := memoryview(buffer)).nbytes] for data in items]
         sizes = [sum([view.nbytes for view in views]) for views in objects]
         names = [f"{secrets.token_hex(10)}.{size:x}" for size in sizes]
@@ -171,7 +188,6 @@ class RedisConnector:
         until = self._requests.until(sum(sizes))
         commands: list[Command] = []
         moved = 0
-        self._requests.warn_once_if_keys_may_be_dropped()
         try:
             for name, views, size in zip(names, objects, sizes, strict=True):
                 for part, frames in enumerate(_split([view.cast("B") for view in views], size)):
@@ -184,14 +200,55 @@ class RedisConnector:
         except FullError:
             self._forget(keys)
             raise
-        if session == USER_SESSION:
-            self._own.update([(os.getpid(), key) for key in keys])
         return keys
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        check_session(session, self.url)
+        self._requests.warn_once_if_keys_may_be_dropped()
+        key = f"{session}.{secrets.token_hex(10)}{LATER}"
+        self._requests.run(self._with_lease(session, ("HSET", *self._reservation(key), b"")))
+        if session == USER_SESSION:
+            self._own.add((os.getpid(), key))
+        return key
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        if not key.endswith(LATER):
+            self._parse(key)
+            raise no_reservation(self.url, key)
+        place, field = self._reservation(key)
+        if self._requests.run([("HGET", place, field)]) != [b""]:
+            raise no_reservation(self.url, key)
+        session = key.partition(".")[0]
+        (stored,) = self._put(session, [data])
+        name = stored.partition(".")[2]
+        channel = channel_of(self._prefix, key)
+        if self._requests.run([("EVAL", SET, 1, place, field, name, channel)]) != [1]:
+            self._forget([stored])
+            raise no_reservation(self.url, key)
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        if not key.endswith(LATER):
+            if self.exists(key):
+                return True
+            raise never_comes(self.url, key)
+        place, field = self._reservation(key)
+
+        def settled(client: Any) -> bool:
+            record = client.execute_command("HGET", place, field)
+            if record is None:
+                raise never_comes(self.url, key)
+            return bool(record)
+
+        return wait_for(self._requests, channel_of(self._prefix, key), settled, timeout)
 
     def get(self, key: Key) -> Buffer | None:
         return self.get_batch([key])[0]
 
     def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
+        if any(key.endswith(LATER) for key in keys):
+            names = self._set_names(keys)
+            there = iter(self.get_batch([name for name in names if name]))
+            return [next(there) if name else None for name in names]
         parsed = [self._parse(key) for key in keys]
         until = self._requests.until(sum(size for _, _, size in parsed))
         found: list[Buffer | None] = []
@@ -226,13 +283,22 @@ class RedisConnector:
         return found
 
     def exists(self, key: Key) -> bool:
-        return all(self._requests.run(self._each_part("HEXISTS", key)))
+        (name,) = self._set_names([key])
+        return name is not None and all(self._requests.run(self._each_part("HEXISTS", name)))
 
     def evict(self, key: Key) -> None:
         self.evict_batch([key])
 
     def evict_batch(self, keys: Sequence[Key]) -> None:
-        self._requests.run([command for key in keys for command in self._each_part("HDEL", key)])
+        later = [key for key in keys if key.endswith(LATER)]
+        given_up: list[Command] = [
+            ("EVAL", GIVE_UP, 1, *self._reservation(key), channel_of(self._prefix, key)) for key in later
+        ]
+        names = [key for key in keys if not key.endswith(LATER)]
+        for key, record in zip(later, self._requests.run(given_up), strict=True):
+            if record:
+                names.append(self._name_in(key, record))
+        self._requests.run([command for name in names for command in self._each_part("HDEL", name)])
         self._own.difference_update([(os.getpid(), key) for key in keys])
 
     def renew(self, session: str, seconds: float) -> None:
@@ -273,6 +339,29 @@ class RedisConnector:
             raise RefusedError("not a key of a Redis store", store=self.url, key=key[:200])
         return match[1], match[2], int(match[3], 16)
 
+    def _reservation(self, key: Key) -> tuple[str, str]:
+        """The hash and the field that tell what has become of a reserved key."""
+        match = _RESERVED.fullmatch(key)
+        if match is None:
+            raise RefusedError("not a key of a Redis store", store=self.url, key=key[:200])
+        return self._hash(match[1], int(match[2][0], 16)), f"{match[2]}{LATER}"
+
+    def _set_names(self, keys: Sequence[Key]) -> list[Key | None]:
+        """The keys under which objects are stored: other ones where they were set later; None if not yet."""
+        later = [key for key in keys if key.endswith(LATER)]
+        records = self._requests.run([("HGET", *self._reservation(key)) for key in later])
+        names = {
+            key: self._name_in(key, record) if record else None
+            for key, record in zip(later, records, strict=True)
+        }
+        return [names.get(key, key) for key in keys]
+
+    def _name_in(self, key: Key, record: bytes) -> Key:
+        name = f"{key.partition('.')[0]}.{record.decode('ascii', 'replace')}"
+        if _KEY.fullmatch(name) is None:
+            raise CorruptError("a reserved key leads to no object", store=self.url, key=key)
+        return name
+
     @property
     def _prefix(self) -> str:
         return self._options.prefix
@@ -293,10 +382,13 @@ class RedisConnector:
     def _write(self, session: str, name: str, part: int, frames: Sequence[memoryview]) -> list[Command]:
         whole = len(frames) == 1 and frames[0].nbytes > _SMALL
         place, field = self._field(session, name, part)
-        write = ("HSET", place, field, frames[0] if whole else b"".join(frames))
+        return self._with_lease(session, ("HSET", place, field, frames[0] if whole else b"".join(frames)))
+
+    def _with_lease(self, session: str, write: Command) -> list[Command]:
+        """A command that writes to a session's hash, with what makes sure that it has a lease."""
         if session == USER_SESSION:
             return [write]
-        fresh = ("EVAL", _FRESH, 1, place, _UNRENEWED)
+        fresh = ("EVAL", _FRESH, 1, write[1], _UNRENEWED)
         # Before redis-py 6.1 a cluster has no transactions.
         return [("MULTI",), write, fresh, ("EXEC",)] if self._transactions else [fresh, write, fresh]
 

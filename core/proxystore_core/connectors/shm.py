@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import MAP_FROM, map_private, read_file
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
-from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, never_comes
+from proxystore_core.connectors.file import LATER, FileConnector
 from proxystore_core.connectors.segments import SegmentStock, has_room
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
@@ -32,6 +32,7 @@ __all__ = ["ShmConnector"]
 _SHM = "/dev/shm"
 _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _STOCK = 256 << 20
+_DISK = ".disk"  # ends the keys of objects that went to the spill directory
 _LEFT_TO_OTHERS = 0.1  # share of the file system that this store never takes
 
 
@@ -100,7 +101,32 @@ class ShmConnector(FileConnector):
             except FullError as error:
                 raise error from full
             _say_once(self.url, self._spill_dir)
-            return f"{self.node}.{key}.disk"
+            return f"{self.node}.{key}{_DISK}"
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        try:
+            super().set(key, data)
+        except FullError as full:
+            path = self._path(key)
+            session = os.path.basename(os.path.dirname(path))
+            try:
+                spilled = self._spill.put(data, session=session)
+            except FullError as error:
+                raise error from full
+            _say_once(self.url, self._spill_dir)
+            try:
+                with self._translated(key), self._taken(path, key):
+                    os.symlink(spilled, path)  # what tells `_spilled`, and those who wait
+            except BaseException:
+                self._spill.evict(spilled)
+                raise
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        if not key.endswith(_DISK):
+            return super().wait(key, timeout)
+        if self.exists(key):
+            return True
+        raise never_comes(self.url, key)
 
     def get(self, key: Key) -> Buffer | None:
         spilled = self._spilled(key)
@@ -116,10 +142,10 @@ class ShmConnector(FileConnector):
 
     def evict(self, key: Key) -> None:
         spilled = self._spilled(key)
-        if spilled is None:
-            super().evict(key)
-        elif self._has_spilled():
+        if spilled is not None and self._has_spilled():
             self._spill.evict(spilled)
+        if spilled is None or not key.endswith(_DISK):
+            super().evict(key)
 
     def end(self, session: str) -> int:
         # The lease is here, and goes last.
@@ -136,6 +162,11 @@ class ShmConnector(FileConnector):
         if "_spill" in self.__dict__:
             self._spill.close(clear=clear)
         super().close(clear=clear)
+
+    def _remove(self, directory: str, name: str) -> bool:
+        # A link stands for an object in the spill directory, where it was counted.
+        linked = name.endswith(LATER) and os.path.islink(os.path.join(directory, name))
+        return super()._remove(directory, name) and not linked
 
     def _remove_if_empty(self) -> None:
         super()._remove_if_empty()
@@ -163,9 +194,12 @@ class ShmConnector(FileConnector):
 
     def _spilled(self, key: Key) -> Key | None:
         """The spill directory's key of an object that went there, else None."""
-        if not key.endswith(".disk"):
+        if not key.endswith(_DISK):
+            if key.endswith(LATER):
+                with contextlib.suppress(OSError):
+                    return os.readlink(self._path(key))
             return None
-        parsed = self._parse(key.removesuffix(".disk"))
+        parsed = self._parse(key.removesuffix(_DISK))
         if parsed is None:
             raise RefusedError("not a key of this store", store=self.url, key=key)
         return ".".join(parsed)
