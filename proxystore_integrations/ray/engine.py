@@ -1,0 +1,250 @@
+"""What this integration takes from inside Ray, in one place, checked against the version.
+
+These names are not public: an update of Ray may move them, and then this file changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle.cloudpickle as our_pickle
+
+from proxystore_core import MissingExtraError, SerializationError
+
+try:
+    import ray
+    import ray.cloudpickle.cloudpickle as rays_pickle
+    from ray._common.utils import load_class
+    from ray._private import worker as worker_module
+    from ray._private.client_mode_hook import client_mode_should_convert
+    from ray._private.serialization import SerializationContext
+    from ray.actor import ActorClass, ActorHandle
+    from ray.cloudpickle import CloudPickler
+    from ray.remote_function import RemoteFunction
+except ImportError as error:
+    raise MissingExtraError(
+        f"the Ray integration did not load: {error}",
+        remedy='Run: pip install --upgrade "proxystore-integrations[ray]".',
+    ) from error
+
+__all__ = [
+    "MINIMUM",
+    "OWN",
+    "SETUP_HOOK",
+    "TESTED",
+    "ActorClass",
+    "ActorHandle",
+    "RemoteFunction",
+    "SerializationContext",
+    "check_release",
+    "connected",
+    "is_error",
+    "load_class",
+    "module_of",
+    "on_disconnect",
+    "outer",
+    "ray",
+    "refusing",
+    "share_pickle_state",
+    "task_module",
+    "version",
+    "watch",
+    "watch_actor",
+]
+
+MINIMUM = (2, 60)
+TESTED = (2, 60)
+"""The lowest and the highest release of Ray that the tests ran on."""
+
+SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+"""Environment variable of a setup hook that another driver of the same job has chosen."""
+
+_raylet: Any = ray._raylet
+_METHODS: dict[Any, str] = {
+    RemoteFunction: "_remote",
+    ActorClass: "_remote",
+    ActorHandle: "_actor_method_call",
+    SerializationContext: "get_outer_object_ref serialize",
+    _raylet.CoreWorker: "add_object_out_of_scope_callback serialize_actor_handle",
+    worker_module: "SCRIPT_MODE WORKER_MODE disconnect global_worker",
+    our_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
+    rays_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
+}
+
+OWN: tuple[type, ...] = (
+    ray.ObjectRef,
+    ActorHandle,
+    ray.ObjectRefGenerator,
+    ray.DynamicObjectRefGenerator,
+)
+"""Ray's own objects: only Ray's pickler may pickle them, since it counts references to them."""
+
+
+def check_release(release: str) -> None:
+    """Check Ray's release and the names that are used of its inside.
+
+    Args:
+        release: Ray's version.
+
+    Raises:
+        MissingExtraError: it is too old, or a name is not there any more; says which.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    if numbers < MINIMUM:
+        raise MissingExtraError(
+            f"Ray {release} is too old for this integration",
+            remedy='Run: pip install --upgrade "proxystore-integrations[ray]".',
+        )
+    missing = [
+        f"{place.__name__}.{name}"
+        for place, names in _METHODS.items()
+        for name in names.split()
+        if not hasattr(place, name)
+    ]
+    if missing:
+        raise MissingExtraError(
+            f"Ray {release} has no {', '.join(missing)}, which this integration needs",
+            remedy=f"Use Ray {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
+        )
+    if numbers > TESTED:
+        warnings.warn(
+            f"proxystore-integrations was tested with Ray up to {TESTED[0]}.{TESTED[1]}, this is {release}. "
+            "All names that it uses are there.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+version: str = ray.__version__
+
+check_release(version)
+
+
+def connected() -> bool:
+    """Whether this process is a driver or worker of a cluster: not Ray Client, not local mode."""
+    worker = worker_module.global_worker
+    modes = (worker_module.SCRIPT_MODE, worker_module.WORKER_MODE)
+    return worker.connected and worker.mode in modes and not client_mode_should_convert()
+
+
+def watch(reference: Any, gone: Callable[[], None]) -> bool:
+    """Call a function, in Ray's thread, when nobody refers to an object any more.
+
+    Args:
+        reference: ObjectRef of an object.
+        gone: to be called; it must not block.
+
+    Returns:
+        Whether it will be called: the object must be this process's own, and still referred to.
+    """
+    core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
+    try:
+        return bool(core.add_object_out_of_scope_callback(reference, lambda _: gone()))
+    except ValueError:
+        return False
+
+
+def watch_actor(handle: Any, gone: Callable[[], None]) -> bool:
+    """`watch` for an actor that this process has made: nobody has a handle of it or waits for a call."""
+    core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
+    return watch(core.serialize_actor_handle(handle._ray_actor_id)[1], gone)
+
+
+def outer() -> Any:
+    """ObjectRef of the object that this thread is unpickling; None if it is an argument by value."""
+    found = worker_module.global_worker.get_serialization_context().get_outer_object_ref()
+    return None if found is None or found.is_nil() else found
+
+
+def is_error(value: Any) -> bool:
+    """Whether Ray treats a value as the failure of a task."""
+    return isinstance(value, ray.exceptions.RayError)
+
+
+def module_of(called: Any) -> str:
+    """Name of the module of a remote function, an actor's class or an actor; empty when not Python's."""
+    if isinstance(called, RemoteFunction):
+        return getattr(called._function, "__module__", None) or ""
+    if isinstance(called, ActorHandle):
+        descriptor = called._ray_actor_creation_function_descriptor
+        return "" if called._ray_is_cross_language else str(getattr(descriptor, "module_name", ""))
+    return getattr(called.__ray_metadata__.modified_class, "__module__", None) or ""
+
+
+def task_module() -> str:
+    """Dotted name of the function or method that this worker runs; empty in a driver."""
+    if worker_module.global_worker.mode != worker_module.WORKER_MODE:
+        return ""
+    return ray.get_runtime_context().get_task_function_name() or ""
+
+
+def on_disconnect(ended: Callable[[], None]) -> None:
+    """Call a function whenever this process leaves its cluster. To be asked for once."""
+    disconnect: Any = worker_module.disconnect
+
+    def leaving(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return disconnect(*args, **kwargs)
+        finally:
+            ended()
+
+    worker_module.disconnect = leaving
+
+
+# Pickling.
+
+_storing = threading.local()
+_refused: set[type] = set()
+
+
+def share_pickle_state() -> None:
+    """Let cloudpickle and Ray's copy of it know the same classes.
+
+    What ``__main__`` defines travels by value. With two memories, a worker would make two classes of one:
+    one for the function that names it, by Ray, and one for an argument of that class, by us. Idempotent.
+    """
+    if our_pickle._DYNAMIC_CLASS_TRACKER_BY_ID is rays_pickle._DYNAMIC_CLASS_TRACKER_BY_ID:
+        return
+    for name in ("_DYNAMIC_CLASS_TRACKER_BY_CLASS", "_DYNAMIC_CLASS_TRACKER_BY_ID"):
+        table = getattr(rays_pickle, name)
+        for key, value in getattr(our_pickle, name).items():
+            table.setdefault(key, value)
+        setattr(our_pickle, name, table)
+    our_pickle._DYNAMIC_CLASS_TRACKER_LOCK = rays_pickle._DYNAMIC_CLASS_TRACKER_LOCK
+    rays_pickle._PICKLE_BY_VALUE_MODULES |= our_pickle._PICKLE_BY_VALUE_MODULES
+    our_pickle._PICKLE_BY_VALUE_MODULES = rays_pickle._PICKLE_BY_VALUE_MODULES
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """While a value is pickled for the store: refuse what only Ray's pickler can pickle.
+
+    That is Ray's own objects, and classes that have a serializer by `ray.util.register_serializer`.
+    """
+    kinds = CloudPickler.dispatch.maps[0]
+    for kind in [*OWN, *(kind for kind in kinds if kind not in our_pickle.Pickler._dispatch_table)]:
+        if kind not in _refused:
+            _refused.add(kind)
+            copyreg.pickle(kind, _refuser(kind))
+    before, _storing.active = getattr(_storing, "active", False), True
+    try:
+        yield
+    finally:
+        _storing.active = before
+
+
+def _refuser(kind: type) -> Callable[[Any], Any]:
+    others = copyreg.dispatch_table.get(kind)
+
+    def reduce(value: Any) -> Any:
+        if getattr(_storing, "active", False):
+            raise SerializationError(f"{kind.__name__} is for Ray's pickler only")
+        return others(value) if others is not None else value.__reduce_ex__(5)
+
+    return reduce

@@ -1,0 +1,142 @@
+"""The places in Ray where values pass: arguments of tasks and actors, results, puts."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from proxystore_integrations.ray import engine
+from proxystore_integrations.ray.carriers import RayOutgoing
+from proxystore_integrations.ray.link import RayLink, current, leave
+
+__all__ = ["install"]
+
+_EQUIPPED = ("ray.util.multiprocessing", "ray.util.joblib")
+"""Ray's own modules whose tasks carry the user's values; others know plasma best (ray.data)."""
+
+_installed = False
+_submitting = threading.local()
+
+
+def install() -> None:
+    """Equip this process's Ray; what has no link to a store is as it was. Once."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    engine.share_pickle_state()
+    function: Any = engine.RemoteFunction
+    function._remote = _calling(function._remote)
+    actors: Any = engine.ActorClass
+    actors._remote = _calling(actors._remote)
+    handle: Any = engine.ActorHandle
+    handle._actor_method_call = _calling_method(handle._actor_method_call)
+    context: Any = engine.SerializationContext
+    context.serialize = _serializing(context.serialize)
+    engine.on_disconnect(leave)
+
+
+def _calling(remote: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(remote)
+    def _remote(self: Any, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
+        return _sent(remote, self, (), args, kwargs, others, options)
+
+    return _remote
+
+
+def _calling_method(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def _actor_method_call(
+        self: Any, method: str, args: Any = None, kwargs: Any = None, *others: Any, **options: Any
+    ) -> Any:
+        return _sent(call, self, (method,), args, kwargs, others, options)
+
+    return _actor_method_call
+
+
+def _sent(
+    send: Callable[..., Any],
+    target: Any,
+    before: tuple[Any, ...],
+    args: Any,
+    kwargs: Any,
+    others: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """Submit a call with its large arguments in the store, where that can be."""
+    link = _link()
+    if (
+        link is None
+        or not (args or kwargs)
+        or options.get("tensor_transport")
+        or options.get("lifetime") == "detached"  # such an actor may outlive the session
+        or options.get("get_if_exists")  # Ray comes here again if it does not
+        or _is_rays(engine.module_of(target))
+        or not link.reached
+    ):
+        return send(target, *before, args, kwargs, *others, **options)
+    outgoing = RayOutgoing(link, lazy=link.settings.inputs == "proxy")
+    try:
+        args = [outgoing.argument(value) for value in args or ()]
+        kwargs = {name: outgoing.argument(value) for name, value in (kwargs or {}).items()}
+    except BaseException:
+        outgoing.withdraw()
+        raise
+    # Held until Ray has the call: then the call's references to it count.
+    ticket = outgoing.guarded() if not options.get("max_restarts") else None
+    was, _submitting.active = getattr(_submitting, "active", False), True
+    try:
+        sent = send(target, *before, args, kwargs, *others, **options)
+    except BaseException:
+        if ticket is None:
+            outgoing.withdraw()
+        raise
+    finally:
+        _submitting.active = was
+        del ticket
+    if options.get("max_restarts"):
+        link.keep(sent, (reference.key for reference in outgoing.references))
+    return sent
+
+
+def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
+    """Results and puts, where the settings want them in the store."""
+
+    @functools.wraps(serialize)
+    def serializing(self: Any, value: Any) -> Any:
+        link = _link()
+        if (
+            link is None
+            or link.settings.results != "always"
+            or getattr(_submitting, "active", False)
+            or engine.is_error(value)
+            or isinstance(value, engine.OWN)
+            or not link.policy.over(value)
+            or _is_rays(engine.task_module())
+            or not link.reached
+        ):
+            return serialize(self, value)
+        outgoing = RayOutgoing(link, adopt=True)
+        try:
+            value = outgoing.argument(value)
+        except BaseException:
+            outgoing.withdraw()
+            raise
+        ticket = outgoing.guarded()
+        try:
+            return serialize(self, value)  # it refers to the guard
+        finally:
+            del ticket
+
+    return serializing
+
+
+def _link() -> RayLink | None:
+    link = current()
+    return link if link is not None and link.is_open and engine.connected() else None
+
+
+def _is_rays(module: str) -> bool:
+    return module.startswith("ray.") and not module.startswith(_EQUIPPED)

@@ -1,0 +1,234 @@
+"""What a process of a Ray job knows of the job's store: a driver's session, or a worker's part in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from proxystore_core import Session, Sharing, StoreError, store_for
+from proxystore_core.connectors.base import place_of
+from proxystore_integrations.link import Evictions
+from proxystore_integrations.ray import engine
+from proxystore_integrations.ray.cluster import ClusterLink
+from proxystore_integrations.settings import Settings
+
+__all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "use"]
+
+
+class Terms(NamedTuple):
+    """What a worker is told of its driver's session.
+
+    Attributes:
+        recipe: opens the store.
+        session: that everything stored for the job belongs to.
+        place: where the store is (see `connectors.base.place_of`).
+        threshold: size from which a value is stored, bytes.
+        inputs: as in the settings.
+        results: as in the settings.
+        on_store_error: as in the settings.
+        lease: seconds.
+    """
+
+    recipe: str
+    session: str
+    place: str
+    threshold: int
+    inputs: Any
+    results: Any
+    on_store_error: Any
+    lease: float
+
+
+class _Part:
+    """A worker's part in its driver's session: it neither renews nor ends it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._owner = os.getpid()
+
+    @property
+    def owned(self) -> bool:
+        """Whether this is the worker's process and not a fork of it."""
+        return self._owner == os.getpid()
+
+    def release(self) -> None:
+        pass
+
+    def end(self) -> int:
+        return 0
+
+
+class Guard:
+    """Keeps objects in the store as long as Ray knows a reference to its tiny object.
+
+    Attributes:
+        reference: ObjectRef of an empty object that this process owns.
+        keys: of the objects that go with it.
+    """
+
+    __slots__ = ("keys", "reference")
+
+    def __init__(self, reference: Any, keys: tuple[str, ...]) -> None:
+        self.reference = reference
+        self.keys = keys
+
+
+class RayLink(ClusterLink):
+    """A driver's link to its store; `joined` is for workers."""
+
+    def __init__(self, settings: Settings, store: Any = None) -> None:
+        super().__init__(settings, store)
+        self.terms: Terms | None = None
+        self._latest: Guard | None = None
+        self._adopted: set[str] = set()
+
+    def open(self) -> Session:
+        session = super().open()
+        settings = self.settings
+        self.terms = Terms(
+            self.recipe,
+            session.name,
+            self.place,
+            settings.threshold,
+            settings.inputs,
+            settings.results,
+            settings.on_store_error,
+            settings.lease,
+        )
+        return session
+
+    def join(self, terms: Terms) -> None:
+        """Take part in a driver's session.
+
+        Raises:
+            StoreError: the store cannot be opened here.
+        """
+        self._tried = True
+        self._given = self._store = store = store_for(terms.recipe)
+        self._session = _Part(terms.session)  # type: ignore[assignment]
+        self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
+        self._sharing = Sharing(store, terms.session)
+        self.terms = terms
+        if place_of(store.connector) != terms.place:
+            self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
+
+    def close(self, *, keep: bool = False) -> None:
+        with self._lock:
+            self._latest = None
+        super().close(keep=keep)
+
+    # Lifetimes.
+
+    def guard(self, keys: Iterable[str]) -> Guard:
+        """A guard of objects that have a pin each for it; they lose it when Ray lets go of the guard.
+
+        Calls that use the same objects one after another share one: it costs Ray a small put.
+        """
+        wanted = tuple(keys)
+        with self._lock:
+            latest = self._latest
+        if latest is not None and latest.keys == wanted:
+            self.withdraw(wanted)
+            return latest
+        try:
+            guard = Guard(engine.ray.put(None), wanted)
+            # The callback knows the keys, not the guard.
+            watched = engine.watch(guard.reference, lambda: self._gone(wanted))
+            assert watched, "Ray does not watch its own object"
+        except BaseException:
+            self.withdraw(wanted)
+            raise
+        with self._lock:
+            self._latest = guard
+        if self._evictions is not None:
+            self._evictions.wake()
+        return guard
+
+    def keep(self, actor: Any, keys: Iterable[str]) -> None:
+        """Let objects, which have a pin each for it, stay as long as an actor that this process has made.
+
+        Ray itself lets go of the constructor's arguments when the actor is there: a restart fails.
+        """
+        wanted = tuple(keys)
+        if wanted:
+            engine.watch_actor(actor, lambda: self._gone(wanted))
+
+    def _gone(self, keys: tuple[str, ...]) -> None:
+        # In Ray's thread: eviction is another's.
+        self.withdraw(keys)
+
+    def idle(self) -> None:
+        with self._lock:
+            self._latest = None
+
+    def adopt(self, key: str) -> None:
+        """Evict an object that another process stored with the Ray object that is being unpickled.
+
+        That process does so too, unless it is killed. Nothing happens where this one does not own the
+        Ray object.
+        """
+        outer = engine.outer()
+        if outer is None or key in self._adopted:
+            return
+        if engine.watch(outer, lambda: self._abandon(key)):
+            self._adopted.add(key)
+
+    def _abandon(self, key: str) -> None:
+        self._adopted.discard(key)
+        self.evict_later([key])
+
+
+# The link of this process.
+
+_current: RayLink | None = None
+_joining = threading.Lock()
+
+
+def current() -> RayLink | None:
+    """The link of this process, if it is one of a job with a store."""
+    return _current
+
+
+def use(link: RayLink) -> None:
+    """Make a link this process's."""
+    global _current
+    _current = link
+
+
+def leave() -> None:
+    """End the session when this process leaves its cluster."""
+    global _current
+    link, _current = _current, None
+    if link is not None:
+        link.close()
+
+
+def joined(terms: Terms) -> RayLink | None:
+    """This process's link to a job's session, opened if there is none; None if it cannot be."""
+    link = _current
+    if link is not None and link.terms is not None and link.terms.session == terms.session:
+        return link
+    with _joining:
+        link = _current
+        if link is not None and link.terms is not None and link.terms.session == terms.session:
+            return link
+        settings = Settings(
+            threshold=terms.threshold,
+            store=terms.recipe.partition("#")[0],
+            inputs=terms.inputs,
+            results=terms.results,
+            on_store_error=terms.on_store_error,
+            lease=terms.lease,
+        )
+        link = RayLink(settings)
+        try:
+            link.join(terms)
+        except StoreError as error:
+            link.by_value.warn(f"this worker works without a store: {error}")
+            return None
+        use(link)
+        return link

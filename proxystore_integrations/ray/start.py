@@ -1,0 +1,157 @@
+"""Giving a store to a Ray job: when it starts, when it runs already, or by Ray's own environment variable."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from proxystore_core import ConfigurationError, StoreError
+from proxystore_integrations.ray import engine
+from proxystore_integrations.ray.hooks import install
+from proxystore_integrations.ray.link import RayLink, Terms, current, joined, leave, use
+
+__all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
+
+_TERMS = "_PROXYSTORE_RAY"
+_THEIRS = "_PROXYSTORE_RAY_SETUP_HOOK"
+_HOOK = "worker_process_setup_hook"
+_SETTINGS = ("threshold", "store", "inputs", "results", "on_store_error", "lease")
+
+
+def init(*args: Any, **kwargs: Any) -> Any:
+    """As `ray.init`; then large arguments go through a store.
+
+    Args:
+        *args: as for `ray.init`.
+        **kwargs: as for `ray.init`, and our settings: ``threshold`` (bytes or ``"100 kB"``), ``store`` (URL
+            or an open `Store`), ``inputs``, ``results``, ``on_store_error``, ``lease``. Those not given come
+            from the environment, ``proxystore.toml`` or the defaults.
+
+    Returns:
+        What `ray.init` returns.
+
+    Raises:
+        ConfigurationError: a setting is unknown or wrong, or the address is a Ray Client's.
+        StoreError: the store cannot be opened, and the settings want that raised.
+    """
+    settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
+    address = args[0] if args else kwargs.get("address") or os.environ.get("RAY_ADDRESS") or ""
+    if str(address).startswith("ray://"):
+        raise ConfigurationError(
+            "Ray Client (ray://) pickles by itself and keeps this integration out",
+            remedy="Run the driver on a node of the cluster, or submit it as a job (ray job submit).",
+        )
+    settled = RayLink.settled(**settings)
+    if engine.ray.is_initialized():
+        context = engine.ray.init(*args, **kwargs)  # raises, unless the user wants it ignored
+        instrument(**settings)
+        return context
+    link = _opened(RayLink(*settled))
+    job = kwargs.get("job_config")
+    if link.is_open and not (job is not None and job.runtime_env):
+        kwargs["runtime_env"] = _merged(kwargs.get("runtime_env"), link)
+    try:
+        context = engine.ray.init(*args, **kwargs)
+    except BaseException:
+        leave()
+        raise
+    return context
+
+
+def instrument(**settings: Any) -> None:
+    """Give a Ray that runs already a store; this process is its driver.
+
+    A worker takes part from the first stored argument on that it is given.
+
+    Args:
+        **settings: as for `init`.
+
+    Raises:
+        ConfigurationError: a setting is unknown or wrong, Ray has a store and settings are given again,
+            or this process is no driver.
+        StoreError: the store cannot be opened, and the settings want that raised.
+    """
+    if not engine.connected():
+        raise ConfigurationError(
+            "Ray does not run in this process (or by Ray Client, or in local mode)",
+            remedy="Call ray.init() first, or proxystore_integrations.ray.init() in its place.",
+        )
+    if current() is not None:
+        if settings:
+            raise ConfigurationError(
+                f"this Ray has a store already: {', '.join(settings)} cannot be set",
+                remedy="Give the settings where it gets its store first.",
+            )
+        return
+    _opened(RayLink(*RayLink.settled(**settings)))
+
+
+def runtime_env_hook(runtime_env: Any) -> Any:
+    """For Ray's ``RAY_RUNTIME_ENV_HOOK``: gives the job that starts a store.
+
+    Args:
+        runtime_env: the user's, or None.
+
+    Returns:
+        The same with what our workers need. What is wrong becomes a warning: nobody asked us by name.
+    """
+    if _TERMS in ((runtime_env or {}).get("env_vars") or {}):
+        return runtime_env
+    try:
+        link = _opened(RayLink(*RayLink.settled()))
+    except (ConfigurationError, StoreError) as error:
+        warnings.warn(f"This Ray works without a store: {error}", RuntimeWarning, stacklevel=2)
+        return runtime_env
+    return _merged(runtime_env, link) if link.is_open else runtime_env
+
+
+def worker_setup() -> None:
+    """Equip a worker when it starts."""
+    terms = os.environ.get(_TERMS)
+    if terms:
+        install()
+        joined(Terms(*json.loads(terms)))
+    theirs = os.environ.get(_THEIRS)
+    if theirs:
+        engine.load_class(theirs)()
+
+
+def _opened(link: RayLink) -> RayLink:
+    """A link with a session, if the store can be opened; it is this process's from now on."""
+    try:
+        link.open()
+    except StoreError as error:
+        link.by_value.accept(error, "work")
+        return link
+    leave()  # of a job that did not start
+    install()
+    use(link)
+    return link
+
+
+def _merged(runtime_env: Any, link: RayLink) -> dict[str, Any]:
+    """A runtime environment with our setup hook in it, and theirs after ours."""
+    merged = dict(runtime_env or {})
+    variables = merged["env_vars"] = dict(merged.get("env_vars") or {})
+    if engine.SETUP_HOOK in variables:
+        return merged  # the cluster has chosen one for this job: workers join with their first argument
+    variables[_TERMS] = json.dumps(link.terms)
+    theirs = merged.get(_HOOK)
+    if callable(theirs):
+        merged[_HOOK] = _both(theirs)
+        return merged
+    if theirs:
+        variables[_THEIRS] = theirs
+    merged[_HOOK] = f"{__name__.rpartition('.')[0]}.{worker_setup.__name__}"
+    return merged
+
+
+def _both(theirs: Callable[[], Any]) -> Callable[[], None]:
+    def setup() -> None:
+        worker_setup()
+        theirs()
+
+    return setup

@@ -1,0 +1,158 @@
+"""Remote functions, actors and futures for the tests of Ray; workers import them by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+OPTIONS: dict[str, Any] = {
+    "num_cpus": 2,
+    "object_store_memory": 300_000_000,
+    "include_dashboard": False,
+    "configure_logging": False,
+    "log_to_driver": False,
+    "_node_ip_address": "127.0.0.1",
+    "runtime_env": {"env_vars": {"PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}},
+}
+BIG = 30_000
+"""Floats in an array that is over the threshold."""
+
+
+class Holder:
+    """Its instances carry data."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+
+def big(value: float = 1.0) -> Any:
+    return np.full(BIG, float(value))
+
+
+def stored(link: Any) -> list[str]:
+    """Names of what a job's session has in shared memory, seen from outside."""
+    if link is None or not link.is_open:
+        return []
+    directory = Path(link._store.connector.store_dir) / link.session
+    return [path.name for path in directory.glob("[0-9a-f]*")]
+
+
+def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """For what is no plain function."""
+    return function(*args, **kwargs)
+
+
+@ray.remote
+def total(*arrays: Any, **more: Any) -> float:
+    return float(sum(array.sum() for array in [*arrays, *more.values()]))
+
+
+@ray.remote
+def add(array: Any, by: float = 1.0) -> Any:
+    array += by
+    return array
+
+
+@ray.remote
+def writable(array: Any) -> bool:
+    return bool(array.flags.writeable)
+
+
+@ray.remote
+def make(count: int) -> Any:
+    """Several results."""
+    return [big(i) for i in range(count)]
+
+
+@ray.remote
+def pieces(count: int) -> Any:
+    for i in range(count):
+        yield big(i)
+
+
+@ray.remote
+def inside(items: Any) -> float:
+    """Gets the references in a container itself."""
+    return float(sum((ray.get(item) if isinstance(item, ray.ObjectRef) else item).sum() for item in items))
+
+
+@ray.remote
+def nested(array: Any) -> float:
+    """Submits a task with a large argument of its own."""
+    return float(ray.get(total.remote(array * 2)))
+
+
+@ray.remote
+def die_once(path: str, array: Any) -> float:
+    if not os.path.exists(path):
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(array.sum())
+
+
+@ray.remote(max_retries=2, retry_exceptions=True)
+def fail_once(path: str, array: Any) -> float:
+    if not os.path.exists(path):
+        Path(path).touch()
+        raise ValueError("first")
+    return float(array.sum())
+
+
+@ray.remote
+def wait_for(path: str, array: Any) -> float:
+    deadline = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return float(array.sum())
+
+
+@ray.remote
+class Counter:
+    """Keeps what it was made with."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def total(self, *arrays: Any) -> float:
+        return float(self.array.sum() + sum(array.sum() for array in arrays))
+
+    def change(self) -> float:
+        self.array += 1
+        return float(self.array[0])
+
+    def give(self) -> Any:
+        return self.array
+
+    def stream(self, count: int) -> Any:
+        for i in range(count):
+            yield self.array + i
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@ray.remote
+class AsyncCounter:
+    async def total(self, array: Any) -> float:
+        await asyncio.sleep(0)
+        return float(array.sum())
+
+
+@ray.remote(max_concurrency=4)  # type: ignore[call-overload]
+class Meeting:
+    """Threaded: its calls wait for each other."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=30)
+
+    def total(self, array: Any) -> float:
+        self.barrier.wait()
+        return float(array.sum())

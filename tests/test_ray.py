@@ -1,0 +1,371 @@
+"""What Ray has that other engines have not, with a store: actors, generators, puts, guards, settings."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray_tasks as work
+from waiting import until
+
+from proxystore_core import ConfigurationError, MissingExtraError
+from proxystore_integrations.ray import cluster as cluster_module
+from proxystore_integrations.ray import engine, init, instrument, link
+
+WAIT = 60
+
+
+def get(reference: Any) -> Any:
+    return ray.get(reference, timeout=WAIT)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """One Ray for the module: arguments by the store, results in plasma."""
+    try:
+        yield init(**work.OPTIONS, threshold="100 kB", results="never")
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture
+def stored(cluster: Any) -> Iterator[Any]:
+    """What is in the store; after the test, nothing."""
+
+    def names() -> list[str]:
+        return work.stored(link.current())
+
+    yield names
+    gc.collect()
+    until(lambda: not names())
+
+
+# What passes.
+
+
+def test_an_actor_gets_its_arguments_and_keeps_them(stored: Any) -> None:
+    actor = work.Counter.remote(work.big(1))
+    assert get(actor.total.remote(work.big(2), work.big(3))) == 6 * work.BIG
+    assert get(actor.change.remote()) == 2
+    assert get(actor.change.remote()) == 3
+    pieces = [get(piece)[0] for piece in actor.stream.options(num_returns="streaming").remote(3)]
+    assert pieces == [3, 4, 5]
+
+
+def test_async_and_threaded_actors(stored: Any) -> None:
+    actor = work.AsyncCounter.remote()
+    assert get([actor.total.remote(work.big(i)) for i in range(4)]) == [i * work.BIG for i in range(4)]
+    meeting = work.Meeting.remote()
+    assert get([meeting.total.remote(work.big(i)) for i in range(2)]) == [0, work.BIG]
+
+
+def test_generators_and_several_results(stored: Any) -> None:
+    assert [get(piece)[0] for piece in work.pieces.remote(3)] == [0, 1, 2]
+    first, second = work.make.options(num_returns=2).remote(2)
+    assert (get(first)[0], get(second)[0]) == (0, 1)
+
+
+def test_references_in_containers_stay_references(stored: Any) -> None:
+    reference = ray.put(work.big(1))
+    assert get(work.inside.remote([reference, work.big(2)])) == 3 * work.BIG
+    assert get(work.inside.remote((reference, reference))) == 2 * work.BIG
+    ready, waiting = ray.wait([work.total.remote(reference, work.big(1))], timeout=WAIT)
+    assert get(ready) == [2 * work.BIG]
+    assert waiting == []
+
+
+def test_references_in_objects_stay_references(stored: Any) -> None:
+    @ray.remote
+    def both(holder: Any) -> float:
+        return float(holder.array.sum() + ray.get(holder.reference).sum())
+
+    holder = work.Holder(work.big(1))
+    holder.reference = ray.put(work.big(2))
+    result = both.remote(holder)
+    assert stored() == []  # only Ray's pickler can take it
+    del holder
+    gc.collect()
+    assert get(result) == 3 * work.BIG
+
+
+def test_a_class_of_the_script_is_one_class(stored: Any) -> None:
+    import cloudpickle
+    import ray.cloudpickle
+
+    assert cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID is (
+        ray.cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    )
+    local = type("Local", (work.Holder,), {"__module__": "__main__"})
+
+    @ray.remote
+    def kind(value: Any) -> tuple[bool, float]:
+        return isinstance(value, local), float(value.array.sum())
+
+    value = local(work.big(1))
+    assert get(kind.remote(value)) == (True, work.BIG)
+
+
+def test_a_user_serializer_is_asked(stored: Any) -> None:
+    ray.util.register_serializer(
+        work.Holder, serializer=lambda value: value.array * 2, deserializer=work.Holder
+    )
+    try:
+
+        @ray.remote
+        def first(value: Any) -> float:
+            return float(value.array[0])
+
+        assert get(first.remote(work.Holder(work.big(1)))) == 2
+    finally:
+        ray.util.deregister_serializer(work.Holder)
+
+
+def test_nested_tasks_store_for_the_same_session(stored: Any) -> None:
+    assert get(work.nested.remote(work.big(1))) == 2 * work.BIG
+
+
+def test_pools_and_joblib(stored: Any) -> None:
+    from ray.util.multiprocessing import Pool
+
+    with Pool(2) as pool:
+        assert pool.map(np.sum, [work.big(i) for i in range(4)]) == [i * work.BIG for i in range(4)]
+    joblib = importlib.import_module("joblib")
+    importlib.import_module("ray.util.joblib").register_ray()
+    with joblib.parallel_backend("ray", n_jobs=2):
+        sums = joblib.Parallel()(joblib.delayed(np.sum)(work.big(i)) for i in range(4))
+    assert sums == [i * work.BIG for i in range(4)]
+
+
+def test_what_is_in_plasma_is_as_ray_gives_it(stored: Any) -> None:
+    reference = ray.put(work.big(1))
+    assert not get(reference).flags.writeable
+    assert not get(work.writable.remote(reference))
+    assert get(work.writable.remote(work.big(1)))
+    assert isinstance(get(work.add.remote(work.big(1))), np.ndarray)
+
+
+# Lifetimes.
+
+
+def test_an_argument_stays_while_its_task_waits(stored: Any, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    results = [work.wait_for.remote(str(go), work.big(1)) for _ in range(5)]
+    gc.collect()
+    assert len(stored()) == 1
+    go.touch()
+    assert get(results) == [work.BIG] * 5
+    until(lambda: not stored())
+
+
+def test_retries_find_their_arguments(stored: Any, tmp_path: Path) -> None:
+    assert get(work.fail_once.remote(str(tmp_path / "failed"), work.big(1))) == work.BIG
+    assert get(work.die_once.remote(str(tmp_path / "died"), work.big(2))) == 2 * work.BIG
+    until(lambda: not stored())
+
+
+def test_a_restarted_actor_finds_its_arguments(stored: Any) -> None:
+    actor = work.Counter.options(max_restarts=1, max_task_retries=1).remote(work.big(1))
+    pid = get(actor.pid.remote())
+    gc.collect()
+    os.kill(pid, signal.SIGKILL)
+    assert get(actor.total.remote(work.big(2))) == 3 * work.BIG
+    assert get(actor.pid.remote()) != pid
+    ray.kill(actor)
+
+
+def test_a_cancelled_task_lets_go(stored: Any, tmp_path: Path) -> None:
+    result = work.wait_for.remote(str(tmp_path / "never"), work.big(1))
+    until(lambda: len(stored()) == 1)
+    ray.cancel(result)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        get(result)
+    until(lambda: not stored())
+
+
+# The environment variable, and what settings do.
+
+
+def script(text: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **variables},
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+RUN = """
+import os, sys
+import numpy as np, ray
+ray.init(num_cpus=2, object_store_memory=300_000_000, include_dashboard=False, configure_logging=False,
+         runtime_env={"env_vars": {"THEIRS": "1"}, "worker_process_setup_hook": setup})
+
+@ray.remote
+def f(array):
+    array[0] = 5
+    return os.environ["THEIRS"], os.environ["SETUP"], float(array.sum())
+
+print(ray.get(f.remote(np.ones(100_000))))
+print(ray.get(ray.put(np.ones(100_000))).flags.writeable)
+ray.shutdown()
+"""
+HOOK = {
+    "RAY_RUNTIME_ENV_HOOK": "proxystore_integrations.ray.runtime_env_hook",
+    "PROXYSTORE_RESULTS": "always",
+}
+THEIRS = "def setup():\n    import os\n    os.environ['SETUP'] = 'called'\n"
+
+
+def test_a_script_under_the_environment_variable_alone() -> None:
+    out = script(THEIRS + RUN, **HOOK)
+    assert "('1', 'called', 100004.0)" in out
+    assert "True" in out
+
+
+def test_auto_leaves_to_plasma_what_is_passed_once() -> None:
+    out = script(
+        """
+import sys, os
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+ray.init(**work.OPTIONS)
+from proxystore_integrations.ray import instrument, link
+instrument()
+array = work.big(1)
+print([ray.get(work.writable.remote(array)) for _ in range(3)])
+print([ray.get(work.writable.remote(work.big(i))) for i in range(3)])
+print(ray.get(work.nested.remote(array)))
+ray.shutdown()
+print(link.current())
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "[False, True, True]" in out
+    assert "[False, False, False]" in out
+    assert "60000.0" in out
+    assert "None" in out
+
+
+def test_results_in_the_store_go_with_their_references() -> None:
+    out = script(
+        """
+import sys, os, gc, signal
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from waiting import until
+from proxystore_integrations.ray import init, link
+init(**work.OPTIONS, results="always")
+stored = lambda: len(work.stored(link.current()))
+actor = work.Counter.remote(work.big(1))
+results = [actor.give.remote() for _ in range(3)]
+values = ray.get(results)
+assert all(value.flags.writeable for value in values)
+until(lambda: stored() == 3)  # equal, but each goes with its own
+first = work.add.remote(results[0])
+assert ray.get(work.add.remote(first))[0] == 3
+pid = ray.get(actor.pid.remote())
+os.kill(pid, signal.SIGKILL)
+assert ray.get(results[0])[0] == 1
+del first, results
+gc.collect()
+until(lambda: stored() == 0)
+put = ray.put(work.big(2))
+until(lambda: stored() == 1)
+assert ray.get(work.inside.remote([put])) == 2 * work.BIG
+del put
+until(lambda: stored() == 0)
+print("all gone")
+left = work.make.remote(1)
+ray.get(left)
+ray.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "all gone" in out
+
+
+def test_a_killed_driver_leaves_no_lease_that_is_renewed(tmp_path: Path) -> None:
+    text = """
+import sys, os, signal
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+init(**work.OPTIONS, results="never", lease="1 s")
+work.wait_for.remote(os.environ["NEVER"], work.big(1))
+assert len(work.stored(link.current())) == 1
+print(link.current()._store.connector.store_dir, link.current().session, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "TESTS": str(Path(__file__).parent), "NEVER": str(tmp_path / "never")},
+        timeout=100,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    from proxystore_core import Store
+    from proxystore_core.connectors.base import leased
+
+    directory, session = done.stdout.split()[-2:]
+    with Store.from_url("shm://") as store:
+        keeper = leased(store.connector)
+        assert keeper is not None
+
+        def swept() -> bool:
+            keeper.sweep()
+            return not (Path(directory) / session).exists()
+
+        until(swept)
+
+
+# What is said.
+
+
+def test_settings_and_addresses_are_checked(cluster: Any) -> None:
+    with pytest.raises(ConfigurationError, match="threshold"):
+        init(threshold="many")
+    with pytest.raises(ConfigurationError, match="Ray Client"):
+        init("ray://127.0.0.1:10001")
+    with pytest.raises(ConfigurationError, match="has a store already"):
+        instrument(threshold="1 MB")
+
+
+def test_releases_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingExtraError, match="too old"):
+        engine.check_release("2.9.1")
+    with pytest.warns(RuntimeWarning, match="tested with Ray up to"):
+        engine.check_release("3.1.0")
+    monkeypatch.delattr(engine.RemoteFunction, "_remote")
+    with pytest.raises(MissingExtraError, match=r"no RemoteFunction\._remote"):
+        engine.check_release(engine.version)
+
+
+def test_a_node_elsewhere_is_seen_before_the_first_argument(
+    stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = link.current()
+    assert ours is not None
+    monkeypatch.setattr(cluster_module, "_hosts", lambda: {"elsewhere"})
+    monkeypatch.setattr(ours, "_looked", float("-inf"))
+    try:
+        with pytest.warns(RuntimeWarning, match="elsewhere does not reach the store"):
+            result = work.writable.remote(work.big(1))
+        assert not get(result)
+    finally:
+        ours.elsewhere.clear()
