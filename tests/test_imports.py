@@ -59,6 +59,8 @@ def test_importing_every_public_name_of_the_core_loads_only_what_it_needs():
 
 @pytest.mark.parametrize("module", core_modules())
 def test_no_module_of_the_core_loads_more(module):
+    if module.endswith(".daos"):
+        pytest.skip("no package of pip brings pydaos")
     backend = module.removeprefix("proxystore_core.connectors.")
     also = next((packages for name, packages in BACKENDS.items() if backend.startswith(name)), set())
     assert loaded_by(f"import {module}") <= LIGHT | also

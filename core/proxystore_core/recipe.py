@@ -49,10 +49,13 @@ _SHIPPED = {
     "keydb": "proxystore_core.connectors.keydb:KeyDBConnector",
     "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
     "globus": "proxystore_core.connectors.globus:GlobusConnector",
+    "daos": "proxystore_core.connectors.daos:DAOSConnector",
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
 _EXTRAS |= {"globus": "globus"}
 """The extra of this distribution that brings a scheme's library."""
+_ELSEWHERE = {"daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos."}
+"""What to do where no package of pip brings a scheme's library."""
 
 _registered: dict[str, type[Connector]] = {}
 _lock = threading.Lock()
@@ -88,12 +91,12 @@ def connector_class(scheme: str) -> type[Any]:
     try:
         found: type[Any] = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        if extra is None:
+        extra, remedy = _EXTRAS.get(scheme), _ELSEWHERE.get(scheme)
+        if extra is None and remedy is None:
             raise
         raise MissingExtraError(
             f"{scheme}:// needs {error.name or 'a library'}, which is not installed",
-            remedy=f'Run: pip install "proxystore-integrations[{extra}]".',
+            remedy=remedy or f'Run: pip install "proxystore-integrations[{extra}]".',
         ) from error
     return found
 
