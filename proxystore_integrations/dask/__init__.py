@@ -8,20 +8,27 @@ in Dask's configuration gives one to every client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from proxystore_core import MissingExtraError
+from proxystore_core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from proxystore_integrations.dask.client import Client, wrap
-else:
-    try:
-        from proxystore_integrations.dask.client import Client, wrap
-    except MissingExtraError as error:
-        try:
-            from proxystore_integrations.dask.narrow import Client, unfit, wrap
-        except ImportError:
-            raise error from None  # there is no Dask at all
-        unfit(error)
 
 __all__ = ["Client", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home: Any
+    try:
+        from proxystore_integrations.dask import client as home
+    except MissingExtraError as error:
+        try:
+            from proxystore_integrations.dask import narrow as home
+        except ImportError:
+            raise error from None  # there is no Dask at all
+        home.unfit(error)
+    globals().update(Client=home.Client, wrap=home.wrap)
+    return globals()[name]

@@ -12,6 +12,7 @@ from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
 from proxystore_integrations.executor import CallExecutor
+from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
 
@@ -77,6 +78,8 @@ class StoreExecutor(CallExecutor):
             )
         known = kind_of(executor)
         self.executor = executor
+        if hasattr(executor, "__dict__"):
+            executor.__dict__.setdefault(STORE, None)
         self.kind = Kind(
             known.is_local if is_local is None else is_local,
             known.main_by_value if main_by_value is None else main_by_value,

@@ -1,0 +1,108 @@
+"""Process pools (`concurrent.futures.ProcessPoolExecutor`, loky's) that have a store, no line changed."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from concurrent.futures import Executor
+from types import ModuleType
+from typing import Any
+
+from proxystore_core.errors import ConfigurationError
+from proxystore_core.flight import Flights
+
+__all__ = ["instrument", "uninstrument"]
+
+STORE = "_proxystore"
+"""The attribute in which a pool keeps its store; None where somebody else sees to that."""
+
+_MISSING = object()
+_flights = Flights()
+_bare: dict[type, tuple[Any, Any]] = {}
+
+
+def instrument(module: ModuleType) -> None:
+    """Let the pools of a module get a store with their first call.
+
+    Args:
+        module: has a class ``ProcessPoolExecutor``.
+    """
+    kind: Any = module.__dict__["ProcessPoolExecutor"]
+    _bare[kind] = bare_submit, bare_shutdown = kind.submit, kind.shutdown
+
+    @functools.wraps(bare_submit)
+    def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        store = self.__dict__.get(STORE, _MISSING)
+        if store is _MISSING:
+            _flights.run(id(self), lambda: _equip(self, _Bare(self, bare_submit, bare_shutdown)))
+            store = self.__dict__[STORE]
+        if store is None:
+            return bare_submit(self, fn, *args, **kwargs)
+        return store.submit(fn, *args, **kwargs)
+
+    @functools.wraps(bare_shutdown)
+    def shutdown(self: Any, wait: bool = True, **options: Any) -> None:
+        store = self.__dict__.get(STORE)
+        if store is None:
+            bare_shutdown(self, wait, **options)
+            return
+        cancel = options.pop("cancel_futures", False)
+        store.executor.options = options
+        store.shutdown(wait, cancel_futures=cancel)
+
+    kind.submit, kind.shutdown = submit, shutdown
+
+
+def uninstrument(module: ModuleType) -> None:
+    """Undo `instrument`.
+
+    Args:
+        module: as it was given to `instrument`.
+    """
+    kind: Any = module.__dict__["ProcessPoolExecutor"]
+    kind.submit, kind.shutdown = _bare.pop(kind)
+
+
+class _Bare(Executor):
+    """A pool as it is without us; does not keep it alive.
+
+    Attributes:
+        options: of its own for ``shutdown``.
+    """
+
+    def __init__(self, pool: Any, submit: Any, shutdown: Any) -> None:
+        self.options: dict[str, Any] = {}
+        self._pool = weakref.ref(pool)
+        self._submit = submit
+        self._shutdown = shutdown
+
+    def __repr__(self) -> str:
+        return repr(self._pool())
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        pool = self._pool()
+        if pool is None:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return self._submit(pool, fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pool = self._pool()
+        if pool is not None:
+            options = {**self.options, "cancel_futures": True} if cancel_futures else self.options
+            self._shutdown(pool, wait, **options)
+
+
+def _equip(pool: Any, bare: _Bare) -> None:
+    if STORE in pool.__dict__:
+        return
+    from proxystore_integrations.futures.executor import StoreExecutor
+    from proxystore_integrations.futures.kinds import kind_of
+
+    store = None
+    try:
+        known = kind_of(pool)
+        store = StoreExecutor(bare, is_local=known.is_local, main_by_value=known.main_by_value)
+    except ConfigurationError as error:
+        warnings.warn(f"This pool works without a store: {error}", RuntimeWarning, stacklevel=5)
+    pool.__dict__.setdefault(STORE, store)

@@ -1,0 +1,272 @@
+"""`proxystore run`: unchanged scripts, in the style of each engine's tutorial, with and without it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TUTORIALS = Path(__file__).parent / "tutorials"
+FOLLOWS = "import proxystore_integrations.instrumentation as i, sys; print(i._finder in sys.meta_path)"
+RUN = ["-m", "proxystore_integrations", "run"]
+
+
+def python(*words: str, cwd: Path | None = None, **variables: str) -> Any:
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=cwd,
+        env={**os.environ, **variables},
+    )
+
+
+def run(*words: str, **options: Any) -> Any:
+    return python(*RUN, *words, **options)
+
+
+def same(*words: str, options: tuple[str, ...] = (), **more: Any) -> Any:
+    """Run Python without and with us, expect the same, and return it."""
+    bare, ours = python(*words, **more), run(*options, *words, **more)
+    assert (ours.stdout, ours.returncode) == (bare.stdout, bare.returncode), ours.stderr
+    assert ours.stderr == bare.stderr
+    return ours
+
+
+# Each engine.
+
+
+@pytest.mark.parametrize("name", ["pool", "joblib", "dask", "parsl"])
+def test_a_tutorial_says_the_same(name):
+    script = str(TUTORIALS / f"{name}_tutorial.py")
+    bare, ours = python(script), run("--threshold", "100 kB", script)
+    assert bare.returncode == 0, bare.stderr
+    assert (ours.stdout, ours.returncode) == (bare.stdout, 0), ours.stderr
+    assert "Warning" not in ours.stderr
+
+
+LOKY = """
+import loky, numpy as np
+if __name__ == "__main__":
+    executor = loky.get_reusable_executor(2)
+    print(executor.submit(np.sum, np.ones(200_000)).result(), list(executor.map(len, [[1], [2, 3]])))
+    print(type(executor.submit(len, [])).__module__)
+"""
+
+
+OURS = "proxystore_integrations.dependents"
+
+
+def test_loky(tmp_path):
+    (tmp_path / "script.py").write_text(LOKY)
+    ours = run("script.py", cwd=tmp_path)
+    assert ours.stdout.split("\n")[:2] == ["200000.0 [1, 2]", "proxystore_integrations.dependents"], (
+        ours.stderr
+    )
+
+
+# What runs.
+
+
+def test_a_script_is_itself(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(__name__, __file__, __spec__, sys.argv, sys.path[0], len(sys.path), sys.flags.dev_mode)\n"
+        "print(sys.stdin.read(), sorted(set(sys.modules) - set(sys.stdlib_module_names))[:0])\n"
+    )
+    done = same("script.py", "--store", "mine", "-c", cwd=tmp_path)
+    assert "['script.py', '--store', 'mine', '-c']" in done.stdout
+
+
+def test_a_module_and_code(tmp_path):
+    (tmp_path / "mine.py").write_text("import sys; print(sys.argv[1:], __name__, __spec__.name)\n")
+    assert same("-m", "mine", "a", "-b", cwd=tmp_path).stdout == "['a', '-b'] __main__ mine\n"
+    assert same("-c", "import sys; print(sys.argv)", "x").stdout == "['-c', 'x']\n"
+    assert same("-m", "no_such_module_here").returncode == 1
+
+
+def test_a_console_script(tmp_path):
+    done = run("dask", "--version")
+    assert done.stdout.startswith("dask, version")
+    done = run(
+        "python",
+        "-c",
+        "import proxystore_integrations.instrumentation as i, sys; print(i._finder in sys.meta_path)",
+    )
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("raise SystemExit(7)", 7),
+        ("import sys; sys.exit('a message')", 1),
+        ("def f():\n    1 / 0\nf()", 1),
+        ("import os; os._exit(9)", 9),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("this is no Python", 1),
+        ("import no_such_engine", 1),
+    ],
+)
+def test_a_script_that_fails_does_so_in_its_own_way(tmp_path, code, exit_code):
+    (tmp_path / "script.py").write_text(code)
+    assert same("script.py", cwd=tmp_path).returncode == exit_code
+
+
+def test_flags_of_the_interpreter_are_kept():
+    done = python(
+        "-X",
+        "utf8",
+        "-W",
+        "error",
+        "-O",
+        *RUN,
+        "-c",
+        "import sys; print(sys.flags.optimize, sys.warnoptions)",
+    )
+    assert done.stdout == "1 ['error']\n"
+
+
+# Who follows.
+
+
+def test_child_processes_follow(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, subprocess, sys\n"
+        f"CODE = {FOLLOWS!r}\n"
+        "if __name__ == '__main__':\n"
+        "    subprocess.run([sys.executable, '-c', CODE])\n"
+        "    for method in ('spawn', 'fork'):\n"
+        "        child = multiprocessing.get_context(method).Process(target=exec, args=(CODE, {}))\n"
+        "        child.start(); child.join()\n"
+    )
+    assert run("script.py", cwd=tmp_path).stdout == "True\n" * 3
+
+
+def test_the_users_own_sitecustomize_runs_once(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.mine = getattr(sys, 'mine', 0) + 1\n")
+    code = "import sitecustomize, sys; print(sys.mine, sitecustomize.__file__)"
+    assert same("-c", code, PYTHONPATH=str(tmp_path)).stdout == f"1 {tmp_path}/sitecustomize.py\n"
+    (tmp_path / "sitecustomize.py").write_text("import no_such_thing\n")
+    assert "no_such_thing" in run("-c", "print(1)", PYTHONPATH=str(tmp_path)).stderr
+
+
+def test_a_python_without_us_starts_as_ever():
+    done = run("-c", "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'print(1)'])")
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    code = "import site, sys; print('proxystore_core' in sys.modules)"
+    done = run("-c", f"import subprocess, sys; subprocess.run([{sys._base_executable!r}, '-c', {code!r}])")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_nothing_is_loaded_that_the_script_does_not_use():
+    code = (
+        "import concurrent.futures.process, sys\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] in "
+        "('dask', 'distributed', 'parsl', 'ray', 'joblib', 'loky', 'numpy', 'click', 'rich', 'msgspec')))"
+    )
+    assert run("-c", code).stdout == "[]\n"
+
+
+# Not twice, and not at any price.
+
+WRAPPED = """
+from concurrent.futures import Future, ProcessPoolExecutor
+import numpy as np
+from proxystore_integrations.futures import StoreExecutor
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1)
+    with StoreExecutor(pool, store="shm://run-mine", threshold="1 MB", results="never") as executor:
+        inner = []
+        send = executor._send
+        executor._send = lambda call: inner.append(send(call)) or inner[-1]
+        print(executor.submit(np.sum, np.ones(300_000)).result(), type(inner[0]) is Future)
+"""
+
+
+def test_what_is_wrapped_is_not_wrapped_twice(tmp_path):
+    (tmp_path / "script.py").write_text(WRAPPED)
+    assert run("script.py", cwd=tmp_path).stdout == "300000.0 True\n"
+
+
+DASK_WRAPPED = """
+from distributed import Client as Bare, LocalCluster
+from proxystore_integrations.dask import Client, wrap
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, dashboard_address=None) as cluster:
+        with Client(cluster, store="shm://run-mine") as client:
+            print(client._link.settings.store)
+        with Bare(cluster) as client:
+            link = client._link
+            print(link.settings.store, wrap(client)._link is link, type(client).__mro__[1].__name__)
+            def nested():
+                from distributed import get_client
+                return get_client()._link.url
+            print(client.submit(nested).result())
+"""
+
+
+def test_a_dask_client_has_one_store(tmp_path):
+    (tmp_path / "script.py").write_text(DASK_WRAPPED)
+    done = run("--store", "shm://run-theirs", "script.py", cwd=tmp_path)
+    assert done.stdout == "shm://run-mine\nshm://run-theirs True StoreMixin\nshm://run-theirs\n", done.stderr
+
+
+def test_a_store_out_of_reach_is_one_warning(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1) as pool:\n"
+        "        print(pool.submit(len, bytes(10**6)).result(), pool.submit(len, 'ab').result())\n"
+    )
+    done = run("--store", "file:///proc/none", "script.py", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("1000000 2\n", 0), done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    done = run("--store", "file:///proc/none", "--on-store-error=raise", "script.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "StoreError" in done.stderr or "proxystore_core.errors." in done.stderr
+
+
+# In code, and in a notebook.
+
+
+def test_instrument_and_uninstrument(monkeypatch):
+    import concurrent.futures.process as process
+
+    import proxystore_integrations
+    from proxystore_integrations.instrumentation import _finder, equipped
+
+    bare = process.ProcessPoolExecutor.submit
+    monkeypatch.delenv("PROXYSTORE_STORE", raising=False)
+    proxystore_integrations.instrument(store="shm://instrumented", threshold=1000)
+    try:
+        assert "concurrent.futures" in equipped()
+        assert os.environ["PROXYSTORE_STORE"] == "shm://instrumented"
+        with process.ProcessPoolExecutor(1) as pool:
+            assert pool.submit(len, b"x" * 5000).result() == 5000
+            assert pool._proxystore._link.settings.store == "shm://instrumented"
+    finally:
+        proxystore_integrations.uninstrument()
+    assert process.ProcessPoolExecutor.submit is bare
+    assert _finder not in sys.meta_path
+    assert "PROXYSTORE_STORE" not in os.environ
+    assert not equipped()
+    assert not list(Path("/dev/shm").glob("proxystore-*-instrumented/*"))
+
+
+def test_wrong_settings_leave_everything_as_it_was():
+    import proxystore_integrations
+    from proxystore_core import ConfigurationError
+    from proxystore_integrations.instrumentation import _finder
+
+    with pytest.raises(ConfigurationError, match="threshold"):
+        proxystore_integrations.instrument(threshold="big")
+    assert _finder not in sys.meta_path
+    assert "PROXYSTORE_THRESHOLD" not in os.environ
