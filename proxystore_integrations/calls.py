@@ -27,7 +27,7 @@ from proxystore_integrations.carriers import (
     Terms,
     owners,
 )
-from proxystore_integrations.functions import carries_large
+from proxystore_integrations.functions import carries_large, users_function
 from proxystore_integrations.link import Link
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import Outgoing
@@ -53,6 +53,7 @@ class CallOutgoing(Outgoing):
         self.loads: dict[Reference, None] = {}
         self.results: list[StoredResult] = []
         self._lazy = link.settings.inputs == "proxy"
+        self.engine = link.engine
 
     def carrier(self, reference: Reference) -> StoredArgument:
         if not self._lazy:
@@ -164,8 +165,8 @@ class CallLink(Link):
     should_proxy: Callable[[Any], bool] | None = None
     """May keep a large value out of the store."""
 
-    def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
-        super().__init__(settings, store)
+    def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
+        super().__init__(settings, store, engine)
         self._lock = threading.Lock()
         self._calls = 0
         self._closing = False
@@ -187,6 +188,7 @@ class CallLink(Link):
                     self.main_by_value,
                     self.place,
                     self.should_proxy,
+                    self.engine,
                 )
             )
         owners[session.name] = self
@@ -220,6 +222,7 @@ class CallLink(Link):
             fill = Filling()
             return Call(self, function, fill(args), fill(kwargs))
         outgoing = CallOutgoing(self)
+        outgoing.label = _name(function)
         try:
             stored = outgoing.function(function) if wrapped else None
             new_args = tuple(outgoing.substitute_all(args))
@@ -330,7 +333,7 @@ def _original(function: Any) -> Any:
 
 
 def _name(function: Any) -> str:
-    function = getattr(function, "func", function)  # a partial's
+    function = users_function(function)
     return str(getattr(function, "__name__", type(function).__name__))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import socket
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
+from proxystore_core.sizeof import sizeof
+from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
 
@@ -162,6 +165,7 @@ class Terms(NamedTuple):
         main_by_value: whether what ``__main__`` defines is pickled by value.
         place: where the store is (see `connectors.base.place_of`); elsewhere it is another one.
         should_proxy: a function of a result that may keep it out of the store.
+        engine: whose call it is, for the ledger.
     """
 
     recipe: str
@@ -171,15 +175,24 @@ class Terms(NamedTuple):
     main_by_value: bool
     place: str
     should_proxy: Callable[[Any], bool] | None = None
+    engine: str = ""
 
-    def outgoing(self, result: Any) -> Any:
+    def outgoing(self, result: Any, function: Any = None, name: str = "") -> Any:
         """The result itself, or what stands for it when it is large.
+
+        Args:
+            result: what the function returned.
+            function: that did, for the ledger.
+            name: of it.
 
         Raises:
             StoreError: the store failed, and settings want that raised.
         """
         if type(result) is Proxy or not Policy(self.threshold).over(result):
+            if ledger.book is not None and type(result) is not Proxy:
+                ledger.book.by_value(self.engine, "small", sizeof(result, limit=self.threshold))
             return result
+        start = time.perf_counter()
         if self.should_proxy is not None and not self.should_proxy(result):
             return result
         try:
@@ -192,6 +205,9 @@ class Terms(NamedTuple):
         except StoreError as error:
             _by_value(self.on_store_error).accept(error, "return a result")
             return result
+        if (book := ledger.book) is not None:
+            seconds = time.perf_counter() - start
+            book.put("result", self.engine, name, reference, seconds, book.home(function))
         return StoredResult(reference, self.session)
 
 
@@ -226,7 +242,7 @@ class StoreFunction:
             stored, args, kwargs = args[0].delivered(f"{self.__name__}()")
             function = stored or function
         result = function(*args, **kwargs)
-        return result if self.terms is None else Terms(*self.terms).outgoing(result)
+        return result if self.terms is None else Terms(*self.terms).outgoing(result, function, self.__name__)
 
 
 class Owner(Protocol):
@@ -281,7 +297,7 @@ class StoredResult:
 
     def _load(self) -> None:
         if self._value is None:
-            self._value = (self.reference(),)
+            self._value = tuple(load([self.reference]))
 
 
 # A container that holds any is to be looked into, whatever else is in it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Iterator
 from typing import Any
 
 from proxystore_integrations.policy import Policy
 
-__all__ = ["carries_large"]
+__all__ = ["carries_large", "users_function"]
 
 _DEPTH = 3
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
@@ -34,6 +35,15 @@ def carries_large(function: Any, policy: Policy) -> bool:
         return True
     inner = getattr(function, "func", None)  # a partial's
     return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(inner, policy)
+
+
+def users_function(function: Any) -> Any:
+    """The function that a task is known by: not the partial around it, nor what calls it several times."""
+    if not isinstance(function, functools.partial):
+        return function
+    # Executors' maps send several calls as one.
+    is_chunk = function.args and getattr(function.func, "__name__", "").endswith("_chunk")
+    return function.args[0] if is_chunk else function.func
 
 
 def _by_value(function: types.FunctionType) -> bool:

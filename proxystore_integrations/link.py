@@ -12,6 +12,7 @@ from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
 from proxystore_core.connectors.base import place_of
+from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
@@ -28,6 +29,7 @@ class Link:
     Args:
         settings: as loaded for the client.
         store: an open store to use instead of opening the one that the settings name; its owner closes it.
+        engine: whose client it is.
 
     Attributes:
         elsewhere: workers that do not reach the store, with the reason.
@@ -36,8 +38,9 @@ class Link:
     main_by_value = True
     """Whether what ``__main__`` defines is pickled by value: false where the workers have the same one."""
 
-    def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
         self.settings = settings
+        self.engine = engine
         self.policy = Policy(settings.threshold)
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
@@ -80,6 +83,8 @@ class Link:
         session = Session(store.connector, lease=self.settings.lease)
         self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
         self._session, self._store = session, store
+        if ledger.book is not None:
+            ledger.book.session(self.engine, session.name, store.recipe, self.settings.threshold)
         # A pin for each call that the engine was told of and has not let go of yet.
         self._sharing = Sharing(store, session.name, main_by_value=self.main_by_value)
         return session

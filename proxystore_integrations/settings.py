@@ -25,6 +25,7 @@ NOT_SETTINGS = frozenset(
         CONFIG,
         "PROXYSTORE_DEBUG",
         "PROXYSTORE_REDIS_PASSWORD",
+        "PROXYSTORE_RUN",
         "PROXYSTORE_SECRET",
         # ProxyStore's own, which may be installed beside this.
         "PROXYSTORE_GLOBUS_CLIENT_ID",

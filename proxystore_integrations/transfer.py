@@ -7,11 +7,14 @@ box): it subclasses `Outgoing` and says how a reference travels and how a contai
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
+from proxystore_core.sizeof import sizeof
+from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 
 __all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
@@ -48,6 +51,8 @@ class ByValue:
             if (story or problem) in self._warned:
                 return
             self._warned.add(story or problem)
+        if ledger.book is not None:
+            ledger.book.trouble(problem)
         warnings.warn(
             f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
             'set on_store_error = "raise" to make this an error.',
@@ -69,7 +74,12 @@ class Outgoing:
 
     Attributes:
         references: of the objects that this call uses, each pinned once in the holdings.
+        engine: whose call it is, for the ledger.
+        label: name of the task, for the ledger.
     """
+
+    engine = ""
+    label = ""
 
     def __init__(
         self,
@@ -122,14 +132,14 @@ class Outgoing:
         if kind in _SMALL or kind is Proxy:
             return value
         if kind in _TEXT:
-            return self._carried(value) if len(value) >= self.policy.threshold else value
+            return self._carried(value) if len(value) >= self.policy.threshold else self._small(value)
         own = self.engine_value(value)
         if own is not NotImplemented:
             return own
         if kind not in _CONTAINERS:
-            return self._carried(value) if self.policy.over(value) else value
+            return self._carried(value) if self.policy.over(value) else self._small(value)
         if not depth or not self.policy.over(value):
-            return value
+            return self._small(value)
         seen = self._rebuilt.get(id(value))
         if seen is None:
             self._rebuilt[id(value)] = seen = value, self._container(value, depth - 1)
@@ -166,8 +176,14 @@ class Outgoing:
             return any(self._holds_engine_values(item, depth - 1) for item in items)
         return self.engine_value(value) is not NotImplemented
 
+    def _small(self, value: Any) -> Any:
+        if ledger.book is not None:
+            ledger.book.by_value(self.engine, "small", sizeof(value, limit=self.policy.threshold))
+        return value
+
     def _carried(self, value: Any) -> Any:
         if self.should_proxy is not None and not self.should_proxy(value):
+            self._not_stored(value, "should_proxy said no")
             return value
         reference = self.reference(value)
         return value if reference is None else self.carrier(reference)
@@ -179,17 +195,27 @@ class Outgoing:
             self._stored[id(value)] = stored = value, self._put(value, shared=True)
         return stored[1]
 
+    def _not_stored(self, value: Any, why: str) -> None:
+        if ledger.book is not None:
+            ledger.book.by_value(self.engine, why, sizeof(value))
+
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
+        start = time.perf_counter()
         try:
             if shared:
                 reference = self.sharing.reference(value)
             else:
                 reference = self.sharing.store.reference(value, session=self.sharing.session)
         except SerializationError:
+            self._not_stored(value, "cannot be serialized")
             return None  # the engine meets the same object and raises its own error
         except StoreError as error:
             self.by_value.accept(error, "pass an argument")
+            self._not_stored(value, "the store failed")
             return None
+        if (book := ledger.book) is not None:
+            seconds = time.perf_counter() - start
+            book.put("argument", self.engine, self.label, reference, seconds, book.caller())
         self.references.append(reference)
         return reference
 
@@ -200,6 +226,18 @@ def load(references: Sequence[Reference]) -> list[Any]:
     Raises:
         StoreError: one of them cannot be had; says which and why.
     """
+    if (book := ledger.book) is not None and references:
+        start = time.perf_counter()
+        unique = dict.fromkeys(references)
+        cached = sum(store_for(one.recipe).is_cached(one.key) for one in unique)
+        values = _load(references)
+        size = sum(one.size for one in unique)
+        book.get(len(unique), size, time.perf_counter() - start, cached)
+        return values
+    return _load(references)
+
+
+def _load(references: Sequence[Reference]) -> list[Any]:
     stores: dict[str, list[Reference]] = {}
     for reference in dict.fromkeys(references):
         stores.setdefault(reference.recipe, []).append(reference)

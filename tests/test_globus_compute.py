@@ -459,3 +459,28 @@ def test_releases() -> None:
         check_release("3.0.0")
     with pytest.warns(RuntimeWarning, match="was tested with"):
         check_release("99.1.0")
+
+
+def test_instrumented_it_never_fails_for_want_of_a_store(
+    serve: Callable[..., FakeService], started: Callable[..., Any], fresh: FakeService
+) -> None:
+    import globus_compute_sdk
+
+    import proxystore_integrations
+
+    proxystore_integrations.instrument()
+    try:
+        kind = globus_compute_sdk.Executor
+        assert issubclass(kind, BareExecutor)
+        assert kind.__name__ == "Executor"
+        executor = started(fresh, kind)
+        assert executor.submit(len, BIG).result(WAIT) == len(BIG)
+        assert fresh.batches[-1][0] < 100_000
+        elsewhere = serve("elsewhere.example")
+        executor = started(elsewhere, kind)
+        with pytest.warns(RuntimeWarning, match="elsewhere.example"):
+            assert executor.submit(len, BIG).result(WAIT) == len(BIG)
+        assert elsewhere.batches[-1][0] > len(BIG)
+    finally:
+        proxystore_integrations.uninstrument()
+    assert globus_compute_sdk.Executor is BareExecutor

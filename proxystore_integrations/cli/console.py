@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
 from rich.console import Console
 
 __all__ = ["console", "errors"]
 
+_WIDE = 200
+
 
 def console() -> Console:
     """Standard output as it is now."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def errors() -> Console:
     """Standard error as it is now: for what is not the answer itself."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    # What is no terminal has no width: a table in a log or a pipe is not to be cut.
+    wide = None if file.isatty() or "COLUMNS" in os.environ else _WIDE
+    return Console(file=file, highlight=False, width=wide)

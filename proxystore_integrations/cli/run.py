@@ -40,6 +40,10 @@ Options:
   --on-store-error fallback|raise
                           when the store fails, pass by value and warn once, or raise
   --lease DURATION        what a dead session stored is dropped after this
+  --report FILE.html      write a report: what went through the store, what not and why, how long it took
+  --json FILE             the same for machines; - is standard output
+  --summary, --quiet      print a short report after the run, or none; printed when standard error is a
+                          terminal
   --debug                 show tracebacks of this command's own errors
   -h, --help              show this and exit
 
@@ -48,12 +52,14 @@ Options:
 Examples:
   proxystore run script.py --own-option of the script
   proxystore run --store redis://localhost:6379 --threshold "1 MB" script.py
+  proxystore run --report run.html --threshold "1 MB" script.py
   proxystore run -m package.module
   proxystore run pytest tests
 """
 
 _SETTINGS = ("--store", "--threshold", "--inputs", "--results", "--on-store-error", "--lease")
-_OPTIONS = (*_SETTINGS, "--debug", "--help", "-h", "-m", "-c")
+_FILES = ("--report", "--json")
+_OPTIONS = (*_SETTINGS, *_FILES, "--summary", "--quiet", "--debug", "--help", "-h", "-m", "-c")
 
 
 class Order(NamedTuple):
@@ -61,11 +67,13 @@ class Order(NamedTuple):
 
     Attributes:
         settings: given here, by name.
+        files: of the reports, by name.
         program: ``-m``, ``-c`` or a script, with all that follows it.
         flags: options without a value.
     """
 
     settings: dict[str, str]
+    files: dict[str, str]
     program: list[str]
     flags: frozenset[str]
 
@@ -77,7 +85,7 @@ def run(words: list[str]) -> int:
         words: of the command line, after ``run``.
 
     Returns:
-        An exit code, if only help was asked for.
+        The script's exit code, where a report was asked for; otherwise this process becomes the script.
 
     Raises:
         ConfigurationError: an option or a setting is wrong, or there is nothing to run.
@@ -93,7 +101,13 @@ def run(words: list[str]) -> int:
     _check(order.settings)
     os.environ.update(environment(order, os.environ))
     sys.stdout.flush()
-    return os.execv(program[0], program)
+    table = "--summary" in order.flags or (sys.stderr.isatty() and "--quiet" not in order.flags)
+    if not table and not order.files:
+        return os.execv(program[0], program)
+    from proxystore_integrations.cli.watch import run_and_report
+
+    files = order.files
+    return run_and_report(program, page=files.get("report", ""), json=files.get("json", ""), table=table)
 
 
 def parse(words: list[str]) -> Order:
@@ -103,28 +117,30 @@ def parse(words: list[str]) -> Order:
         ConfigurationError: an unknown option, one without its value, or no program.
     """
     settings: dict[str, str] = {}
+    files: dict[str, str] = {}
     flags = set()
     rest = list(words)
     while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c"):
         option, equals, value = rest.pop(0).partition("=")
         if option == "--":
             break
-        if option in _SETTINGS:
+        if option in _SETTINGS or option in _FILES:
             if not equals and not rest:
                 raise ConfigurationError(f"run: {option} has no value", remedy="See proxystore run --help.")
-            settings[option[2:].replace("-", "_")] = value if equals else rest.pop(0)
+            table = files if option in _FILES else settings
+            table[option[2:].replace("-", "_")] = value if equals else rest.pop(0)
         elif option in _OPTIONS and not equals:
             flags.add(option)
         else:
             raise _unknown(option)
     if {"-h", "--help"} & flags:
-        return Order(settings, [], frozenset(flags))
+        return Order(settings, files, [], frozenset(flags))
     if not rest or (rest[0] in ("-m", "-c") and len(rest) < 2):
         raise ConfigurationError(
             "run: nothing to run",
             remedy="Expected a script, -m MODULE, -c CODE or a program's name; see proxystore run --help.",
         )
-    return Order(settings, rest, frozenset(flags))
+    return Order(settings, files, rest, frozenset(flags))
 
 
 def command(program: list[str]) -> list[str]:

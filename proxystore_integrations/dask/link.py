@@ -31,7 +31,7 @@ class DaskLink(Link):
     """
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
-        super().__init__(settings, store)
+        super().__init__(settings, store, "dask")
         self.by_value_keys: set[Any] = set()
         self._known = False  # to the scheduler
 
@@ -91,6 +91,7 @@ class DaskLink(Link):
         """A collector for the values of one call."""
         outgoing = DaskOutgoing(self.sharing, self.policy, self.by_value)
         outgoing.lazy = self.settings.inputs == "proxy"
+        outgoing.engine = self.engine
         return outgoing
 
     def unreachable(self, worker: str, reason: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import distributed
 from dask.tokenize import normalize_token
+from dask.utils import key_split
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
 from proxystore_integrations.dask.graph import substitute_graph
@@ -146,6 +147,7 @@ class StoreMixin(distributed.Client):
         references: list[Reference] = []
         if proxy_args is not False and link.reached:
             outgoing = link.outgoing()
+            outgoing.label = key_split(next(iter(keys), ""))
             expr = substitute_graph(expr, outgoing)
             references = outgoing.references
         results = link.stores_results if proxy_result is None else proxy_result and link.reached
@@ -180,6 +182,7 @@ class StoreMixin(distributed.Client):
             return await send(data)
         values, rebuild = named(data, hash)
         outgoing = link.outgoing()
+        outgoing.label = "scatter"
         in_store = await asyncio.to_thread(carried, values, outgoing)
         try:
             futures = await send(in_store)

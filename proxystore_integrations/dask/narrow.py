@@ -207,4 +207,4 @@ def _link_of(keywords: dict[str, Any]) -> CallLink:
     given = {name: keywords.pop(name) for name in names if name in keywords}
     configured = dask.config.get("proxystore", default=None) or {}
     table = {str(name).replace("-", "_"): value for name, value in configured.items()}
-    return CallLink(*CallLink.settled(("Dask's configuration", table), **given))
+    return CallLink(*CallLink.settled(("Dask's configuration", table), **given), "dask")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
+import time
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from dask.tokenize import tokenize
-from dask.utils import funcname
+from dask.utils import funcname, key_split
 
 from proxystore_core import Proxy, Reference, StoreError, store_for
+from proxystore_integrations import ledger
 from proxystore_integrations.dask.engine import GraphNode, Task, iscoroutinefunction
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import load
@@ -175,9 +176,14 @@ class StoreTask(GraphNode):
         if type(result) is Proxy or not Policy(threshold).over(result):
             return result
         # A store that fails leaves the result where it is: in the worker's memory, as without us.
-        with contextlib.suppress(StoreError):
-            return StoredResult(store_for(recipe).reference(result, session=session), session)
-        return result
+        start = time.perf_counter()
+        try:
+            reference = store_for(recipe).reference(result, session=session)
+        except StoreError:
+            return result
+        if (book := ledger.book) is not None:
+            book.put("result", "dask", key_split(self.key), reference, time.perf_counter() - start)
+        return StoredResult(reference, session)
 
     @property
     def is_coro(self) -> bool:

@@ -7,14 +7,17 @@ import functools
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+from dask.utils import key_split
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from proxystore_core import Reference, StoreError, store_for
 from proxystore_core.connectors.base import Leased, leased
+from proxystore_integrations import ledger
 from proxystore_integrations.dask.nodes import StoredResult, StoreTask
 from proxystore_integrations.settings import Settings
 
@@ -134,7 +137,7 @@ class StoreWorkerPlugin(WorkerPlugin):
             if type(value) is StoredResult:
                 continue
             try:
-                reference = await asyncio.to_thread(_store, value, recipe, session)
+                reference = await asyncio.to_thread(_store, value, recipe, session, key)
             except StoreError as error:
                 logger.warning("result %r is gathered through the scheduler: %s", key, error)
             else:
@@ -215,8 +218,12 @@ def portable_plugin() -> bytes:
     return bytes(cloudpickle.dumps(Portable()))
 
 
-def _store(value: Any, recipe: str, session: str) -> Reference:
-    return store_for(recipe).reference(value, session=session)
+def _store(value: Any, recipe: str, session: str, key: Any) -> Reference:
+    start = time.perf_counter()
+    reference = store_for(recipe).reference(value, session=session)
+    if (book := ledger.book) is not None:
+        book.put("gathered", "dask", key_split(key), reference, time.perf_counter() - start)
+    return reference
 
 
 def _evict(recipe: str, keys: Sequence[str]) -> None:

@@ -25,9 +25,9 @@ THRESHOLD = 500_000
 class FuturesLink(CallLink):
     """A link to the store for one executor."""
 
-    def __init__(self, settings: Settings, store: Store[Any] | None, main_by_value: bool) -> None:
-        super().__init__(settings, store)
-        self.main_by_value = main_by_value
+    def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
+        super().__init__(settings, store, kind.engine)
+        self.main_by_value = kind.main_by_value
 
 
 class StoreExecutor(CallExecutor):
@@ -47,6 +47,7 @@ class StoreExecutor(CallExecutor):
         is_local: whether workers are threads of this process; known for the usual executors.
         main_by_value: whether functions and classes of ``__main__`` are pickled by value, because workers
             do not have the same ``__main__``; known for the usual executors.
+        kind: all that is known of the executor, where it is another one's stand-in.
         **settings: ``inputs``, ``results``, ``on_store_error``, ``lease``.
 
     What is not given comes from the environment, ``proxystore.toml`` or the defaults (see
@@ -66,6 +67,7 @@ class StoreExecutor(CallExecutor):
         should_proxy: Callable[[Any], bool] | None = None,
         is_local: bool | None = None,
         main_by_value: bool | None = None,
+        kind: Kind | None = None,
         **settings: Any,
     ) -> None:
         if not callable(getattr(executor, "submit", None)):
@@ -76,19 +78,20 @@ class StoreExecutor(CallExecutor):
             raise ConfigurationError(
                 "this executor has a store already", remedy="Give the settings where it is wrapped first."
             )
-        known = kind_of(executor)
+        known = kind or kind_of(executor)
         self.executor = executor
         if hasattr(executor, "__dict__"):
             executor.__dict__.setdefault(STORE, None)
         self.kind = Kind(
             known.is_local if is_local is None else is_local,
             known.main_by_value if main_by_value is None else main_by_value,
+            known.engine,
         )
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
             loaded = msgspec.structs.replace(loaded, threshold=THRESHOLD)
         self.chunked = not self.kind.is_local
-        super().__init__(FuturesLink(loaded, given, self.kind.main_by_value))
+        super().__init__(FuturesLink(loaded, given, self.kind))
         self._link.should_proxy = should_proxy
         if not self.kind.is_local:
             try:

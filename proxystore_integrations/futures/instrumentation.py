@@ -20,6 +20,7 @@ STORE = "_proxystore"
 _MISSING = object()
 _flights = Flights()
 _bare: dict[type, tuple[Any, Any]] = {}
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def instrument(module: ModuleType) -> None:
@@ -55,13 +56,17 @@ def instrument(module: ModuleType) -> None:
 
 
 def uninstrument(module: ModuleType) -> None:
-    """Undo `instrument`.
+    """Undo `instrument`; pools that have a store leave it when their last call is done.
 
     Args:
         module: as it was given to `instrument`.
     """
     kind: Any = module.__dict__["ProcessPoolExecutor"]
     kind.submit, kind.shutdown = _bare.pop(kind)
+    for pool in list(_pools):
+        if isinstance(pool, kind):
+            _pools.discard(pool)
+            pool.__dict__.pop(STORE).release()
 
 
 class _Bare(Executor):
@@ -101,8 +106,9 @@ def _equip(pool: Any, bare: _Bare) -> None:
 
     store = None
     try:
-        known = kind_of(pool)
-        store = StoreExecutor(bare, is_local=known.is_local, main_by_value=known.main_by_value)
+        store = StoreExecutor(bare, kind=kind_of(pool))
     except ConfigurationError as error:
         warnings.warn(f"This pool works without a store: {error}", RuntimeWarning, stacklevel=5)
-    pool.__dict__.setdefault(STORE, store)
+    pool.__dict__[STORE] = store
+    if store is not None:
+        _pools.add(pool)

@@ -59,7 +59,7 @@ class StoreBackend(LokyBackend):  # type: ignore[misc]
         if items is None:
             future = self._executor.submit(func)
         else:
-            future = self._executor.submit(_run_batch, _Shell(func), [tuple(item) for item in items])
+            future = self._executor.submit(_Shell(func), [tuple(item) for item in items])
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -79,18 +79,15 @@ class StoreBackend(LokyBackend):  # type: ignore[misc]
 
 
 class _Shell:
-    """A batch without its calls, which travel beside it."""
+    """A batch without its calls, which travel beside it. Called by the name of the first one's function."""
 
     def __init__(self, batch: Any) -> None:
         self.kind = type(batch)
         self.context = (batch._backend, batch._n_jobs)
+        self.__name__ = str(getattr(batch.items[0][0], "__name__", "batch")) if batch.items else "batch"
 
-    def filled(self, items: list[Any]) -> Any:
-        return self.kind(items, self.context)
-
-
-def _run_batch(shell: _Shell, items: list[Any]) -> Any:
-    return shell.filled(items)()
+    def __call__(self, items: list[Any]) -> Any:
+        return self.kind(items, self.context)()
 
 
 register_parallel_backend("proxystore", StoreBackend)

@@ -15,19 +15,21 @@ class Kind(NamedTuple):
         is_local: to threads of this process, as they are.
         main_by_value: workers do not share this process's ``__main__``, so that its functions and classes
             are pickled by value.
+        engine: what to call it.
     """
 
     is_local: bool
     main_by_value: bool
+    engine: str = "concurrent.futures"
 
 
 _KINDS = {
     "concurrent.futures.thread.ThreadPoolExecutor": Kind(True, False),
     "concurrent.futures.process.ProcessPoolExecutor": Kind(False, False),
-    "mpi4py.futures.pool.MPIPoolExecutor": Kind(False, False),
-    "loky.process_executor.ProcessPoolExecutor": Kind(False, True),
-    "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True),
-    "distributed.cfexecutor.ClientExecutor": Kind(False, True),
+    "mpi4py.futures.pool.MPIPoolExecutor": Kind(False, False, "mpi4py"),
+    "loky.process_executor.ProcessPoolExecutor": Kind(False, True, "loky"),
+    "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True, "joblib"),
+    "distributed.cfexecutor.ClientExecutor": Kind(False, True, "dask"),
 }
 
 
@@ -35,9 +37,9 @@ def kind_of(executor: Executor) -> Kind:
     """How an executor hands its tasks over; unknown ones as most do: by cloudpickle, to other processes."""
     client = getattr(executor, "_client", None)  # Dask's, of a cluster that may be threads of this process
     if str(getattr(getattr(client, "scheduler", None), "address", "")).startswith("inproc://"):
-        return Kind(True, True)
+        return Kind(True, True, "dask")
     for ancestor in type(executor).__mro__:
         kind = _KINDS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
         if kind is not None:
             return kind
-    return Kind(False, True)
+    return Kind(False, True, type(executor).__module__.partition(".")[0])

@@ -86,7 +86,7 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
             on_store_error=on_store_error,
             lease=lease,
         )
-        CallExecutor.__init__(self, CallLink(settings, given))
+        CallExecutor.__init__(self, CallLink(settings, given, "globus-compute"))
         self._link.should_proxy = should_proxy
         self.reachable = reachable
         self._reached: set[Any] = set()

@@ -74,7 +74,7 @@ def _open() -> None:
     process = os.getpid()
     if process in _links:
         return
-    link = CallLink(*CallLink.settled())
+    link = CallLink(*CallLink.settled(), "globus-compute")
     try:
         link.open()
     except StoreError as error:

@@ -54,7 +54,7 @@ class StoreSerializer(SerializerBase):
         Raises:
             StoreError: the store cannot be opened.
         """
-        self._link = CallLink(*CallLink.settled(**self._settings))
+        self._link = CallLink(*CallLink.settled(**self._settings), "parsl")
         self._link.open()
         others = dict(methods_for_data)
         methods_for_data.clear()

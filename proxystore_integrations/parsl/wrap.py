@@ -50,7 +50,7 @@ def wrap(target: T, **settings: Any) -> T:
             )
     for executor in executors:
         if not isinstance(executor, StoreMixin | ThreadPoolExecutor):
-            _equip(executor, CallLink(loaded, store))
+            _equip(executor, CallLink(loaded, store, "parsl"))
     install()
     return target
 
