@@ -26,6 +26,7 @@ ENGINES: dict[str, tuple[str, str]] = {
     "joblib": ("joblib", "futures.joblib_instrumentation"),
     "loky": ("loky.process_executor", "futures.instrumentation"),
     "parsl": ("parsl", "parsl.instrumentation"),
+    "ray": ("ray", "ray.instrumentation"),
 }
 """By name: the engine's module which, once loaded, is given to ``instrument`` of ours."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,13 +43,21 @@ def same(*words: str, options: tuple[str, ...] = (), **more: Any) -> Any:
 # Each engine.
 
 
-@pytest.mark.parametrize("name", ["pool", "joblib", "dask", "parsl"])
-def test_a_tutorial_says_the_same(name):
+@pytest.mark.parametrize("name", ["pool", "joblib", "dask", "parsl", "ray"])
+def test_a_tutorial_says_the_same(name, tmp_path):
     script = str(TUTORIALS / f"{name}_tutorial.py")
-    bare, ours = python(script), run("--threshold", "100 kB", script)
+    figures = tmp_path / "run.json"
+    bare, ours = python(script), run("--threshold=100 kB", "--json", str(figures), script)
     assert bare.returncode == 0, bare.stderr
     assert (ours.stdout, ours.returncode) == (bare.stdout, 0), ours.stderr
     assert "Warning" not in ours.stderr
+    found = json.loads(figures.read_text())
+    engine = found["engines"][{"pool": "concurrent.futures"}.get(name, name)]
+    if name != "ray":  # its own store may be as good
+        assert engine["arguments"]["count"] >= 4
+        assert engine["results"]["count"] + engine["gathered"]["count"] >= 4
+    assert not found["leaks"]
+    assert not found["troubles"]
 
 
 LOKY = """

@@ -10,6 +10,14 @@ init()     # was: ray.init()
 
 from __future__ import annotations
 
-from proxystore_integrations.ray.start import init, instrument, runtime_env_hook, worker_setup
+from typing import TYPE_CHECKING
+
+from proxystore_integrations.lazily import lazily
+
+if TYPE_CHECKING:
+    from proxystore_integrations.ray.start import init, instrument, runtime_env_hook, worker_setup
 
 __all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
+
+# Every process of Ray's loads this package under `proxystore run`; few of them need more of it.
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, f"{__name__}.start"))

@@ -11,7 +11,7 @@ from proxystore_core import Proxy, Reference, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.link import Guard, RayLink, Terms, joined
-from proxystore_integrations.transfer import DEPTH, Outgoing
+from proxystore_integrations.transfer import DEPTH, Outgoing, load
 
 __all__ = ["RayOutgoing", "Stored", "Ticket"]
 
@@ -90,6 +90,7 @@ class RayOutgoing(Outgoing):
 
     def __init__(self, link: RayLink, *, lazy: bool = False, adopt: bool = False) -> None:
         super().__init__(link.sharing, link.policy, link.by_value)
+        self.engine = link.engine
         assert link.terms is not None
         self._link = link
         self._lazy = lazy
@@ -120,6 +121,7 @@ class RayOutgoing(Outgoing):
         known = self._stored.get(id(value))
         if known is None and not self._ticket.adopt and self._link.leaves(value):
             self._stored[id(value)] = value, None
+            self._not_stored(value, "fast in Ray's own store")
             return None
         return super().reference(value)
 
@@ -197,7 +199,7 @@ def _value(reference: Reference, ticket: Ticket, uses: int) -> Any:
 
 def _load(reference: Reference) -> Any:
     try:
-        return reference()
+        return load([reference])[0]
     except StoreError as error:
         raise NotDeliveredError(
             f"a value of this task or object cannot be had here: {error.problem}",

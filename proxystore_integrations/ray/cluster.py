@@ -27,7 +27,7 @@ class ClusterLink(Link):
     """A link of a process in a Ray cluster."""
 
     def __init__(self, settings: Settings, store: Any = None) -> None:
-        super().__init__(settings, store)
+        super().__init__(settings, store, "ray")
         self._lock = threading.Lock()
         self._looked = float("-inf")
         self._seen: OrderedDict[int, Any] = OrderedDict()

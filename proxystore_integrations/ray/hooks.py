@@ -78,6 +78,7 @@ def _sent(
     ):
         return send(target, *before, args, kwargs, *others, **options)
     outgoing = RayOutgoing(link, lazy=link.settings.inputs == "proxy")
+    outgoing.label = before[0] if before else str(getattr(target, "_function_name", "")).rpartition(".")[2]
     try:
         args = [outgoing.argument(value) for value in args or ()]
         kwargs = {name: outgoing.argument(value) for name, value in (kwargs or {}).items()}
