@@ -19,6 +19,7 @@ REDIS = {"async_timeout", "redis", "hiredis", "cryptography"}  # the first on Py
 BACKENDS = {
     "redis": REDIS,
     "keydb": REDIS,
+    "zmq": {"cython_runtime", "zmq"},
     "globus": {"globus_sdk", "typing_extensions"},
 }
 ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}
@@ -32,11 +33,11 @@ def folder(package: str) -> Path:
 
 
 def core_modules() -> list[str]:
-    """Every module of the core but `testing`, which is written for pytest."""
+    """Every module of the core but `testing` and its parts, which are written for pytest."""
     root = folder("proxystore_core")
     names = (path.relative_to(root.parent).with_suffix("").parts for path in root.rglob("*.py"))
     modules = {".".join(name[:-1] if name[-1] == "__init__" else name) for name in names}
-    return sorted(modules - {"proxystore_core.testing"})
+    return sorted(name for name in modules if not name.startswith("proxystore_core.testing"))
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -46,6 +47,7 @@ def loaded_by(statement: str) -> set[str]:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    names -= {name for name in names if name.startswith("_cython_")}  # named by its version
     return names - sys.stdlib_module_names - {"proxystore_core", "proxystore_integrations"}
 
 

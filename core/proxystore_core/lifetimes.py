@@ -7,11 +7,10 @@ lease lapses, and the next session that starts anywhere (or ``sweep``) removes t
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import weakref
 
-from proxystore_core.connectors.base import Connector, Leased, leased
+from proxystore_core.connectors.base import Connector, Leased, leased, new_session
 from proxystore_core.errors import ConfigurationError, StoreError
 
 __all__ = ["Session"]
@@ -39,7 +38,7 @@ class Session:
     def __init__(self, connector: Connector, *, lease: float = 600.0, name: str | None = None) -> None:
         if not lease > 0:
             raise ConfigurationError(f"a lease of {lease!r} s is over at once: expected more than 0")
-        self.name = name or secrets.token_hex(6)
+        self.name = name or new_session(connector)
         self.lease = lease
         self.connector = connector
         self._owner = os.getpid()

@@ -24,6 +24,7 @@ from proxystore_core.buffers import MAP_FROM, map_private, read_file
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.errors import StoreError
+from proxystore_core.locks import OPEN, is_at, locked
 
 __all__ = ["NEAR_FROM", "NearCopies"]
 
@@ -36,7 +37,6 @@ _LOCK = ".lock"
 _SHARE = 0.25  # of what is free: this is a convenience, objects and programs come first
 _TRIES = 20  # a directory that is made can be removed beside us before it is used
 _PAUSES = 0.001, 0.02  # seconds between two looks of one who waits: first, and longest
-_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _instances: weakref.WeakSet[NearCopies] = weakref.WeakSet()
 
 
@@ -132,7 +132,7 @@ class NearCopies:
                     return
                 self._files = FileConnector(self.directory, grace=0)  # makes the directory, or refuses it
                 with contextlib.suppress(FileNotFoundError):
-                    live = _locked(os.path.join(self.directory, _LIVE), fcntl.LOCK_SH)
+                    live = locked(os.path.join(self.directory, _LIVE), fcntl.LOCK_SH)
                     if live is not None:
                         self._live.append(live)
                         # multiprocessing ends forked children in its own way, past atexit.
@@ -161,7 +161,7 @@ class NearCopies:
             os.close(fd)
 
     def _lock(self, name: str) -> int | None:
-        lock = _locked(os.path.join(self.directory, name + _LOCK), fcntl.LOCK_EX)
+        lock = locked(os.path.join(self.directory, name + _LOCK), fcntl.LOCK_EX)
         if lock is not None:
             self._locks.add(lock)
         return lock
@@ -226,40 +226,16 @@ def _name(recipe: str, key: Key) -> str:
     return hashlib.blake2b(f"{recipe}\n{key}".encode(), digest_size=16).hexdigest()
 
 
-def _locked(path: str, how: int) -> int | None:
-    """A descriptor of the file, made if missing, that holds the lock; None while others hold it."""
-    fd = os.open(path, _OPEN | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-        if _is_at(fd, path):
-            return fd
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Whether the file still has its name: it may have been removed before the lock was ours."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
 def _leave(directory: str, live: list[int]) -> None:
     """Let go of the directory and remove it if that was the last hold, be it one of a killed process."""
     path = os.path.join(directory, _LIVE)
     try:
-        fd = live.pop() if live else os.open(path, _OPEN)
+        fd = live.pop() if live else os.open(path, OPEN)
     except OSError:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(fd, path) and os.stat(directory).st_uid == os.geteuid():
+        if is_at(fd, path) and os.stat(directory).st_uid == os.geteuid():
             for name in sorted(os.listdir(directory), key=_LIVE.__eq__):  # whoever enters waits for the last
                 os.unlink(os.path.join(directory, name))
             os.rmdir(directory)

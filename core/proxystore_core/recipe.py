@@ -50,9 +50,10 @@ _SHIPPED = {
     "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
     "globus": "proxystore_core.connectors.globus:GlobusConnector",
     "daos": "proxystore_core.connectors.daos:DAOSConnector",
+    "zmq": "proxystore_core.connectors.zmq:ZeroMQConnector",
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
-_EXTRAS |= {"globus": "globus"}
+_EXTRAS |= {"globus": "globus", "zmq": "zmq"}
 """The extra of this distribution that brings a scheme's library."""
 _ELSEWHERE = {"daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos."}
 """What to do where no package of pip brings a scheme's library."""

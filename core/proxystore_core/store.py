@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched, is_far
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched, is_far, is_here
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
@@ -495,7 +495,7 @@ class Store(Generic[C]):
             key: the object.
             size: its bytes, where they are known and worth sharing with other processes; else 0.
         """
-        if self.connector.cheap_get:
+        if self.connector.cheap_get or is_here(self.connector, key):
             return self.connector.get(key)
         if self._near is not None and size >= NEAR_FROM:
             return self._near.get(self.recipe, key, size, lambda: self.connector.get(key))
@@ -523,7 +523,7 @@ class Store(Generic[C]):
         found: dict[Key, Buffer | None] = {}
         missing = []
         for key in dict.fromkeys(keys):
-            if self._near is not None and sizes.get(key, 0) >= NEAR_FROM:
+            if is_here(self.connector, key) or (self._near is not None and sizes.get(key, 0) >= NEAR_FROM):
                 continue
             cached = self._cache.get(key)
             if cached is None:

@@ -8,6 +8,7 @@ that satisfies `Connector` (plus the abilities it has) and one subclass of
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -27,6 +28,7 @@ __all__ = [
     "deferred",
     "is_far",
     "leased",
+    "new_session",
     "waiting",
 ]
 
@@ -285,6 +287,21 @@ def is_far(connector: Connector) -> bool:
     A connector says so with a class attribute ``far = True``.
     """
     return bool(getattr(connector, "far", False))
+
+
+def is_here(connector: Connector, key: Key) -> bool:
+    """Whether getting this object is a look into this host's own memory, whatever others cost.
+
+    A connector that is `is_far` for some of its objects only says so with a method ``holds(key)``.
+    """
+    holds = getattr(connector, "holds", None)
+    return holds is not None and bool(holds(key))
+
+
+def new_session(connector: Connector) -> str:
+    """A name for a new session; a connector may make names of its own with a method ``new_session()``."""
+    make = getattr(connector, "new_session", None)
+    return str(make()) if make is not None else secrets.token_hex(6)
 
 
 def place_of(connector: Connector) -> str:

@@ -1,0 +1,445 @@
+"""Objects in the shared memory of the node that stores them, served to other nodes by one server a node.
+
+What ZeroMQ, UCX and Margo share: all but the transport. A put is one copy into this node's shared
+memory; readers on the same node map it, others fetch it in chunks. A key names its node, so every
+operation goes there directly: there is no central server.
+
+A session that has objects on several nodes is at home on the node of the process that began it, which
+its name tells. A process that stores something for it elsewhere tells the home so, once, and takes
+over what is left of the lease; who renews or ends the session does so on every node that the home knows of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session, never_comes
+from proxystore_core.connectors.node_client import Channel, NodeClient
+from proxystore_core.connectors.node_later import LONGEST_WAIT
+from proxystore_core.connectors.node_place import (
+    LOOPBACK,
+    SECRET,
+    Place,
+    address_of,
+    home_of,
+    load_secret,
+    name_of_session,
+)
+from proxystore_core.connectors.node_process import WHERE, NodeProcess
+from proxystore_core.connectors.node_protocol import Operation, Request, Status
+from proxystore_core.connectors.node_server import members_of, store_name
+from proxystore_core.connectors.shm import ShmConnector, node
+from proxystore_core.errors import ConfigurationError, RefusedError, StoreError
+from proxystore_core.urls import StoreURL
+
+__all__ = ["NodeConnector"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{0,32}")
+_KEY = re.compile(r"([a-z0-9.-]{1,64}:[0-9]{1,5})\.([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}w?(?:\.disk)?)")
+_STOCK = 256 << 20
+_FIRST_PORT, _PORTS = 20_000, 12_000  # below those that the system gives to clients
+_TELL_AGAIN = 30.0  # seconds after which a home that could not be reached is tried again
+_SIDE_BY_SIDE = 16  # nodes that are told something at the same time
+
+
+class NodeConnector:
+    """Keeps objects in this node's shared memory; a subclass says how nodes talk.
+
+    Nothing is started before the first operation.
+
+    Args:
+        port: of this node's server; 0 for one that is free.
+        interface: network interface at which the server listens; loopback by default.
+        address: instead, an address of this host or a network in which it has one (``10.0.0.0/8``).
+            ``PROXYSTORE_NODE_ADDRESS`` in the environment takes precedence over both.
+        own: the transport's own options as they were given.
+        name: connectors of one name share their objects.
+        secret: what all nodes share, at least 16 characters; never part of the URL. By default
+            ``PROXYSTORE_NODE_SECRET``, else the one in ``secret_file``.
+        secret_file: path of a file with it, mode 0600; by default one in the user's
+            configuration directory, made when missing; on loopback one that is made for the node.
+        deadline: seconds that an operation may take, besides moving its bytes.
+        connect_timeout: seconds for a connection to open, and for a server to come back.
+        stock: as `ShmConnector`.
+        spill: as `ShmConnector`.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    checksum: ClassVar[bool] = False  # the node server's protocol has its own, for what leaves the node
+    cheap_get: ClassVar[bool] = False
+    far: ClassVar[bool] = True
+
+    # What a transport says.
+
+    _module: ClassVar[str]
+    """Whose ``listen`` the server calls."""
+
+    _parameters: ClassVar[dict[str, Callable[[str], Any]]] = {}
+
+    def _transport(self, address: str) -> dict[str, Any]:
+        """What the server's side of the transport has to know; equal for all who share a node."""
+        return {}
+
+    def _connect(self, address: str, port: int, until: float) -> Channel:
+        """As `node_client.Connect`."""
+        raise NotImplementedError
+
+    # The rest is the same for all.
+
+    def __init__(
+        self,
+        port: int,
+        interface: str | None,
+        address: str | None,
+        own: Mapping[str, Any],
+        *,
+        name: str = "",
+        secret: str | None = None,
+        secret_file: str | os.PathLike[str] | None = None,
+        deadline: float = 30.0,
+        connect_timeout: float = 5.0,
+        stock: int = _STOCK,
+        spill: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{name!r} is no name of a store: use at most 32 letters, digits, - and _",
+                remedy="An address goes into ?address=, an interface into ?interface=.",
+            )
+        if not 0 <= port <= 65535:
+            raise ConfigurationError(f"{port} is no port: expected 1 to 65535, or 0 for a free one")
+        if interface is not None and address is not None:
+            raise ConfigurationError("a node has an interface or an address, not both")
+        for seconds, what in ((deadline, "deadline"), (connect_timeout, "connect_timeout")):
+            if not seconds > 0:
+                raise ConfigurationError(f"{what} is {seconds!r}: expected seconds, more than 0")
+        self.name = name
+        self._given = {
+            "name": name,
+            "port": port,
+            "interface": interface,
+            "address": address,
+            **own,
+            "secret_file": None if secret_file is None else os.path.abspath(secret_file),
+            "deadline": deadline,
+            "connect_timeout": connect_timeout,
+            "stock": stock,
+            "spill": None if spill is None else os.path.abspath(spill),
+        }
+        self._secret = secret
+        self._url = self._describe(own)
+        self._client = NodeClient(self._url, self._connect, self._key, deadline, connect_timeout)
+        self._told: dict[str, float] = {}  # sessions, and when their home is to be told (again)
+
+    def _describe(self, own: Mapping[str, Any]) -> str:
+        usual = {"deadline": 30.0, "connect_timeout": 5.0, "stock": _STOCK}
+        options = {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in self._given.items()
+            if name not in ("name", "port") and value is not None and value != usual.get(name)
+        }
+        query = urllib.parse.urlencode(options, safe="/:")
+        port = f":{self._given['port']}" if self._given["port"] else ""
+        return f"{self.schemes[0]}://{self.name}{port}{'?' if query else ''}{query}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def config(self) -> dict[str, Any]:
+        return dict(self._given)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NodeConnector:
+        return cls(**config)
+
+    @classmethod
+    def from_url(cls, url: str) -> NodeConnector:
+        parts = StoreURL.parse(url)
+        parts.expect(host=True, port=True)
+        known: dict[str, Callable[[str], Any]] = {
+            **dict.fromkeys(("interface", "address", "secret_file", "spill"), str),
+            **dict.fromkeys(("deadline", "connect_timeout"), float),
+            "stock": int,
+            **cls._parameters,
+        }
+        return cls(name=parts.host, port=parts.port or 0, **parts.options(known))
+
+    @property
+    def place(self) -> str:
+        """This host for a node on loopback, else anywhere."""
+        return node() if self._node.address == LOOPBACK else ""
+
+    def holds(self, key: Key) -> bool:
+        """Whether the object is in this node's own shared memory, if it is anywhere."""
+        match = _KEY.fullmatch(key)
+        return match is not None and match[1].rpartition(":")[0] == self._node.host
+
+    def new_session(self) -> str:
+        """A name for a session that begins here; it tells every node where the session is at home."""
+        return name_of_session(self._node.process.enter())
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        place = self._node.process.enter()
+        return self._made(place, session, self._node.memory.put(data, session=session))
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        place = self._node.process.enter()
+        return self._made(place, session, self._node.memory.reserve(session=session))
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        place, session, name = self._parse(key)
+        mine, local = self._look_here(place, session, name)
+        if mine and local is not None:
+            self._node.memory.set(local, data)
+        else:
+            self._client.upload(place, self.name, session, name, data)
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        place, session, name = self._parse(key)
+        mine, local = self._look_here(place, session, name)
+        if mine and local is not None:
+            return self._node.memory.wait(local, timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            seconds = min(LONGEST_WAIT, max(0.0, until - time.monotonic()))
+            request = Request(Operation.WAIT, self.name, session, name, seconds=seconds)
+            status = self._client.ask(place, request, seconds=seconds)[0].status
+            if status is Status.MISSING:
+                raise never_comes(self.url, key)
+            if status is Status.CONTENT or time.monotonic() >= until:
+                return status is Status.CONTENT
+
+    def get(self, key: Key) -> Buffer | None:
+        place, session, name = self._parse(key)
+        mine, local = self._look_here(place, session, name)
+        if local is not None:
+            data = self._node.memory.get(local)
+            if data is not None or mine:
+                return data
+        return self._client.fetch(place, self.name, session, name)
+
+    def exists(self, key: Key) -> bool:
+        place, session, name = self._parse(key)
+        mine, local = self._look_here(place, session, name)
+        if local is not None and (self._node.memory.exists(local) or mine):
+            return self._node.memory.exists(local)
+        return self._ask(place, Operation.EXISTS, session, name) is Status.CONTENT
+
+    def evict(self, key: Key) -> None:
+        place, session, name = self._parse(key)
+        mine, local = self._look_here(place, session, name)
+        if local is not None:
+            self._node.memory.evict(local)
+        if not mine:
+            self._ask(place, Operation.EVICT, session, name)
+
+    def renew(self, session: str, seconds: float) -> None:
+        check_session(session, self.url, leased=True)
+        here = self._node
+        place, home = here.process.enter(), home_of(session)
+        request = functools.partial(Request, Operation.RENEW, self.name, session, seconds=seconds)
+        if home is None or home == place:
+            here.memory.renew(session, seconds)
+            members = members_of(here.process.directory, self.name, session)
+        else:
+            if session in here.memory.sessions():
+                here.memory.renew(session, seconds)
+            members = bytes(self._client.ask(home, request())[1])
+        self._tell(request, _places(members, place, home))
+
+    def end(self, session: str) -> int:
+        check_session(session, self.url)
+        here = self._node
+        place, home = here.process.enter(), home_of(session)
+        request = functools.partial(Request, Operation.END, self.name, session)
+        members = members_of(here.process.directory, self.name, session)
+        count = here.memory.end(session)
+        self._told.pop(session, None)
+        if home is not None and home != place:
+            reply, data = self._client.ask(home, request())
+            members, count = bytes(data), count + reply.size
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(here.process.directory, f"members.{self.name}.{session}"))
+        return count + self._tell(request, _places(members, place, home))
+
+    def sessions(self) -> dict[str, float]:
+        return self._node.memory.sessions()
+
+    def sweep(self) -> list[str]:
+        return self._node.memory.sweep()
+
+    def close(self, *, clear: bool = False) -> None:
+        here = self.__dict__.get("_node")
+        if here is not None:
+            here.memory.close(clear=clear)
+            here.process.close()
+        self._client.close()
+
+    # This node.
+
+    @functools.cached_property
+    def _node(self) -> _Node:
+        given = self._given
+        address = address_of(given["interface"], given["address"], self.url)
+        known = self._secret or given["secret_file"] or os.environ.get(SECRET) or address != LOOPBACK
+        secret = load_secret(self._secret, given["secret_file"], None, self.url) if known else b""
+        identity = repr((address, given["port"], given["spill"], sorted(self._transport(address).items())))
+        digest = hashlib.blake2b(identity.encode(), digest_size=6, key=secret).hexdigest()
+        prefix = f"{self.schemes[0].partition('+')[0]}-{digest}"
+        memory = _Memory(
+            store_name(prefix, self.name), stock=given["stock"], spill=given["spill"], of=self.url
+        )
+        parent = os.path.dirname(memory.store_dir)
+        directory = os.path.join(parent, f"proxystore-{os.geteuid()}.{prefix}")
+        process = NodeProcess(
+            directory, self.url, functools.partial(self._order, address, prefix, directory, digest)
+        )
+        host = Place.at(address, 1).host
+        return _Node(address, host, memory, process, secret)
+
+    def _key(self) -> bytes:
+        """Of the MACs, and what else the transport derives from the secret."""
+        here = self._node
+        if here.secret:
+            return here.secret
+        here.process.use()
+        key = here.process.key
+        if key is None:
+            key = here.process.key = load_secret(None, None, here.process.directory, self.url)
+        return key
+
+    def _order(self, address: str, prefix: str, directory: str, digest: str) -> dict[str, Any]:
+        port = self._given["port"]
+        ports = [port]
+        if not port:
+            # Where the last one listened, so that keys stay good; else most likely where any other would.
+            with contextlib.suppress(FileNotFoundError):
+                place = Place.parse(Path(directory, WHERE).read_text("ascii"))
+                ports = [] if place is None else [place.port]
+            wish = int.from_bytes(hashlib.blake2b(f"{os.geteuid()} {digest}".encode()).digest()[:4], "big")
+            ports = [*(port for port in ports if port), _FIRST_PORT + wish % _PORTS, 0]
+        return {
+            "module": self._module,
+            "address": address,
+            "ports": ports,
+            "key": self._key().hex(),
+            "options": self._transport(address),
+            "prefix": prefix,
+            "storage": {"spill": self._given["spill"]},
+        }
+
+    def _parse(self, key: Key) -> tuple[Place, str, str]:
+        match = _KEY.fullmatch(key)
+        place = match and Place.parse(match[1])
+        if match is None or place is None:
+            raise RefusedError("not a key of this store", store=self.url, key=key[:200])
+        if place.host != self._node.host:
+            place.address(self.url, key)  # says so if it is none
+        return place, match[2], match[3]
+
+    def _made(self, place: Place, session: str, local: Key) -> Key:
+        """The key, as others know it, of what was just made in this node's memory."""
+        self._join(session, place)
+        return f"{place}{local.removeprefix(self._node.memory.node)}"
+
+    def _look_here(self, place: Place, session: str, name: str) -> tuple[bool, Key | None]:
+        """Whether the object is this node's, and its key in this node's memory if it may be there.
+
+        A node that came back at another port still has what it had.
+        """
+        here = self._node
+        if place.host != here.host:
+            return False, None
+        return here.process.enter() == place, f"{here.memory.node}.{session}.{name}"
+
+    # Other nodes.
+
+    def _ask(self, place: Place, operation: Operation, session: str, name: str) -> Status:
+        return self._client.ask(place, Request(operation, self.name, session, name))[0].status
+
+    def _join(self, session: str, place: Place) -> None:
+        """Tell a session's home that there are objects of it here, and take over its lease."""
+        home = home_of(session)
+        if home is None or home == place:
+            return
+        now = time.monotonic()
+        if self._told.get(session, 0.0) > now:
+            return
+        if len(self._told) > 1000:
+            self._told.clear()
+        try:
+            request = Request(Operation.JOIN, self.name, session, text=str(place))
+            reply, _ = self._client.ask(home, request)
+            self._told[session] = float("inf")
+            if reply.status is Status.DONE:
+                self._node.memory.renew(session, reply.size / 1000)
+        except StoreError:  # the objects here have ten minutes, and the next put tries again
+            self._told[session] = now + _TELL_AGAIN
+
+    def _tell(self, request: Callable[[], Request], places: Iterable[Place]) -> int:
+        """Ask several nodes the same; the sum of their counts. One that is out of reach forgets by itself."""
+
+        def tell(place: Place) -> int:
+            try:
+                return self._client.ask(place, request())[0].size
+            except StoreError:
+                return 0
+
+        places = sorted(places)
+        if len(places) < 2:
+            return sum(map(tell, places))
+        with ThreadPoolExecutor(min(len(places), _SIDE_BY_SIDE), "proxystore-nodes") as executor:
+            return sum(executor.map(tell, places))
+
+
+class _Memory(ShmConnector):
+    """A node's shared memory, whose errors name the store that it belongs to."""
+
+    def __init__(self, name: str, *, of: str, **options: Any) -> None:
+        self._of = of
+        super().__init__(name, **options)
+
+    @property
+    def url(self) -> str:
+        return self._of
+
+
+class _Node(NamedTuple):
+    """What a process knows of its own node.
+
+    Attributes:
+        address: at which its server listens.
+        host: as keys name it.
+        memory: its objects.
+        process: its server.
+        secret: that it shares with others; empty for one that the node's directory keeps.
+    """
+
+    address: str
+    host: str
+    memory: ShmConnector
+    process: NodeProcess
+    secret: bytes
+
+
+def _places(lines: bytes, *but: Place | None) -> set[Place]:
+    found = map(Place.parse, lines.decode("ascii", "replace").split())
+    return {place for place in found if place is not None and place not in but}

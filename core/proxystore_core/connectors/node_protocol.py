@@ -1,0 +1,230 @@
+"""What a node server is asked and answers: a fixed binary format, authenticated, nothing in it is unpickled.
+
+    request   magic, operation, four lengths, nonce, offset, length, seconds, digest | four texts | MAC | body
+    reply     magic, status, nonce, size, count, digest                              | MAC      | data
+
+Numbers are big-endian. The MAC is BLAKE2b (RFC 7693) keyed with the secret that all nodes of a store
+share; it covers all that stands before it, and a reply's covers the request's nonce, so that nobody
+without the secret can ask or answer. The digest is XXH3 of the body or the data; 0 where the transport
+seals what it carries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import hmac
+import secrets
+import struct
+
+import xxhash
+
+from proxystore_core.connectors.base import Buffer
+from proxystore_core.errors import CorruptError, RefusedError
+
+__all__ = [
+    "CHUNK",
+    "LONGEST_HEAD",
+    "LONGEST_REQUEST",
+    "REPLY_HEAD",
+    "ForgedError",
+    "MalformedError",
+    "Operation",
+    "Reply",
+    "Request",
+    "Status",
+    "digest_of",
+    "parse_request",
+]
+
+CHUNK = 1 << 20
+"""Bytes of an object that one request moves at most."""
+
+_MAGIC = b"PSN\x01"
+_REQUEST = struct.Struct("!4sBBBBBxxx16sQQdQ")
+_REPLY = struct.Struct("!4sBxxx16sQQQ")
+_MAC = 16
+REPLY_HEAD = _REPLY.size + _MAC
+LONGEST_HEAD = _REQUEST.size + 4 * 255 + _MAC
+LONGEST_REQUEST = LONGEST_HEAD + CHUNK
+
+
+class Operation(enum.IntEnum):
+    """What is asked of a node."""
+
+    GET = 1  # a chunk of an object
+    EXISTS = 2
+    EVICT = 3
+    RENEW = 4  # a session's lease on that node
+    END = 5  # a session on that node
+    JOIN = 6  # a session's home is told of another node with objects of it
+    WAIT = 7  # until a reserved object is there
+    SET = 8  # a chunk of an object to be set; the last one sets it
+
+
+class Status(enum.IntEnum):
+    """How it went."""
+
+    DONE = 1
+    MISSING = 2  # no such object, session or reservation
+    REFUSED = 3
+    FULL = 4
+    FAILED = 5
+    CONTENT = 6  # yes, or a chunk
+
+
+class MalformedError(ValueError):
+    """Bytes that are no request."""
+
+
+class ForgedError(ValueError):
+    """A request of somebody without the secret."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One request.
+
+    Attributes:
+        operation: what is asked.
+        space: name of the store.
+        session: session of the object, or the one meant.
+        name: the object's, as the node's own keys end.
+        text: whatever else an operation needs.
+        offset: first byte of the chunk.
+        length: bytes of the chunk asked for; of the whole object to be set.
+        seconds: a lease, or how long to wait.
+        body: a chunk to be set.
+        nonce: tells the reply to this request from all others.
+    """
+
+    operation: Operation
+    space: str = ""
+    session: str = ""
+    name: str = ""
+    text: str = ""
+    offset: int = 0
+    length: int = 0
+    seconds: float = 0.0
+    body: Buffer = b""
+    nonce: bytes = dataclasses.field(default_factory=lambda: secrets.token_bytes(16))
+
+    def pack(self, key: bytes) -> bytes:
+        """The request as it travels, without its body.
+
+        Args:
+            key: of the MAC, 32 bytes.
+        """
+        texts = [text.encode() for text in (self.space, self.session, self.name, self.text)]
+        head = _REQUEST.pack(
+            _MAGIC,
+            self.operation,
+            *map(len, texts),
+            self.nonce,
+            self.offset,
+            self.length,
+            self.seconds,
+            digest_of(self.body) if self.body else 0,
+        )
+        head += b"".join(texts)
+        return head + _mac(key, head)
+
+
+def parse_request(message: Buffer, key: bytes) -> Request:
+    """The inverse of `Request.pack`, followed by the body.
+
+    Args:
+        message: whatever came over the network.
+        key: of the MAC.
+
+    Raises:
+        MalformedError: it is no request.
+        ForgedError: its MAC is not that of this key.
+    """
+    view = memoryview(message).cast("B")
+    if not _REQUEST.size + _MAC <= view.nbytes <= LONGEST_REQUEST:
+        raise MalformedError(f"{view.nbytes} bytes are no request")
+    magic, operation, a, b, c, d, nonce, offset, length, seconds, digest = _REQUEST.unpack_from(view)
+    end = _REQUEST.size + a + b + c + d
+    if magic != _MAGIC or end + _MAC > view.nbytes:
+        raise MalformedError("these bytes are no request, or one of another version")
+    if not hmac.compare_digest(_mac(key, view[:end]), view[end : end + _MAC]):
+        raise ForgedError("the request is signed with another secret")
+    body = view[end + _MAC :]
+    if body.nbytes and digest_of(body) != digest:
+        raise MalformedError("the bytes were altered on their way")
+    texts = []
+    start = _REQUEST.size
+    for size in (a, b, c, d):
+        texts.append(bytes(view[start : start + size]))
+        start += size
+    try:
+        asked = Operation(operation)
+        space, session, name, text = [part.decode("ascii") for part in texts]
+    except ValueError as error:
+        raise MalformedError(f"no such request: {error}") from None
+    return Request(asked, space, session, name, text, offset, length, seconds, body, nonce)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The answer to one request.
+
+    Attributes:
+        status: how it went.
+        size: bytes of the whole object, or a count.
+        count: bytes of data that follow.
+        digest: of them.
+    """
+
+    status: Status
+    size: int
+    count: int
+    digest: int
+
+    @staticmethod
+    def pack(key: bytes, nonce: bytes, status: Status, size: int, data: Buffer, sealed: bool) -> bytes:
+        """A reply as it travels, without its data; ``sealed`` when the transport authenticates those."""
+        count = memoryview(data).nbytes
+        head = _REPLY.pack(_MAGIC, status, nonce, size, count, 0 if sealed or not count else digest_of(data))
+        return head + _mac(key, head)
+
+    @classmethod
+    def parse(cls, head: Buffer, key: bytes, nonce: bytes) -> Reply:
+        """The inverse of `pack`.
+
+        Raises:
+            RefusedError: whoever answers has another secret, or is no node server.
+        """
+        view = memoryview(head).cast("B")
+        good = view.nbytes == REPLY_HEAD and hmac.compare_digest(
+            _mac(key, view[: _REPLY.size]), view[_REPLY.size :]
+        )
+        if good:
+            magic, status, answered, size, count, digest = _REPLY.unpack_from(view)
+            good = magic == _MAGIC and answered == nonce and status in set(Status)
+        if not good:
+            raise RefusedError(
+                "whoever answers there has another secret than this process, or is no node server",
+                remedy="Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md).",
+            )
+        return cls(Status(status), size, count, digest)
+
+    def check(self, data: Buffer) -> None:
+        """Verify the data that came with this reply.
+
+        Raises:
+            CorruptError: they are not what was sent.
+        """
+        if memoryview(data).nbytes != self.count or (self.digest and digest_of(data) != self.digest):
+            raise CorruptError("the bytes were altered on their way")
+
+
+def digest_of(data: Buffer) -> int:
+    """XXH3 of some bytes; never 0, which stands for none."""
+    return xxhash.xxh3_64_intdigest(data) or 1
+
+
+def _mac(key: bytes, data: Buffer) -> bytes:
+    return hashlib.blake2b(data, digest_size=_MAC, key=key).digest()

@@ -1,0 +1,279 @@
+"""Objects in the shared memory of each node; other nodes fetch them over ZeroMQ.
+
+Requests and replies are those of `proxystore_core.connectors.node_protocol`: a DEALER asks a ROUTER,
+each request is one frame and each reply two. Between hosts CURVE encrypts and authenticates both
+sides; its keys come from the secret that the nodes share: whoever lacks it cannot even shake hands.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
+
+from proxystore_core.connectors.base import Buffer
+from proxystore_core.connectors.node import NodeConnector
+from proxystore_core.connectors.node_place import LOOPBACK
+from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, REPLY_HEAD
+from proxystore_core.connectors.node_server import TICK, Respond
+from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+
+__all__ = ["ZeroMQConnector", "connect", "listen"]
+
+_COPIED = 64 << 10  # bytes up to which a copy is cheaper than keeping account of who still needs them
+_BEAT = 2_000, 8_000  # milliseconds between two signs of life, and of silence after which a peer is dead
+_BROKEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
+_REFUSED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_contexts: dict[int, zmq.Context[Any]] = {}  # by process; never closed, as sockets of any thread may be open
+_lock = threading.Lock()
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("1", "0", "true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() in ("1", "true")
+
+
+class ZeroMQConnector(NodeConnector):
+    """Keeps objects on the node that stores them; ``zmq://name:port?interface=eth0``.
+
+    Args:
+        port: of this node's server; by default one that is free.
+        interface: network interface at which the server listens; loopback by default.
+        address: instead, an address of this host or a network in which it has one (``10.0.0.0/8``).
+        options: as `NodeConnector`; besides, ``curve``: whether to encrypt, by default unless on loopback.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("zmq",)
+    _module: ClassVar[str] = __name__
+    _parameters: ClassVar[dict[str, Callable[[str], Any]]] = {"curve": _flag}
+
+    def __init__(
+        self,
+        port: int = 0,
+        interface: str | None = None,
+        address: str | None = None,
+        *,
+        curve: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self._curve = curve
+        super().__init__(port, interface, address, {"curve": curve}, **options)
+
+    def _transport(self, address: str) -> dict[str, Any]:
+        return {"curve": address != LOOPBACK if self._curve is None else self._curve}
+
+    def _connect(self, address: str, port: int, until: float) -> _Channel:
+        return connect(address, port, self._key(), self._transport(address)["curve"], until)
+
+
+def _context() -> zmq.Context[Any]:
+    process = os.getpid()
+    with _lock:
+        if process not in _contexts:
+            _contexts[process] = zmq.Context()
+        return _contexts[process]
+
+
+def _pair(key: bytes, side: bytes) -> tuple[bytes, bytes]:
+    """CURVE's public and secret key of one side."""
+    secret = z85.encode(hashlib.blake2b(key, digest_size=32, person=b"curve " + side).digest())
+    return zmq.curve_public(secret), secret
+
+
+def connect(address: str, port: int, key: bytes, curve: bool, until: float) -> _Channel:
+    """A connection to a node server, its handshake done.
+
+    Raises:
+        RefusedError: the server has another secret, or is none of ours.
+        UnreachableError: nobody answers there.
+    """
+    socket = _context().socket(zmq.DEALER)
+    monitor = None
+    try:
+        socket.linger = 0
+        socket.immediate = 1
+        socket.reconnect_ivl = -1
+        socket.maxmsgsize = LONGEST_REQUEST
+        socket.heartbeat_ivl, socket.heartbeat_timeout = _BEAT
+        if curve:
+            socket.curve_publickey, socket.curve_secretkey = _pair(key, b"client")
+            socket.curve_serverkey, _ = _pair(key, b"server")
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _BROKEN)
+        monitor.linger = 0
+        socket.connect(f"tcp://{address}:{port}")
+        _shake_hands(monitor, until)
+    except BaseException:
+        _close(socket, monitor)
+        raise
+    return _Channel(socket, monitor)
+
+
+def _shake_hands(monitor: zmq.Socket[bytes], until: float) -> None:
+    while True:
+        if not monitor.poll(max(0, round((until - time.monotonic()) * 1000))):
+            raise UnreachableError("no connection in time")
+        event = recv_monitor_message(monitor)["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            return
+        if event & _REFUSED:
+            raise RefusedError(
+                "no handshake: the server there has another secret than this process, or is no node server",
+                remedy="Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md).",
+            )
+        raise UnreachableError("no connection: nobody listens there")
+
+
+class _Channel:
+    """See `node_client.Channel`."""
+
+    def __init__(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._monitor = monitor
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def send(self, message: Sequence[Buffer]) -> None:
+        whole = message[0] if not len(message[1:]) or not len(message[1]) else b"".join(message)
+        try:
+            self._socket.send(whole, zmq.NOBLOCK)
+        except zmq.Again:
+            raise UnreachableError("the connection is broken") from None
+
+    def receive(self, into: memoryview | None, until: float) -> tuple[Buffer, Buffer]:
+        while True:
+            try:
+                head = self._socket.recv(zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                pass
+            ready = dict(self._poller.poll(max(0, round((until - time.monotonic()) * 1000))))
+            if not ready:
+                raise DeadlineError("no answer in time")
+            if self._socket not in ready and recv_monitor_message(self._monitor)["event"] & _BROKEN:
+                raise UnreachableError("the connection is broken: the server, or its host, is down")
+        if not self._socket.rcvmore:
+            return head, b""
+        if into is not None and len(head) == REPLY_HEAD:
+            count = self._socket.recv_into(into)
+            if count != into.nbytes:
+                return head, into[: min(count, into.nbytes)]
+            return head, into
+        data = self._socket.recv()
+        return head, data
+
+    def close(self) -> None:
+        _close(self._socket, self._monitor)
+
+
+def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None) -> None:
+    with contextlib.suppress(zmq.ZMQError):
+        socket.disable_monitor()
+    if monitor is not None:
+        monitor.close(0)
+    socket.close(0)
+
+
+def listen(address: str, ports: Sequence[int], key: bytes, options: dict[str, Any]) -> _Listener:
+    """Listen at an address, at the first of some ports that is free (0: at any).
+
+    Raises:
+        ConfigurationError: none of them is.
+    """
+    return _Listener(address, ports, key, options["curve"])
+
+
+class _Listener:
+    """See `node_server.Listener`."""
+
+    def __init__(self, address: str, ports: Sequence[int], key: bytes, curve: bool) -> None:
+        self.sealed = curve
+        self._router = _context().socket(zmq.ROUTER)
+        self._router.linger = 1000
+        self._router.maxmsgsize = LONGEST_REQUEST  # more ends the connection before memory is taken
+        self._router.heartbeat_ivl, self._router.heartbeat_timeout = _BEAT
+        if curve:
+            self._router.curve_server = True
+            self._router.curve_publickey, self._router.curve_secretkey = _pair(key, b"server")
+        self.port = self._bind(address, ports)
+        # Replies of other threads: a socket is one thread's.
+        self._late: collections.deque[tuple[bytes, bytes, Buffer]] = collections.deque()
+        self._thread = threading.get_ident()
+        self._bell, self._rung = os.pipe()
+        os.set_blocking(self._bell, False)
+        os.set_blocking(self._rung, False)
+
+    def _bind(self, address: str, ports: Sequence[int]) -> int:
+        problem: zmq.ZMQError | None = None
+        for port in ports:
+            try:
+                self._router.bind(f"tcp://{address}:{port or '*'}")
+            except zmq.ZMQError as error:
+                problem = error
+            else:
+                return int(self._router.last_endpoint.rpartition(b":")[2])
+        raise ConfigurationError(f"cannot listen at {address}:{ports[-1]}: {problem}")
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._rung, b"!")
+
+    def serve(
+        self,
+        handle: Callable[[Buffer, Respond], None],
+        tick: Callable[[], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._thread = threading.get_ident()
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._bell, zmq.POLLIN)
+        ticked = time.monotonic()
+        while not stop():
+            ready = dict(poller.poll(round(TICK * 1000)))
+            if self._bell in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._bell, 4096)
+            self._answer(handle)
+            while self._late:
+                self._send(*self._late.popleft())
+            if time.monotonic() - ticked > TICK:
+                ticked = time.monotonic()
+                tick()
+
+    def _answer(self, handle: Callable[[Buffer, Respond], None]) -> None:
+        for _ in range(64):
+            try:
+                peer, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            handle(frames[0] if len(frames) == 1 else b"", functools.partial(self._respond, peer))
+
+    def _respond(self, peer: bytes, head: bytes, data: Buffer) -> None:
+        if threading.get_ident() == self._thread:
+            self._send(peer, head, data)
+        else:
+            self._late.append((peer, head, data))
+            self.wake()
+
+    def _send(self, peer: bytes, head: bytes, data: Buffer) -> None:
+        size = memoryview(data).nbytes
+        self._router.send(peer, zmq.SNDMORE)
+        self._router.send(head, zmq.SNDMORE if size else 0)
+        if size:
+            self._router.send(data, copy=size <= _COPIED)

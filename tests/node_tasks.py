@@ -1,0 +1,334 @@
+"""What the tests of node servers share: the contract, far and near, and what other processes do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hosts import Remote
+from redis_servers import free_port
+
+from proxystore_core.connectors.base import Connector, Key
+from proxystore_core.connectors.node import NodeConnector
+from proxystore_core.connectors.node_place import SECRET, Place
+from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+from proxystore_core.recipe import open_connector
+from proxystore_core.testing import ConnectorContract, until
+
+
+def stored(connector: Connector) -> dict[str, bytes]:
+    """All objects of a node's store, under their keys."""
+    assert isinstance(connector, NodeConnector)
+    place = connector._node.process.enter()
+    found = {}
+    for path in Path(connector._node.memory.store_dir).glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # evicted while we look
+            if path.name != ".lease":
+                found[f"{place}.{path.parent.name}.{path.name}"] = path.read_bytes()
+    return found
+
+
+def server_of(connector: NodeConnector) -> int:
+    """The process id of a node's server: the one that has its lock."""
+    path = os.path.join(connector._node.process.directory, "server")
+    inode = os.stat(path).st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if "->" not in fields and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+            return int(fields[4])
+    raise AssertionError("no server")
+
+
+def kill_server(connector: NodeConnector) -> None:
+    """Kill a node's server, and return when it is dead."""
+    process = server_of(connector)
+    os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            if server_of(connector) == process:
+                time.sleep(0.01)
+                continue
+        return
+    raise AssertionError("it does not die")
+
+
+class NodeContract(ConnectorContract):
+    """The contract for a transport's connector; all tests of a class share a server."""
+
+    kind: ClassVar[type[Any]]
+    options: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def server(cls) -> Iterator[None]:
+        connector = cls.kind(name="kept", **cls.options)
+        connector._node.process.enter()
+        yield
+        connector.close()
+
+    def make(self) -> Connector:
+        connector: Connector = self.kind(name=secrets.token_hex(4), **self.options)
+        return connector
+
+    def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
+        return stored(connector)
+
+
+class AsFromAfar:
+    """Makes a connector get its own node's objects as those of another node."""
+
+    def _look_here(self, place: Place, session: str, name: str) -> tuple[bool, Key | None]:
+        return False, None
+
+    def holds(self, key: Key) -> bool:
+        return False
+
+
+class FarContract(NodeContract):
+    """The contract where every object is fetched from, and evicted by, the node's server.
+
+    `kind` is a class of `AsFromAfar` in a module that other processes can import.
+    """
+
+
+# What other processes are told to do.
+
+
+def put(connector: str, data: bytes, session: str = "user") -> Key:
+    """Store something through the connector of a URL, which this process keeps open."""
+    return opened(connector).put([data], session=session)
+
+
+def get(connector: str, key: Key) -> bytes | None:
+    data = opened(connector).get(key)
+    return None if data is None else bytes(data)
+
+
+def opened(url: str, kind: type[Any] | None = None) -> Any:
+    """The connector of a URL: one a process."""
+    if url not in _open:
+        _open[url] = open_connector(url) if kind is None else kind.from_url(url)
+    return _open[url]
+
+
+_open: dict[str, Any] = {}
+
+
+def peak_of_get(kind: type[Any], url: str, key: Key, size: int) -> float:
+    """How much memory of its own a process takes at most to get an object, over the object's size."""
+    connector = opened(url, kind)
+    connector.get(connector.put([b"warm"]))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+    before = status("VmRSS")
+    data = connector.get(key)
+    assert len(data) == size
+    return (status("VmHWM") - before) / size
+
+
+class NodeTests:
+    """What every transport's node has to do besides the contract."""
+
+    kind: ClassVar[type[Any]]
+    far: ClassVar[type[Any]]
+    """As `kind`, of `AsFromAfar`."""
+
+    @pytest.fixture
+    def name(self) -> str:
+        return secrets.token_hex(4)
+
+    @pytest.fixture
+    def near(self, name: str) -> Iterator[Any]:
+        yield from _cleared(self.kind(name=name))
+
+    @pytest.fixture
+    def afar(self, near: Any, name: str) -> Iterator[Any]:
+        connector = self.far(name=name, deadline=5, connect_timeout=0.5)
+        yield connector
+        connector.close()
+
+    def test_the_server_starts_with_its_first_user_and_stops_with_its_last(self, name: str) -> None:
+        one, other = self.kind(name=name, deadline=29), self.kind(name=name)
+        directory = Path(one._node.process.directory)
+        until(lambda: not directory.exists())
+        one.evict(one.put([b"data"]))
+        other.evict(other.put([b"data"]))
+        server = server_of(one)
+        one.close()
+        other.evict(other.put([b"data"]))
+        assert server_of(other) == server
+        other.close(clear=True)
+        until(lambda: not directory.exists())
+
+    def test_a_killed_server_comes_back_where_it_was(self, near: Any, afar: Any) -> None:
+        key = near.put([b"x" * 3_000_000])
+        assert afar.get(key) == b"x" * 3_000_000
+        kill_server(near)
+        with pytest.raises(UnreachableError, match="node"):
+            afar.get(key)
+        assert near.get(key) == b"x" * 3_000_000
+        other = near.put([b"more"])
+        assert afar.get(other) == b"more"
+        assert afar.get(key) == b"x" * 3_000_000
+
+    def test_a_frozen_server(self, near: Any, name: str) -> None:
+        afar = self.far(name=name, deadline=1, connect_timeout=0.5)
+        key = near.put([b"data"])
+        assert afar.get(key) == b"data"
+        server = server_of(near)
+        os.kill(server, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            with pytest.raises((DeadlineError, UnreachableError)):
+                afar.get(key)
+            assert time.monotonic() - begin < 10
+        finally:
+            os.kill(server, signal.SIGCONT)
+        assert afar.get(key) == b"data"
+        afar.close()
+
+    def test_killed_users(self, name: str) -> None:
+        url = self.kind(name=name, deadline=28).url
+        connector = self.kind.from_url(url)
+        directory = Path(connector._node.process.directory)
+        users = [Remote() for _ in range(2)]
+        keys = [user.call(put, url, b"data") for user in users]
+        for user in users:
+            user.kill()
+        for user in users:
+            user.close()
+        until(lambda: not directory.exists())
+        assert [connector.get(key) for key in keys] == [b"data"] * 2
+        connector.end("user")
+        connector.close()
+
+    def test_a_killed_client_s_objects_are_served_until_its_lease_lapses(self, name: str) -> None:
+        url = self.kind(name=name, deadline=27).url
+        connector = self.kind.from_url(url)
+        client = Remote()
+        session = client.call(begin_session, url, 3.0)
+        key = client.call(put, url, b"data", session)
+        client.kill()
+        client.close()
+        afar = self.far.from_url(url)
+        assert afar.get(key) == b"data"
+        afar.close()
+        directory = Path(connector._node.process.directory)
+        until(lambda: not directory.exists())
+        assert not os.path.exists(os.path.join(connector._node.memory.store_dir, session))
+        connector.close()
+
+    def test_many_start_at_the_same_time(self, name: str) -> None:
+        url = self.kind(name=name, deadline=26).url
+        users = [Remote() for _ in range(4)]
+        for user in users:
+            user.start(put, url, b"data")
+        keys = [user.answer() for user in users]
+        assert len({key.partition(".user.")[0] for key in keys}) == 1
+        connector = self.kind.from_url(url)
+        assert [connector.get(key) for key in keys] == [b"data"] * 4
+        connector.end("user")
+        connector.close()
+        for user in users:
+            user.close()
+
+    def test_another_secret(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        mine = self.kind(name=name, secret="a secret of 16 characters")
+        theirs = self.kind(name=name, secret="another one of 16 characters", deadline=5)
+        same = self.far(name=name, secret="a secret of 16 characters")
+        key = mine.put([b"data"])
+        begin = time.monotonic()
+        for use in (theirs.get, theirs.exists, theirs.evict):
+            with pytest.raises(RefusedError, match="secret"):
+                use(key)
+        assert time.monotonic() - begin < 5
+        assert same.get(key) == b"data"
+        monkeypatch.setenv(SECRET, "a secret of 16 characters")
+        again = self.far.from_url(mine.url)
+        assert "16" not in again.url
+        assert again.get(key) == b"data"
+        mine.evict(key)
+        for connector in (mine, theirs, same, again):
+            connector.close()
+
+    def test_nobody_listens(self, near: Any, name: str) -> None:
+        reader = self.kind(name=name, deadline=5, connect_timeout=0.3)
+        place = Place(reader._node.host, free_port())
+        key = near.put([b"data"]).replace(str(near._node.process.enter()), str(place))
+        near._node.memory.end("user")
+        begin = time.monotonic()
+        for use in (reader.get, reader.exists, reader.evict):
+            with pytest.raises(UnreachableError, match=str(place)):
+                use(key)
+        assert time.monotonic() - begin < 5
+        reader.close()
+
+    def test_a_port_that_is_taken(self, name: str) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            connector = self.kind(port=taken.getsockname()[1], name=name)
+            with pytest.raises(ConfigurationError, match="listen"):
+                connector.put([b"data"])
+            connector.close()
+
+    def test_objects_of_many_clients(self, near: Any, afar: Any) -> None:
+        objects = [os.urandom(1_500_000 + number) for number in range(4)]
+        keys = [near.put([data]) for data in objects]
+        with ThreadPoolExecutor(16) as executor:
+            found = list(executor.map(afar.get, keys * 8))
+        assert found == objects * 8
+
+    def test_memory(self, near: Any) -> None:
+        size = 80_000_000
+        key = near.put([bytes(size)])
+        reader = Remote()
+        assert reader.call(peak_of_get, self.far, near.url, key, size) < 1.2
+        reader.close()
+
+    def test_an_evicted_object_while_it_is_fetched(self, near: Any, afar: Any) -> None:
+        size = 20_000_000
+        stop = threading.Event()
+        keys = [near.put([bytes([number]) * size]) for number in range(5)]
+
+        def evict() -> None:
+            for key in keys:
+                time.sleep(0.01)
+                near.evict(key)
+            stop.set()
+
+        thread = threading.Thread(target=evict)
+        thread.start()
+        while not stop.is_set():
+            for number, key in enumerate(keys):
+                assert afar.get(key) in (None, bytes([number]) * size)
+        thread.join()
+
+
+def begin_session(url: str, lease: float) -> str:
+    connector = opened(url)
+    session: str = connector.new_session()
+    connector.renew(session, lease)
+    return session
+
+
+def _cleared(connector: Any) -> Iterator[Any]:
+    yield connector
+    for session in ["user", *connector.sessions()]:
+        connector.end(session)
+    connector.close(clear=True)

@@ -1,0 +1,267 @@
+"""Nodes that talk ZeroMQ: real servers, two hosts, killed processes, forged requests."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import zmq
+from hosts import Remote, two_hosts
+from node_tasks import (
+    FarContract,
+    NodeContract,
+    NodeTests,
+    begin_session,
+    get,
+    kill_server,
+    opened,
+    put,
+    server_of,
+)
+from zmq_tasks import FarZeroMQ
+
+from proxystore_core.connectors.node_place import SECRET, Place
+from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, Operation, Reply, Request, Status
+from proxystore_core.connectors.shm import node
+from proxystore_core.connectors.zmq import ZeroMQConnector
+from proxystore_core.errors import RefusedError, UnreachableError
+
+
+class TestZeroMQConnector(NodeContract):  # type: ignore[misc]
+    kind = ZeroMQConnector
+
+
+class TestFromAfar(FarContract):  # type: ignore[misc]
+    kind = FarZeroMQ
+    options: ClassVar = {"curve": True}
+
+
+class TestZeroMQNodes(NodeTests):  # type: ignore[misc]
+    kind = ZeroMQConnector
+    far = FarZeroMQ
+
+
+# Messages of others.
+
+
+class TestMessagesOfOthers:
+    @pytest.fixture
+    def near(self) -> Iterator[ZeroMQConnector]:
+        connector = ZeroMQConnector(name=secrets.token_hex(4))
+        yield connector
+        connector.end("user")
+        connector.close()
+
+    @pytest.fixture
+    def stranger(self, near: ZeroMQConnector) -> Iterator[Any]:
+        """A bare socket of somebody without the secret."""
+        context: Any = zmq.Context()
+        stranger = context.socket(zmq.DEALER)
+        stranger.linger = 0
+        stranger.rcvtimeo = 10_000
+        stranger.connect(f"tcp://127.0.0.1:{near._node.process.enter().port}")
+        yield stranger
+        stranger.close()
+        context.term()
+
+    def test_random_bytes_and_pickles(self, near: ZeroMQConnector, stranger: Any, tmp_path: Path) -> None:
+        key = near.put([b"data"])
+        server = server_of(near)
+        good = Request(Operation.EVICT, near.name, "user", key.rpartition(".")[2])
+        witness = tmp_path / "ran"
+        messages = [
+            b"",
+            os.urandom(50),
+            os.urandom(1000),
+            pickle.dumps(Opener(str(witness))),
+            good.pack(os.urandom(32)),
+            good.pack(near._key())[:-1],
+            dataclasses.replace(good, length=2**63, offset=2**63).pack(os.urandom(32)),
+        ]
+        for message in messages:
+            stranger.send(message)
+            head, _ = stranger.recv_multipart()
+            assert Reply.parse(head, near._key(), bytes(16)).status is Status.REFUSED
+        stranger.send_multipart([b"many", b"frames"])
+        assert Reply.parse(stranger.recv_multipart()[0], near._key(), bytes(16)).status is Status.REFUSED
+        assert near.get(key) == b"data"
+        assert server_of(near) == server
+        assert not witness.exists()
+
+    def test_a_message_that_is_too_long(self, near: ZeroMQConnector, stranger: Any) -> None:
+        key = near.put([b"data"])
+        server = server_of(near)
+        stranger.rcvtimeo = 300
+        stranger.send(bytes(LONGEST_REQUEST + 1))
+        with pytest.raises(zmq.Again):  # the connection is gone
+            stranger.recv()
+        afar = FarZeroMQ(name=near.name)
+        assert afar.get(key) == b"data"
+        assert server_of(near) == server
+        afar.close()
+
+    def test_what_is_no_zeromq(self, near: ZeroMQConnector) -> None:
+        key = near.put([b"data"])
+        port = near._node.process.enter().port
+        for text in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(10_000)):
+            with socket.create_connection(("127.0.0.1", port)) as stranger, contextlib.suppress(OSError):
+                stranger.sendall(text)
+                stranger.settimeout(0.3)
+                stranger.recv(100)
+        afar = FarZeroMQ(name=near.name)
+        assert afar.get(key) == b"data"
+        afar.close()
+
+    def test_a_server_that_is_no_node(self) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            afar = FarZeroMQ(deadline=2, connect_timeout=0.5)
+            place = Place(node(), other.getsockname()[1])
+            with pytest.raises((UnreachableError, RefusedError), match=str(place)):
+                afar.get(f"{place}.user.{'0' * 20}")
+            afar.close()
+
+    def test_a_curve_server_and_a_client_without(self) -> None:
+        near = ZeroMQConnector(name=secrets.token_hex(4), curve=True, secret="a secret of 16 characters")
+        plain = FarZeroMQ(name=near.name, curve=False, secret="a secret of 16 characters", deadline=3)
+        key = near.put([b"data"])
+        with pytest.raises(RefusedError, match="no handshake"):
+            plain.get(key)
+        near.evict(key)
+        near.close()
+        plain.close()
+
+
+class Opener:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self.path, "w")
+
+
+# Two hosts.
+
+
+class TestTwoHosts:
+    SECRET: ClassVar = {SECRET: "a secret of two hosts"}
+    URL = "zmq://?interface=cable"
+
+    @pytest.fixture
+    def hosts(self) -> Iterator[tuple[Remote, Remote]]:
+        with two_hosts() as (one, other):
+            remotes = Remote(one, **self.SECRET), Remote(other, **self.SECRET)
+            yield remotes
+            for remote in remotes:
+                remote.close()
+
+    def test_objects(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        data = os.urandom(5_000_000)
+        key = one.call(put, self.URL, data)
+        assert key.startswith("10.97.0.1:")
+        assert other.call(get, self.URL, key) == data
+        back = other.call(put, self.URL, b"back")
+        assert back.startswith("10.97.0.2:")
+        assert one.call(get, self.URL, back) == b"back"
+        assert one.call(look, "exists", self.URL, back)
+        one.call(look, "evict", self.URL, back)
+        assert not other.call(look, "exists", self.URL, back)
+
+    def test_a_session_of_both(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        session = one.call(begin_session, self.URL, 100.0)
+        keys = [host.call(put, self.URL, b"data", session) for host in hosts]
+        # The other node takes over what is left of the lease, not the usual ten minutes.
+        assert 90 < other.call(look, "sessions", self.URL)[session] <= 100
+        one.call(look, "renew", self.URL, session, 200.0)
+        assert 190 < other.call(look, "sessions", self.URL)[session] <= 200
+        other.call(look, "renew", self.URL, session, 300.0)
+        assert [290 < host.call(look, "sessions", self.URL)[session] <= 300 for host in hosts] == [True, True]
+        assert one.call(look, "end", self.URL, session) == 2
+        for host in hosts:
+            assert [host.call(get, self.URL, key) for key in keys] == [None, None]
+            assert host.call(look, "sessions", self.URL) == {}
+
+    def test_a_session_that_is_ended_from_elsewhere(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        session = one.call(begin_session, self.URL, 100.0)
+        for host in hosts:
+            host.call(put, self.URL, b"data", session)
+        assert other.call(look, "end", self.URL, session) == 2
+        assert [host.call(look, "sessions", self.URL) for host in hosts] == [{}, {}]
+
+    def test_a_future_across_hosts(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        key = one.call(look, "reserve", self.URL)
+        other.start(wait_and_get, self.URL, key)
+        one.call(look, "set", self.URL, key, [b"here"])
+        assert other.answer() == b"here"
+        theirs = one.call(look, "reserve", self.URL)
+        one.start(wait_and_get, self.URL, theirs)
+        data = os.urandom(3_000_000)
+        other.call(look, "set", self.URL, theirs, [data])
+        assert one.answer() == data
+
+    def test_a_host_that_is_gone(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        url = f"{self.URL}&connect_timeout=0.3"
+        key = other.call(put, url, b"data")
+        assert one.call(get, url, key) == b"data"
+        other.call(kill_server_of, url)
+        with pytest.raises(UnreachableError, match=r"10\.97\.0\.2"):
+            one.call(get, url, key)
+
+    def test_loopback_is_another_place_on_every_host(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        key = one.call(put, "zmq://", b"data")
+        with pytest.raises(UnreachableError, match="loopback") as caught:
+            other.call(get, "zmq://", key)
+        assert "interface" in str(caught.value)
+
+
+def look(method: str, url: str, *args: Any) -> Any:
+    return getattr(opened(url), method)(*args)
+
+
+def wait_and_get(url: str, key: str) -> bytes:
+    connector = opened(url)
+    assert connector.wait(key, 20)
+    return bytes(connector.get(key))
+
+
+def kill_server_of(url: str) -> None:
+    kill_server(opened(url))
+
+
+# Dask.
+
+
+def test_dask_with_nannies() -> None:
+    import distributed
+    import numpy as np
+
+    from proxystore_integrations.dask import Client
+
+    array = np.arange(1_000_000)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with Client(cluster, store="zmq://dask", results="always") as client:
+            doubled = client.submit(np.multiply, array, 2)
+            assert client.submit(np.sum, doubled).result() == array.sum() * 2
+            assert np.array_equal(doubled.result(), array * 2)
+            session = client._link.session
+            assert session in ZeroMQConnector(name="dask").sessions()
+    left = ZeroMQConnector(name="dask")
+    assert left.sessions() == {}
+    left.close()
