@@ -35,6 +35,9 @@ NOT_SETTINGS = frozenset(
 )
 """Environment variables with our prefix that are no setting."""
 
+AUTO = "auto"
+"""A threshold that is looked up."""
+
 _CHOICES: dict[str, Any] = {
     "inputs": Literal["value", "proxy"],
     "results": Literal["auto", "always", "never"],
@@ -46,7 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What a client was told, checked. `load` looks everywhere; the constructor takes its arguments only.
 
     Attributes:
-        threshold: size from which a value is proxied, bytes.
+        threshold: size from which a value is proxied, bytes. It may be given as ``"auto"``: what
+            ``proxystore tune`` measured on this machine, else the default.
         store: URL of the store.
         inputs: what a task gets for an argument that was proxied: the object, or a lazy proxy.
         results: which results over the threshold are proxied.
@@ -68,9 +72,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     origins: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
-        for name in _NAMES:
+        for name in reversed(_NAMES):  # the store before the threshold, which may be its own
             value = _checked(name, getattr(self, name), self.origin(name))
+            if value == AUTO and name == "threshold":
+                value = self._tuned()
             msgspec.structs.force_setattr(self, name, value)
+
+    def _tuned(self) -> int:
+        from proxystore_integrations import tuned
+
+        found = tuned.threshold_for(self.store)
+        return int(_DEFAULTS["threshold"]) if found is None else found
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):
@@ -226,7 +238,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     """The value as the setting's type; errors say where it was found."""
     try:
         if name == "threshold":
-            return parse_size(value)
+            return AUTO if value == AUTO else parse_size(value)
         if name == "lease":
             return _lease(value)
         if name == "store":

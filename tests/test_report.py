@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from browser import picture, rendered
+from terminal import at_terminal
 
 TUTORIALS = Path(__file__).parent / "tutorials"
 RUN = [sys.executable, "-m", "proxystore_integrations", "run"]
@@ -29,28 +29,6 @@ def run(*words: str, cwd: Path | None = None, **variables: str) -> Any:
         cwd=cwd,
         env={**os.environ, **variables},
     )
-
-
-def at_terminal(*words: str, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
-    """Run a command in a terminal of 100 columns; its exit code and all that the terminal showed."""
-    process, terminal = pty.fork()
-    if not process:
-        if cwd is not None:
-            os.chdir(cwd)
-        os.environ.update({"TERM": "xterm-256color", "COLUMNS": "100", **variables})
-        os.execv(words[0], words)
-    shown = b""
-    while True:
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:  # closed
-            break
-        if not data:
-            break
-        shown += data
-    os.close(terminal)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status), shown.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, Leased, leased
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, Leased, leased, surveyed
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.store import Store
 from proxystore_core.testing_deferred import DeferredContract
@@ -421,6 +421,23 @@ class ConnectorContract(DeferredContract):
         assert [connector.get(key) for key in kept] == [b"kept"] * 2
         assert session not in keeper.sessions()
         assert 590 < keeper.sessions()[session + "x"] <= 600
+
+    def test_what_it_holds_is_told(self, connector: Connector, keeper: Leased, session: str) -> None:
+        survey = surveyed(connector)
+        if survey is None:
+            pytest.skip("it does not tell what is in it")
+        keeper.renew(session, 600)
+        for _ in range(3):
+            connector.put([bytes(10_000)], session=session)
+        connector.put([b"mine"])
+        held = survey.held()
+        assert held[session].objects == 3
+        assert 30_000 <= held[session].nbytes < 60_000
+        assert held[USER_SESSION].objects == 1
+        room = survey.room()
+        assert room is None or room > 0
+        keeper.end(session)
+        assert session not in survey.held()
 
     def test_renew_extends(self, keeper: Leased, session: str) -> None:
         keeper.renew(session, 5)

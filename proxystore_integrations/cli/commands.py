@@ -16,13 +16,28 @@ from proxystore_integrations.cli.main import DEBUG
 __all__ = ["COMMANDS", "Commands", "proxystore"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench": (
+        "proxystore_integrations.cli.bench:bench",
+        "Compare your script without and with stores.",
+    ),
     "completion": (
         "proxystore_integrations.cli.completion:completion",
         "Print what a shell needs to complete these commands.",
     ),
+    "doctor": (
+        "proxystore_integrations.cli.doctor:doctor",
+        "Check settings, engines and the store, with a remedy for each problem.",
+    ),
+    "gc": ("proxystore_integrations.cli.stores:gc", "Remove what dead sessions left."),
     "login": (
         "proxystore_integrations.cli.login:login",
         "Log in to a service once, for all processes of this user on this machine.",
+    ),
+    "ls": ("proxystore_integrations.cli.stores:ls", "List sessions in a store."),
+    "top": ("proxystore_integrations.cli.stores:top", "Watch a store: sessions, objects, bytes, rates."),
+    "tune": (
+        "proxystore_integrations.cli.tune:tune",
+        "Measure from which size on a store wins here.",
     ),
 }
 """By name: ``module:command``, a `click.Command`, and what ``--help`` says of it in one line."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 from proxystore_core.errors import GoneError, RefusedError
 
@@ -20,8 +20,10 @@ __all__ = [
     "Buffer",
     "Connector",
     "Deferred",
+    "Held",
     "Key",
     "Leased",
+    "Surveyed",
     "Waiting",
     "batched",
     "check_session",
@@ -29,6 +31,7 @@ __all__ = [
     "is_far",
     "leased",
     "new_session",
+    "surveyed",
     "waiting",
 ]
 
@@ -279,6 +282,36 @@ def never_comes(store: str, key: Key) -> GoneError:
         key=key[:200],
         remedy="It was evicted, or the session that reserved it is over (see the lease setting).",
     )
+
+
+class Held(NamedTuple):
+    """What one session has in a store.
+
+    Attributes:
+        objects: how many; parts of objects, where the backend counts no others.
+        nbytes: bytes that they take, about.
+    """
+
+    objects: int
+    nbytes: int
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """The ability to tell what is in the store: for people who look, never on a task's way."""
+
+    def held(self) -> dict[str, Held]:
+        """What each session has, the user session too. Raises as `Connector.get`."""
+        ...
+
+    def room(self) -> int | None:
+        """Bytes that still fit in; None where nothing limits them or nobody knows."""
+        ...
+
+
+def surveyed(connector: Connector) -> Surveyed | None:
+    """The connector as one that tells what is in it, or None when it cannot."""
+    return cast(Surveyed, connector) if hasattr(connector, "held") else None
 
 
 def is_far(connector: Connector) -> bool:

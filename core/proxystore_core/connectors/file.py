@@ -25,11 +25,13 @@ from proxystore_core.buffers import read_file, write_file
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    Held,
     Key,
     check_session,
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.survey import held_in, room_at
 from proxystore_core.connectors.watch import watching
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
 from proxystore_core.urls import StoreURL
@@ -217,6 +219,14 @@ class FileConnector:
                     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                         found[name] = os.stat(os.path.join(self.store_dir, name, _LEASE)).st_mtime - now
         return found
+
+    def held(self) -> dict[str, Held]:
+        with self._translated():
+            return held_in(self.store_dir, _SESSION, _OBJECT)
+
+    def room(self) -> int | None:
+        with self._translated():
+            return room_at(self.store_dir)
 
     def sweep(self) -> list[str]:
         lapsed = [session for session, left in self.sessions().items() if left < 0]

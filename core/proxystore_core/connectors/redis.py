@@ -25,6 +25,7 @@ from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    Held,
     Key,
     check_session,
     never_comes,
@@ -313,14 +314,36 @@ class RedisConnector:
         replies = self._requests.run([(verb, place) for place in places for verb in ("HKEYS", "UNLINK")])
         return sum(field.endswith(b".0") for fields in replies[::2] for field in fields)
 
+    def _places(self) -> list[bytes]:
+        """The hashes of all sessions: a walk over all keys of the database, on all servers."""
+        pattern = f"{self._prefix}:{{*:?}}"
+        return sorted(self._requests.persist(lambda client: set(client.scan_iter(match=pattern, count=1000))))
+
+    def held(self) -> dict[str, Held]:
+        places = self._places()
+        asked = [(*verb, place) for place in places for verb in (("HLEN",), ("MEMORY", "USAGE"))]
+        leases = self._requests.run([("HEXISTS", place, "lease") for place in places])
+        replies = self._requests.run(asked)
+        found: dict[str, Held] = {}
+        for place, lease, count, nbytes in zip(places, leases, replies[::2], replies[1::2], strict=True):
+            held = found.get(session := _session_of(place), Held(0, 0))
+            found[session] = Held(held.objects + (count or 0) - lease, held.nbytes + (nbytes or 0))
+        return found
+
+    def room(self) -> int | None:
+        try:
+            memory = self._requests.persist(lambda client: client.info("memory"))
+        except RefusedError:  # not every user may ask
+            return None
+        limit = memory.get("maxmemory") if isinstance(memory.get("maxmemory"), int) else 0
+        return max(0, limit - memory.get("used_memory", 0)) if limit else None
+
     def sessions(self) -> dict[str, float]:
-        pattern = f"{self._prefix}:{{*:?}}"  # a walk over all keys of the database, on all servers
-        walk = self._requests.persist(lambda client: set(client.scan_iter(match=pattern, count=1000)))
-        places = sorted(walk)
+        places = self._places()
         replies = self._requests.run([("PTTL", place) for place in places])
         found: dict[str, float] = {}
         for place, left in zip(places, replies, strict=True):
-            session = place.decode().partition("{")[2].partition(":")[0]
+            session = _session_of(place)
             if session != USER_SESSION and left >= 0:
                 found[session] = max(found.get(session, 0.0), left / 1000)
         return found
@@ -437,6 +460,10 @@ class RedisUnixConnector(RedisConnector):
         kind = redis.UnixDomainSocketConnection
         place = {"path": self._given["path"], "db": self._given["db"]}
         return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **place, **login.pool()))
+
+
+def _session_of(place: bytes) -> str:
+    return place.decode().partition("{")[2].partition(":")[0]
 
 
 def _parts(size: int) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import MAP_FROM, map_private, read_file
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, never_comes
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, never_comes
 from proxystore_core.connectors.file import LATER, FileConnector
 from proxystore_core.connectors.segments import SegmentStock, has_room
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
@@ -156,6 +156,13 @@ class ShmConnector(FileConnector):
         # A session of the spill directory alone is one that got objects after its end.
         spilled = self._spill.sessions() if self._has_spilled() else {}
         return spilled | super().sessions()
+
+    def held(self) -> dict[str, Held]:
+        found = super().held()
+        for session, more in (self._spill.held() if self._has_spilled() else {}).items():
+            held = found.get(session, Held(0, 0))
+            found[session] = Held(held.objects + more.objects, held.nbytes + more.nbytes)
+        return found
 
     def close(self, *, clear: bool = False) -> None:
         self._stock.drop()

@@ -1,0 +1,289 @@
+"""``proxystore doctor``: does everything fit together, and what to do where it does not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import click
+import msgspec
+from rich.table import Table
+
+from proxystore_core import Session, Store
+from proxystore_core.connectors.base import leased, place_of, surveyed
+from proxystore_core.errors import StoreError
+from proxystore_core.urls import redact
+from proxystore_integrations import __version__
+from proxystore_integrations.cli.console import console
+from proxystore_integrations.settings import Settings, format_size
+
+__all__ = ["Finding", "doctor"]
+
+ENGINES = {
+    "dask": ("distributed", "proxystore_integrations.dask.engine"),
+    "globus-compute": ("globus_compute_sdk", "proxystore_integrations.globus_compute.engine"),
+    "joblib": ("joblib", "proxystore_integrations.futures.joblib"),
+    "loky": ("loky", ""),
+    "parsl": ("parsl", "proxystore_integrations.parsl.engine"),
+    "ray": ("ray", "proxystore_integrations.ray.engine"),
+}
+"""By extra: the library, and our module that checks its version when it is imported."""
+
+_DISTRIBUTIONS = {"globus_compute_sdk": "globus-compute-sdk"}
+_LITTLE = 256_000_000  # bytes of room, below which a run may fill the store
+_TRIAL = 8_000_000  # bytes of the round trip
+_CHILD = (
+    "import sys; from proxystore_core.registry import store_for;"
+    "data = store_for(sys.argv[1]).get(sys.argv[2]);"
+    "print('gone' if data is None else len(data))"
+)
+
+
+class Finding(msgspec.Struct):
+    """What one check found.
+
+    Attributes:
+        level: ok, warning or problem.
+        what: was checked.
+        detail: what was found.
+        remedy: what to do about it.
+    """
+
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    detail: str
+    remedy: str = ""
+
+
+@click.command(short_help="Check settings, engines and the store, with a remedy for each problem.")
+@click.option("--store", metavar="URL", help="The store; by default the configured one.")
+@click.option("--dask", metavar="ADDRESS", help="A Dask scheduler, whose workers are asked, too.")
+@click.option("--ray", metavar="ADDRESS", help="A Ray cluster, whose nodes are asked, too.")
+@click.option("--strict", is_flag=True, help="Let warnings count as problems.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(store: str | None, dask: str | None, ray: str | None, strict: bool, as_json: bool) -> int:
+    """Check which settings hold and where they come from, the versions of the engines, and the store.
+
+    Of the store: its reach and credentials from here and from workers, a round trip, room, and what dead
+    sessions left.
+
+    The exit code is 1 where there is a problem.
+
+    \b
+    Examples:
+      proxystore doctor
+      proxystore doctor --store redis://localhost:6379 --dask tcp://scheduler:8786
+      proxystore doctor --strict --json
+    """
+    findings = list(_all(store, dask, ray))
+    screen = console()
+    if as_json:
+        click.echo(msgspec.json.encode(findings))
+    else:
+        screen.print(_table(findings))
+    bad = ("problem", "warning") if strict else ("problem",)
+    count = sum(finding.level in bad for finding in findings)
+    if not as_json:
+        screen.print(f"{count} problems." if count else "All is well.", style="red" if count else "green")
+    return 1 if count else 0
+
+
+def _all(store: str | None, dask: str | None, ray: str | None) -> Iterator[Finding]:
+    yield Finding("ok", "python", f"{platform.python_version()}, proxystore-integrations {__version__}")
+    settings: Settings | None = None
+    try:
+        settings = Settings.load(store=store)
+    except StoreError as error:
+        yield _problem("settings", error)
+    else:
+        yield from _settings(settings)
+    for name in ENGINES:
+        yield _engine(name)
+    if settings is not None:
+        yield from _store(settings, [("dask", dask, _ask_dask), ("ray", ray, _ask_ray)])
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    for name in settings.__struct_fields__:
+        if name != "origins":
+            value = getattr(settings, name)
+            shown = redact(str(value))
+            if name == "threshold":
+                shown = format_size(value)
+            elif name == "lease":
+                shown = f"{value:g} s"
+            yield Finding("ok", f"setting {name}", f"{shown}, from {settings.origin(name)}")
+
+
+def _engine(name: str) -> Finding:
+    library, module = ENGINES[name]
+    if importlib.util.find_spec(library) is None:
+        return Finding("ok", name, "not installed")
+    version = importlib.metadata.version(_DISTRIBUTIONS.get(library, library))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if module:
+                importlib.import_module(module)
+        except StoreError as error:
+            return _problem(name, error)
+        except Exception as error:
+            return Finding("problem", name, f"{version} does not load: {type(error).__name__}: {error}")
+    ours = [str(one.message) for one in caught if "proxystore" in str(one.message)]
+    if ours:
+        return Finding("warning", name, ours[0], "Look for a newer proxystore-integrations.")
+    return Finding("ok", name, version)
+
+
+def _store(
+    settings: Settings, clusters: list[tuple[str, str | None, Callable[..., dict[str, str]]]]
+) -> Iterator[Finding]:
+    what = f"store {redact(settings.store)}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            store = Store.from_url(settings.store)
+            session = Session(store.connector, lease=60)
+        except StoreError as error:
+            yield _problem(what, error)
+            return
+    for one in caught:
+        yield Finding("warning", what, str(one.message))
+    try:
+        yield from _contents(what, store)
+        data = bytes(_TRIAL)
+        start = time.perf_counter()
+        key = store.put(data, session=session.name)
+        between = time.perf_counter()
+        same = store.get(key) == data
+        end = time.perf_counter()
+        if not same:
+            yield Finding("problem", what, "what was stored is not what came back")
+        speed = f"put {(between - start) * 1e3:.1f} ms, get {(end - between) * 1e3:.1f} ms"
+        yield Finding("ok", what, f"{format_size(_TRIAL)} there and back: {speed}")
+        yield _child(store, key)
+        for name, address, ask in clusters:
+            if address:
+                yield from _workers(name, address, ask, store, key)
+        place = place_of(store.connector)
+        if place:
+            yield Finding("ok", what, f"reached by workers on this machine only ({place})")
+    except StoreError as error:
+        yield _problem(what, error)
+    finally:
+        session.end()
+        store.close()
+
+
+def _contents(what: str, store: Store[Any]) -> Iterator[Finding]:
+    keeper, survey = leased(store.connector), surveyed(store.connector)
+    if keeper is None:
+        yield Finding("warning", what, "keeps no leases: what a killed client stored stays there")
+    else:
+        dead = sum(left < 0 for left in keeper.sessions().values())
+        if dead:
+            yield Finding("warning", what, f"{dead} dead sessions", "Run: proxystore gc")
+    room = survey.room() if survey is not None else None
+    if room is not None:
+        level: Literal["ok", "warning"] = "ok" if room >= _LITTLE else "warning"
+        remedy = "" if level == "ok" else "Give it more room, or name a store that has it."
+        yield Finding(level, what, f"{format_size(room)} free", remedy)
+
+
+def _child(store: Store[Any], key: str) -> Finding:
+    """What a process of its own, as a worker is, finds: it has the environment, and no open store."""
+    what = "a worker process here"
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, store.recipe, key],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.stdout.strip() == str(_TRIAL):
+        return Finding("ok", what, "reaches the store")
+    said = done.stderr.strip().rpartition("\n")[2] or f"it found the object {done.stdout.strip()}"
+    return Finding("problem", what, said, "Credentials belong in the environment of each worker.")
+
+
+def _workers(
+    name: str, address: str, ask: Callable[..., dict[str, str]], store: Store[Any], key: str
+) -> Iterator[Finding]:
+    what = f"{name} {address}"
+    try:
+        answers = ask(address, store.recipe, key)
+    except Exception as error:  # each library has its own
+        text = str(error).partition("\n")[0]
+        yield Finding("problem", what, f"cannot be asked: {type(error).__name__}: {text}")
+        return
+    if not answers:
+        yield Finding("warning", what, "has no workers now")
+    for worker, answer in answers.items():
+        if answer == str(_TRIAL):
+            yield Finding("ok", f"{name} worker {worker}", "reaches the store")
+        else:
+            remedy = "Name a store that all workers reach, with its credentials in their environment."
+            yield Finding("problem", f"{name} worker {worker}", answer, remedy)
+
+
+def _look(recipe: str, key: str) -> str:
+    """Runs on workers."""
+    try:
+        from proxystore_core.registry import store_for
+
+        data = store_for(recipe).get(key)
+    except Exception as error:  # whatever it is, it is the answer
+        return f"{type(error).__name__}: {error}"
+    return "this is another store there: the object is not in it" if data is None else str(len(data))
+
+
+def _ask_dask(address: str, recipe: str, key: str) -> dict[str, str]:
+    import distributed
+
+    with distributed.Client(address, timeout=10, set_as_default=False) as client:
+        return dict(client.run(_look, recipe, key, on_error="return"))
+
+
+def _ask_ray(address: str, recipe: str, key: str) -> dict[str, str]:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, configure_logging=False)
+    try:
+        look = ray.remote(_look)
+        asked = {
+            node["NodeID"][:8]: look.options(
+                num_cpus=0,
+                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                    node["NodeID"], soft=False
+                ),
+            ).remote(recipe, key)
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        return {node: ray.get(answer, timeout=60) for node, answer in asked.items()}
+    finally:
+        ray.shutdown()
+
+
+def _problem(what: str, error: StoreError) -> Finding:
+    return Finding("problem", what, error.problem, error.remedy or "")
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_column()
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    for finding in findings:
+        text = finding.detail + (f" -> {finding.remedy}" if finding.remedy else "")
+        table.add_row(marks[finding.level], finding.what, text)
+    return table

@@ -1,0 +1,287 @@
+"""doctor, ls, top, gc, tune and bench, as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_servers import serving
+from terminal import at_terminal
+
+from proxystore_core import ConfigurationError, Session, Store
+from proxystore_integrations import tuned
+from proxystore_integrations.settings import Settings
+
+PYTHON = [sys.executable, "-m", "proxystore_integrations"]
+
+
+def proxystore(*words: str, cwd: Path | None = None, **variables: str) -> Any:
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        [*PYTHON, *words], capture_output=True, text=True, check=False, timeout=100, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+KILLED = """
+import os, signal, sys
+from proxystore_core import Session, Store
+store = Store.from_url(sys.argv[1])
+session = Session(store.connector, lease=0.2, name="killed")
+for _ in range(3):
+    store.put(bytes(100_000), session=session.name)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def left(url: str) -> Iterator[str]:
+    """A store with what a killed client left."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    time.sleep(0.3)  # its lease was 0.2 s
+    with Store.from_url(url) as store:
+        store.put(b"mine")
+        yield url
+        store.close(clear=True)
+
+
+def test_gc_removes_what_dead_sessions_left_and_nothing_else(left):
+    told = proxystore("gc", "--store", left, "--dry-run")
+    assert told.returncode == 0
+    assert "1 sessions, 3 objects would be removed." in told.stdout
+    assert "dead for" in told.stdout
+    found = json.loads(proxystore("gc", "--store", left, "--json").stdout)
+    assert found == {"dry_run": False, "sessions": {"killed": 3}}
+    assert json.loads(proxystore("gc", "--store", left, "--json").stdout)["sessions"] == {}
+    (row,) = json.loads(proxystore("ls", "--store", left, "--json").stdout)
+    assert (row["session"], row["objects"]) == ("user", 1)
+
+
+def test_gc_ends_a_session_by_name(url):
+    with Store.from_url(url) as store:
+        session = Session(store.connector)
+        key = store.put(b"x", session=session.name)
+        done = proxystore("gc", "--store", url, "--session", "no-such")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "no session 'no-such'" in done.stderr
+        done = proxystore("gc", "--store", url, "--session", session.name)
+        assert "1 sessions, 1 objects removed." in done.stdout
+        assert store.get(key) is None
+        session.end()
+
+
+def test_ls_and_top_show_sessions(left):
+    shown = proxystore("ls", "--store", left).stdout
+    assert re.search(r"killed\s+dead for 0 s\s+3\s+300 kB", shown)
+    assert re.search(r"user\s+yours, until evicted\s+1\s", shown)
+    assert "free" in shown
+    once = proxystore("top", "--store", left)
+    assert once.returncode == 0
+    assert once.stdout.count("killed") == 1
+
+
+def test_top_shows_rates_at_a_terminal(left):
+    code, shown = at_terminal(*PYTHON, "top", "--store", left, "--interval", "0.1", "--count", "3")
+    assert code == 0
+    assert "objects/s" in shown
+    assert "\x1b[" in shown
+
+
+def test_top_on_redis(tmp_path):
+    with serving(tmp_path) as server, Store.from_url(f"unix://{server.socket}") as store:
+        session = Session(store.connector)
+        store.put(bytes(50_000), session=session.name)
+        (row,) = json.loads(proxystore("ls", "--store", f"redis://{server.address}", "--json").stdout)
+        assert row["session"] == session.name
+        assert row["objects"] == 1
+        assert 50_000 < row["size"] < 80_000
+        session.end()
+
+
+# doctor
+
+
+def test_doctor_finds_all_well(url):
+    done = proxystore("doctor", "--store", url)
+    assert done.returncode == 0, done.stdout
+    for said in ("All is well.", "there and back", "a worker process here", "from keyword argument", "free"):
+        assert said in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_doctor_tells_where_each_value_comes_from(tmp_path, url):
+    (tmp_path / "proxystore.toml").write_text(f'store = "{url}"\n')
+    found = json.loads(proxystore("doctor", "--json", cwd=tmp_path, PROXYSTORE_LEASE="1 min").stdout)
+    details = {one["what"]: one["detail"] for one in found}
+    assert details["setting store"] == f"{url}, from {tmp_path}/proxystore.toml"
+    assert details["setting lease"] == "60 s, from PROXYSTORE_LEASE"
+    assert details["setting threshold"] == "100 kB, from default"
+    assert details["dask"].startswith("202")
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('store = "shn://"', "unknown store scheme 'shn'"),
+        ("threshold", "is not valid TOML"),
+        ('thresold = "1 MB"', "Did you mean 'threshold'?"),
+        ('store = "file:///proc/none"', "/proc/none"),
+        ('store = "redis://127.0.0.1:1?connect_timeout=0.2&deadline=1"', "refused"),
+    ],
+)
+def test_doctor_names_a_problem_and_its_remedy(tmp_path, toml, said):
+    (tmp_path / "proxystore.toml").write_text(toml)
+    done = proxystore("doctor", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 problems." in done.stdout
+    assert said in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_warns_of_dead_sessions_and_of_redis_that_drops_keys(tmp_path, left):
+    done = proxystore("doctor", "--store", left, "--strict")
+    # Its own session sweeps what is dead when it starts, so that it may be gone by now.
+    assert done.returncode == ("dead sessions" in done.stdout)
+    policy = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    with serving(tmp_path / "server", *policy) as server:
+        done = proxystore("doctor", "--store", f"redis://{server.address}", "--json")
+        warned = [one for one in json.loads(done.stdout) if one["level"] == "warning"]
+        assert any("allkeys-lru" in one["detail"] for one in warned)
+        assert any("free" in one["detail"] for one in warned)  # of 100 MB
+
+
+def test_doctor_asks_the_workers_of_a_cluster(cluster, url):
+    done = proxystore("doctor", "--store", url, "--dask", cluster.scheduler_address, "--json")
+    answers = [one for one in json.loads(done.stdout) if one["what"].startswith("dask worker")]
+    assert [one["level"] for one in answers] == ["ok", "ok"]
+    done = proxystore("doctor", "--store", url, "--dask", "tcp://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "cannot be asked" in done.stdout
+
+
+def test_doctor_sees_that_workers_lack_the_password(tmp_path):
+    witness = {"password": "secret"}
+    with serving(tmp_path, "--requirepass", "secret", witness=witness) as server:
+        url = f"redis://:secret@{server.address}"
+        done = proxystore("doctor", "--store", url, "--json")
+        (child,) = [one for one in json.loads(done.stdout) if one["what"] == "a worker process here"]
+        assert child["level"] == "problem"
+        assert "secret" not in done.stdout
+        assert proxystore("doctor", "--store", url, PROXYSTORE_REDIS_PASSWORD="secret").returncode == 0
+
+
+# tune
+
+
+def test_tune_finds_the_crossover_and_keeps_it(tmp_path):
+    words = ("tune", "--sizes", "1kB,20MB", "--repeat", "2", "--plot", "plot.svg", "--write", "--json")
+    (tmp_path / "proxystore.toml").write_text('threshold = "5 MB" # old\nresults = "always"\n')
+    done = proxystore(*words, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [point[0] for point in found["points"]["arguments"]] == [1000, 20_000_000]
+    assert found["threshold"] == 20_000_000  # 1 kB through a store is slower on any machine
+    assert (tmp_path / "proxystore.toml").read_text() == 'threshold = "20 MB"\nresults = "always"\n'
+    plot = (tmp_path / "plot.svg").read_text()
+    assert plot.startswith("<svg")
+    assert "threshold 20 MB" in plot
+    code = "from proxystore_integrations.settings import Settings; print(Settings.load().threshold)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PROXYSTORE_THRESHOLD": "auto"},
+    )
+    assert done.stdout == "20000000\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engine", "nobody"], "cannot measure the engine 'nobody'. Known: concurrent.futures, dask"),
+        (["--sizes", "1kB,x"], "cannot read 'x'"),
+        (["--repeat", "0"], "are to be positive"),
+        (["--store", "shn://"], "unknown store scheme"),
+    ],
+)
+def test_tune_called_wrongly(words, said):
+    done = proxystore("tune", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_tune_without_the_engine(tmp_path):
+    (tmp_path / "loky.py").write_text("raise ModuleNotFoundError('no loky here', name='loky')\n")
+    done = proxystore("tune", "--engine", "loky", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert 'pip install "proxystore-integrations[loky]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_crossover_is_where_the_store_wins_for_good():
+    from proxystore_integrations.cli.measure import Point, crossover
+
+    points = [Point(1, 2.0, 1.0), Point(10, 1.0, 2.0), Point(100, 2.0, 2.0), Point(1000, 9.0, 3.0)]
+    assert crossover(points) == 100
+    assert crossover(points[:2]) is None
+    assert crossover([]) is None
+
+
+def test_auto_is_what_was_measured_on_this_machine_else_the_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Settings.load(threshold="auto").threshold == 100_000
+    tuned.remember("redis://:secret@host:1", "dask", 300_000)
+    tuned.remember("redis://:secret@host:1", "parsl", 30_000)
+    assert "secret" not in Path(tuned.path()).read_text()
+    assert Settings.load(threshold="auto").threshold == 100_000
+    settings = Settings.load(threshold="auto", store="redis://host:1")
+    assert settings.threshold == 100_000  # another user of it
+    assert Settings.load(threshold="auto", store="redis://:secret@host:1").threshold == 300_000
+    assert settings.origin("threshold") == "keyword argument"
+    Path(tuned.path()).write_text("no json")
+    assert Settings.load(threshold="auto").threshold == 100_000
+    with pytest.raises(ConfigurationError, match="automatic"):
+        Settings.load(threshold="automatic")
+
+
+# bench
+
+
+def test_bench_compares_a_script(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1) as pool:\n"
+        "        print(sys.argv[1], pool.submit(len, bytes(2_000_000)).result())\n"
+    )
+    stores = ("--store", "shm://", "--store", f"file://{tmp_path}/store")
+    done = proxystore("bench", *stores, "--repeat=1", "--plot=b.svg", "script.py", "word", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in done.stdout.splitlines()[2:5]] == ["yes"] * 3
+    assert "1.00x" in done.stdout
+    assert (tmp_path / "b.svg").read_text().count("<rect x=") == 4  # three bars and the legend
+    (tmp_path / "script.py").write_text("import os; print(os.environ.get('PROXYSTORE_STORE'))")
+    done = proxystore("bench", "--store", "shm://", "--repeat", "1", "script.py", "--json", cwd=tmp_path)
+    assert done.returncode == 1  # the output differs
+    assert " no" in done.stdout
+    (tmp_path / "script.py").write_text("raise SystemExit('what is wrong')")
+    done = proxystore("bench", "script.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the script failed with exit code 1 (bare): what is wrong" in done.stderr
