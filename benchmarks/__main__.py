@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import (
+    connectors_work,
     core_work,
     dask_work,
     futures_work,
     machine,
+    objects_work,
     parsl_work,
     process_work,
     redis_server,
@@ -31,6 +33,8 @@ NAMES = (
     *process_work.WORKS,
     *core_work.WORKS,
     *redis_work.WORKS,
+    *connectors_work.WORKS,
+    *objects_work.WORKS,
     *dask_work.WORKS,
     *futures_work.WORKS,
     *parsl_work.WORKS,
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
-    for works in (process_work.WORKS, core_work.WORKS, futures_work.WORKS):
+    for works in (process_work.WORKS, core_work.WORKS, futures_work.WORKS, connectors_work.WORKS):
         for name, work in works.items():
             if name in wanted:
                 yield from work(plan)
@@ -88,6 +92,14 @@ def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
                 print(f"      no Redis server: {server.reason}", file=sys.stderr)
             for work_at in () if isinstance(server, Absent) else on_redis:
                 yield from work_at(plan, server)
+    on_objects = [work for name, work in objects_work.WORKS.items() if name in wanted]
+    if on_objects:
+        with ExitStack() as stack:
+            objects = objects_work.served(stack)
+            if isinstance(objects, Absent):
+                print(f"      no S3 server: {objects.reason}", file=sys.stderr)
+            for work_at in () if isinstance(objects, Absent) else on_objects:
+                yield from work_at(plan, objects)
     chosen = [work for name, work in dask_work.WORKS.items() if name in wanted]
     if chosen:
         with ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from proxystore_core.errors import ConfigurationError
+from proxystore_integrations.stores import STORES, completed, completed_tables
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
 __all__ = ["NOT_SETTINGS", "Settings", "check_spelling", "format_size", "parse_duration", "parse_size"]
@@ -120,6 +121,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
            ``pyproject.toml`` with ``[tool.proxystore]`` from the working directory upwards,
         5. the default.
 
+        A store ``multi://a,b`` may name tables ``[stores.a]`` and ``[stores.b]`` of the file or the engine's
+        configuration (or of the argument ``stores``); its URL is then completed with what they say.
+
         Args:
             engine: what to call the engine's configuration in an error, and its settings by name.
             **overrides: settings by name. A size or duration may be text with a unit.
@@ -130,8 +134,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
-        for origin, table in filter(None, (_file(), engine)):
+        stores: Any = {}
+        for origin, table in filter(None, (_file(), engine, ("Settings.load", _stores_of(overrides)))):
             for name, value in table.items():
+                if name == STORES:
+                    stores = completed_tables(value, origin)
+                    continue
                 _known(name, origin)
                 values[name], origins[name] = value, origin
         for variable, value in _environment().items():
@@ -141,7 +149,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             _known(name, "Settings.load")
             if value is not None:
                 values[name], origins[name] = value, "keyword argument"
+        if isinstance(values.get("store"), str):
+            values["store"] = completed(values["store"], stores, origins["store"])
         return cls(**values, origins=origins)
+
+
+def _stores_of(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The argument ``stores``, taken out."""
+    return {STORES: overrides.pop(STORES)} if overrides.get(STORES) is not None else {}
 
 
 _NAMES = tuple(name for name in Settings.__struct_fields__ if name != "origins")

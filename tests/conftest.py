@@ -20,10 +20,18 @@ SHARED_MEMORY = Path("/dev/shm")
 GRACE = 10.0  # seconds that workers told to stop get to evict what they hold
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store", help="URL of the store that the contracts of engines run on, instead of shm://"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     # Before any test module is imported: a developer's own settings would change what is tested.
     for name in [name for name in os.environ if name.startswith("PROXYSTORE_")]:
         del os.environ[name]
+    if config.getoption("--store"):
+        os.environ["PROXYSTORE_STORE"] = config.getoption("--store")
 
 
 def stored_paths(*directories: Path) -> set[Path]:
@@ -90,13 +98,26 @@ def client(cluster: Any) -> Iterator[Any]:
 
 
 class Stored:
-    """The objects of one client's session in shared memory, seen from outside."""
+    """The objects of one client's session, as long as its store stays open or anybody opens it again."""
 
     def __init__(self, client: Any) -> None:
-        self.directory = Path(client._link._store.connector.store_dir) / client._link._session.name
+        connector = client._link._store.connector
+        self.url = connector.url
+        self.session = client._link._session.name
+        if hasattr(connector, "store_dir"):
+            self.directory = Path(connector.store_dir) / self.session
 
     def __call__(self) -> list[str]:
-        return [path.name for path in self.directory.glob("[0-9a-f]*")]
+        from proxystore_core.connectors.base import listed
+        from proxystore_core.recipe import open_connector
+
+        connector = open_connector(self.url)
+        try:
+            lister = listed(connector)
+            assert lister is not None
+            return lister.keys(self.session)
+        finally:
+            connector.close()
 
     def becomes(self, count: int) -> None:
         """Wait until there are so many."""

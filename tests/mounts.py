@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,12 @@ def own_mounts() -> list[str]:
     except FileNotFoundError:
         pass
     pytest.skip("mount namespaces are not allowed here")
+
+
+def on_tmpfs(directory: Path, size: int, command: list[str]) -> list[str]:
+    """A command that starts another with a small file system at a directory, which nobody else sees."""
+    inside = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
+    return [*own_mounts(), "sh", "-c", inside, str(directory), *command]
 
 
 def mount_tmpfs(directory: str, options: str) -> None:

@@ -21,6 +21,7 @@ from parsl.launchers import SingleNodeLauncher
 from parsl.providers import LocalProvider
 
 from proxystore_integrations.parsl import wrap
+from proxystore_integrations.testing import objects_of
 
 # What Parsl logs of a failure would keep the failed task's frames, and what they refer to.
 logging.getLogger("parsl").setLevel(logging.CRITICAL)
@@ -68,11 +69,8 @@ class OwnMemoryLauncher(SingleNodeLauncher):  # type: ignore[misc]
 
 
 def stored(link: Any) -> list[str]:
-    """Names of what a link's session has in shared memory."""
-    if not link.is_open:
-        return []
-    directory = Path(link._store.connector.store_dir) / link.session
-    return [path.name for path in directory.glob("[0-9a-f]*")]
+    """Keys of what a link's session has in its store."""
+    return objects_of(link)
 
 
 class StoreRun:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from measures import files
 
 from proxystore_core.connectors import memory
 from proxystore_core.connectors.base import Connector, Key
@@ -15,18 +16,6 @@ from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import UnreachableError
 from proxystore_core.testing import ConnectorContract
-
-
-def files(directory: str, prefix: str = "", suffix: str = "") -> dict[str, bytes]:
-    """All files of a file store but leases, as `ConnectorContract.raw_objects` wants them."""
-    found = {}
-    for path in Path(directory).glob("*/*"):
-        try:
-            if path.name != ".lease":
-                found[f"{prefix}{path.parent.name}.{path.name}{suffix}"] = path.read_bytes()
-        except FileNotFoundError:
-            continue  # evicted while we look
-    return found
 
 
 class TestMemoryConnector(ConnectorContract):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 import loky
 import pytest
 
 from proxystore_integrations.futures import StoreExecutor
-from proxystore_integrations.testing import Engine, EngineContract
+from proxystore_integrations.testing import Engine, EngineContract, objects_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,11 +43,7 @@ class FuturesEngine(Engine):
         return self.executor._link._store
 
     def stored(self) -> list[str]:
-        link = self.executor._link
-        if not link.is_open:
-            return []
-        directory = Path(link._store.connector.store_dir) / link.session
-        return [path.name for path in directory.glob("[0-9a-f]*")]
+        return objects_of(self.executor._link)
 
     def fresh(self) -> FuturesEngine:
         return FuturesEngine(self._make, by_name_only=self.by_name_only)

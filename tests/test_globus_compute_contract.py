@@ -15,7 +15,7 @@ from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_fakes import FakeService, process_pool
 
 from proxystore_integrations.globus_compute import Executor
-from proxystore_integrations.testing import Engine, EngineContract
+from proxystore_integrations.testing import Engine, EngineContract, objects_of
 
 
 class GlobusEngine(Engine):
@@ -58,11 +58,7 @@ class GlobusEngine(Engine):
         return self.executor._link._store
 
     def stored(self) -> list[str]:
-        link = self.executor._link
-        if not link.is_open:
-            return []
-        directory = Path(link._store.connector.store_dir) / link.session
-        return [path.name for path in directory.glob("[0-9a-f]*")]
+        return objects_of(self.executor._link)
 
     def fresh(self) -> GlobusEngine:
         return GlobusEngine()

@@ -15,11 +15,16 @@ import pytest
 LIGHT = {"cloudpickle", "xxhash"}
 # What the connectors to Redis load; redis-py looks at certificates with cryptography where that is installed.
 REDIS = {"async_timeout", "redis", "hiredis", "cryptography"}  # the first on Python before 3.11.3
+OBSTORE = {"obstore"}
+SSH = {"OpenSSL", "_cffi_backend", "_openssl", "asyncssh", "cryptography", "ifaddr", "typing_extensions"}
 # What connectors of one backend load, by the start of their modules' names.
 BACKENDS = {
     "redis": REDIS,
     "keydb": REDIS,
     "zmq": {"cython_runtime", "zmq"},
+    "objects": OBSTORE,
+    "http": OBSTORE,
+    "sftp": SSH,
     "globus": {"globus_sdk", "typing_extensions"},
 }
 ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ import redis
 import redis.crc
 from hypothesis import given
 from hypothesis import strategies as st
+from measures import peaks
 from redis_servers import REDIS_6, REDIS_TLS, Server, binary, free_port, serving, serving_cluster
 from waiting import until
 
+from proxystore_core.buffers import split
 from proxystore_core.connectors import redis as layout
 from proxystore_core.connectors.base import Batched, Connector, Key, Leased
 from proxystore_core.connectors.redis import RedisConnector, RedisTLSConnector, RedisUnixConnector
@@ -558,38 +560,13 @@ def test_more_than_the_server_takes_in_one_value(server: Server) -> None:
     assert not connector.exists(key)
 
 
-def _peaks(url: str, size: int) -> tuple[float, float]:
-    """Memory that a put and a get need besides what is there, in sizes of the object."""
-
-    def status(name: str) -> int:
-        line = next(
-            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
-        )
-        return int(line.split()[1]) * 1024
-
-    def peak(operation: Callable[[], Any]) -> tuple[float, Any]:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
-        start = status("VmRSS")
-        result = operation()
-        return (status("VmHWM") - start) / size, result
-
-    connector = open_connector(url)
-    connector.evict(connector.put([b"warm"]))
-    data = os.urandom(size)
-    put, key = peak(lambda: connector.put([memoryview(data)[: size // 2], memoryview(data)[size // 2 :]]))
-    get, got = peak(lambda: connector.get(key))
-    assert got == data
-    connector.evict(key)
-    return put, get
-
-
 @pytest.mark.parametrize("kind", ["redis", "unix", "rediss"])
 def test_memory(kind: str, server: Server, request: pytest.FixtureRequest) -> None:
     url = {"redis": f"redis://{server.address}", "unix": f"unix://{server.socket}"}.get(kind)
     if url is None:
         tls, files = request.getfixturevalue("secured")
         url = f"rediss://{tls.address}?" + "&".join(f"{name}={path}" for name, path in files.items())
-    put, get = in_new_process(_peaks, url, 200_000_000)
+    put, get = in_new_process(peaks, url, 200_000_000)
     assert put < 0.2
     assert get < 1.2
 
@@ -604,7 +581,7 @@ def test_objects_are_cut_where_parts_end(sizes: list[int]) -> None:
         whole = bytes(number % 251 for number in range(sum(sizes)))
         ends = list(itertools.accumulate(sizes))
         views = [memoryview(whole)[end - size : end] for size, end in zip(sizes, ends, strict=True) if size]
-        parts = [b"".join(part) for part in layout._split(views, len(whole))]
+        parts = [b"".join(part) for part in split(views, layout._PART)]
         assert b"".join(parts) == whole
         assert len(parts) == layout._parts(len(whole))
         assert all(len(part) == 16 for part in parts[:-1])

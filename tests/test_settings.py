@@ -370,3 +370,60 @@ def test_importing_settings_loads_only_msgspec_and_the_core():
     env = os.environ | {"PYTHONPATH": os.pathsep.join(PATH)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# -- Stores by name
+
+STORES = """
+store = "multi://fast,wide"
+
+[stores.fast]
+url = "shm://mine"
+max_size = "10 MB"
+hosts = ["node*", "login"]
+
+[stores.wide]
+url = "file:///scratch/me?grace=1.0"
+priority = -1
+"""
+SPELT_OUT = (
+    "multi://fast,wide?fast=shm://mine&fast.max_size=10000000&fast.hosts=node*,login"
+    "&wide=file:///scratch/me?grace%3D1.0&wide.priority=-1"
+)
+
+
+def test_a_store_of_named_stores_is_spelt_out(place, monkeypatch):
+    write(place / "proxystore.toml", STORES)
+    assert Settings.load().store == SPELT_OUT
+    assert hash(Settings.load()) == hash(Settings(store=SPELT_OUT))
+    assert Settings.load(store="multi://wide").store == (
+        "multi://wide?wide=file:///scratch/me?grace%3D1.0&wide.priority=-1"
+    )
+    assert Settings.load(store="multi://").store == SPELT_OUT
+    assert Settings.load(store="shm://").store == "shm://"
+    monkeypatch.setenv("PROXYSTORE_STORE", "multi://one?one=shm://")
+    assert Settings.load().store == "multi://one?one=shm://"
+    tables = {"one": {"url": "memory://", "max_size": 5}}
+    assert (
+        Settings.load(store="multi://one", stores=tables).store == "multi://one?one=memory://&one.max_size=5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('store = "multi://fast"', "'fast', which is no table"),
+        ('store = "multi://fast"\nstores = 5', "stores = 5"),
+        ('store = "multi://fast"\n[stores]\nfast = "shm://"', "stores = "),
+        ('store = "multi://fast"\n[stores.fast]\nmax_size = 5', "no URL"),
+        ('store = "multi://fast"\n[stores.fast]\nurl = "shm://"\nmax_sise = 5', "max_sise"),
+        ('[stores.fast]\nurl = "shm://"\nmax_size = "much"', "stores.fast.max_size = 'much'"),
+        ('store = "multi://fast"\n[stores.fast]\nurl = "nosuch://"', "nosuch"),
+        ('store = "multi://fast"\n[stores.fast]\nurl = "redis://me:word@host"', "password"),
+    ],
+)
+def test_named_stores_that_are_wrong(place, text, words):
+    write(place / "proxystore.toml", text)
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        Settings.load()
+    assert "word@" not in str(caught.value)

@@ -9,11 +9,11 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from proxystore_core.connectors.base import Buffer
 
-__all__ = ["MAP_FROM", "fresh_buffer", "map_private", "read_file", "write_file"]
+__all__ = ["MAP_FROM", "byte_views", "fresh_buffer", "map_private", "read_file", "split", "write_file"]
 
 MAP_FROM = 1 << 20
 """Size in bytes from which a map is cheaper than a copy: it costs some 30 us, and a page fault a page."""
@@ -56,6 +56,39 @@ def write_file(fd: int, data: Sequence[Buffer]) -> None:
             start += 1
         if count:
             views[start] = views[start][count:]
+
+
+def byte_views(data: Sequence[Buffer]) -> list[memoryview]:
+    """The buffers that are not empty, each as a view of its single bytes."""
+    return [view.cast("B") for buffer in data if (view := memoryview(buffer)).nbytes]
+
+
+def split(views: Sequence[memoryview], part: int) -> Iterator[list[memoryview]]:
+    """The buffers of each part of an object, cut where a part ends; nothing is copied.
+
+    Args:
+        views: views of single bytes, none of them empty.
+        part: bytes of every part but the last.
+
+    Yields:
+        At least one list, which is empty for an empty object.
+    """
+    if sum([view.nbytes for view in views]) <= part:
+        yield list(views)
+        return
+    cut, room = [], part
+    for view in views:
+        start = 0
+        while view.nbytes - start >= room:
+            cut.append(view[start : start + room])
+            yield cut
+            start += room
+            cut, room = [], part
+        if start < view.nbytes:
+            cut.append(view[start:])
+            room -= view.nbytes - start
+    if cut:
+        yield cut
 
 
 def map_private(fd: int, size: int) -> memoryview:

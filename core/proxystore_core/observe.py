@@ -105,10 +105,10 @@ class Observed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.observed, name)
 
-    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION, **hints: Any) -> Key:
         size = sum(memoryview(buffer).nbytes for buffer in data)
         key: Key = self.metrics.timed(
-            "put", lambda: self.observed.put(data, session=session), lambda result: size
+            "put", lambda: self.observed.put(data, session=session, **hints), lambda result: size
         )
         return key
 

@@ -59,7 +59,7 @@ class Sharing:
         def put() -> None:
             # Where fetching costs, the digest is taken now, else only when something looks like this.
             known = digest or (None if self.store.connector.cheap_get else _digest(frames))
-            key, size = self.store.put_frames(frames, session=self.session)
+            key, size = self.store.put_frames(frames, session=self.session, kind=class_name(obj))
             mine.append(Reference(key, self.store.recipe, size, class_name(obj)))
             self.holdings.add(look, mine[0], known)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,17 @@ from typing import Any, Generic, TypeVar
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, batched, is_far, is_here
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Connector,
+    Key,
+    batched,
+    holder_of,
+    is_far,
+    is_here,
+    routed,
+)
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
@@ -127,6 +137,7 @@ class Store(Generic[C]):
         self._flights = Flights()
         self.near = near
         self._near = NearCopies() if near and is_far(connector) else None
+        self._routes = routed(connector) is not None
         self._batched = None if metrics else batched(connector)  # metrics count objects one by one
         if register:
             registry.register_store(self)
@@ -242,19 +253,28 @@ class Store(Generic[C]):
 
     # Objects by key.
 
-    def put(self, obj: Any, *, session: str | None = None, serializer: Serializer | None = None) -> Key:
+    def put(
+        self,
+        obj: Any,
+        *,
+        session: str | None = None,
+        serializer: Serializer | None = None,
+        tags: Collection[str] = (),
+    ) -> Key:
         """Store an object.
 
         Args:
             obj: anything that pickle or cloudpickle takes.
             session: the session it belongs to; the store's own by default.
             serializer: used instead of the store's; `get` then needs the matching deserializer.
+            tags: what a store of several stores (``multi://``) chooses by; of no effect on others.
 
         Raises:
             SerializationError: the object cannot be turned into bytes.
             StoreError: the connector failed; says why.
         """
-        return self._put(obj, session, serializer)[0]
+        frames = self._encode(obj, serializer or self._serializer)
+        return self.put_frames(frames, session=session, kind=class_name(obj), tags=tags)[0]
 
     def put_batch(self, objs: Iterable[Any], *, session: str | None = None) -> list[Key]:
         """Store several objects, or none when one fails; keys in their order."""
@@ -303,7 +323,13 @@ class Store(Generic[C]):
     # Objects by reference.
 
     def reference(
-        self, obj: Any, *, session: str | None = None, evict: bool = False, main_by_value: bool = True
+        self,
+        obj: Any,
+        *,
+        session: str | None = None,
+        evict: bool = False,
+        main_by_value: bool = True,
+        tags: Collection[str] = (),
     ) -> Reference:
         """Store an object and return its reference.
 
@@ -312,12 +338,14 @@ class Store(Generic[C]):
             session: as for `put`.
             evict: let the object leave the store when the reference is first resolved.
             main_by_value: see `encode`.
+            tags: as for `put`.
 
         Raises:
             StoreError: as `put`.
         """
-        key, size = self.put_frames(self.encode(obj, main_by_value=main_by_value), session=session)
-        return Reference(key, self.recipe, size, class_name(obj), evict)
+        frames, kind = self.encode(obj, main_by_value=main_by_value), class_name(obj)
+        key, size = self.put_frames(frames, session=session, kind=kind, tags=tags)
+        return Reference(key, self.recipe, size, kind, evict)
 
     def reference_batch(
         self, objs: Iterable[Any], *, session: str | None = None, evict: bool = False
@@ -379,7 +407,13 @@ class Store(Generic[C]):
         return [self._load(*pair) for pair in zip(references, found, strict=True)]
 
     def proxy(
-        self, obj: T, *, evict: bool = False, populate_target: bool | None = None, session: str | None = None
+        self,
+        obj: T,
+        *,
+        evict: bool = False,
+        populate_target: bool | None = None,
+        session: str | None = None,
+        tags: Collection[str] = (),
     ) -> Proxy[T]:
         """Store an object and return a proxy of it.
 
@@ -388,6 +422,7 @@ class Store(Generic[C]):
             evict: let the object leave the store when the proxy is first resolved.
             populate_target: let this proxy know its object from the start.
             session: the session that the object belongs to; the store's own by default.
+            tags: as for `put`.
 
         Raises:
             NotProxiableError: the object is None, True or False.
@@ -396,7 +431,7 @@ class Store(Generic[C]):
         if type(obj) in PROXIES:
             return obj  # type: ignore[return-value]
         _check_proxiable(obj)
-        reference = self.reference(obj, session=session, evict=evict)
+        reference = self.reference(obj, session=session, evict=evict, tags=tags)
         return self._proxy(reference, obj, populate_target)
 
     def proxy_batch(
@@ -446,13 +481,25 @@ class Store(Generic[C]):
         """
         return self._encode(obj, self._serializer, main_by_value)
 
-    def put_frames(self, frames: Sequence[Buffer], *, session: str | None = None) -> tuple[Key, int]:
-        """Store what `encode` returned; its key and its size in bytes. Raises as `put`."""
-        key = self.connector.put(frames, session=self.session if session is None else session)
-        return key, nbytes(frames)
+    def put_frames(
+        self,
+        frames: Sequence[Buffer],
+        *,
+        session: str | None = None,
+        kind: str = "",
+        tags: Collection[str] = (),
+    ) -> tuple[Key, int]:
+        """Store what `encode` returned; its key and its size in bytes. Raises as `put`.
 
-    def _put(self, obj: Any, session: str | None, serializer: Serializer | None) -> tuple[Key, int]:
-        return self.put_frames(self._encode(obj, serializer or self._serializer), session=session)
+        Args:
+            frames: what `encode` returned.
+            session: as for `put`.
+            kind: ``module:name`` of the object's class, where the connector may choose by it.
+            tags: as for `put`.
+        """
+        hints: dict[str, Any] = {"kind": kind, "tags": tags} if self._routes else {}
+        key = self.connector.put(frames, session=self.session if session is None else session, **hints)
+        return key, nbytes(frames)
 
     def _encode(self, obj: Any, serializer: Serializer | None, main_by_value: bool = True) -> list[Buffer]:
         def encode() -> list[Buffer]:
@@ -495,9 +542,10 @@ class Store(Generic[C]):
             key: the object.
             size: its bytes, where they are known and worth sharing with other processes; else 0.
         """
-        if self.connector.cheap_get or is_here(self.connector, key):
+        holder, inner = holder_of(self.connector, key) if self._routes else (self.connector, key)
+        if holder.cheap_get or is_here(holder, inner):
             return self.connector.get(key)
-        if self._near is not None and size >= NEAR_FROM:
+        if self._near is not None and size >= NEAR_FROM and is_far(holder):
             return self._near.get(self.recipe, key, size, lambda: self.connector.get(key))
         cached = self._cache.get(key)
         if cached is not None:

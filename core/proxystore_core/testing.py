@@ -27,7 +27,16 @@ from typing import Any, TypeVar
 
 import pytest
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key, Leased, leased, surveyed
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Connector,
+    Key,
+    Leased,
+    leased,
+    listed,
+    surveyed,
+)
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.store import Store
 from proxystore_core.testing_deferred import DeferredContract
@@ -264,6 +273,20 @@ class ConnectorContract(DeferredContract):
         assert set(before) <= set(self.place.rglob("*"))
         assert victim.read_bytes() == b"precious"
 
+    def test_what_there_is_can_be_told(self, connector: Connector, session: str) -> None:
+        lister = listed(connector)
+        if lister is None:
+            pytest.skip("does not tell what there is")
+        assert lister.keys(session) == []
+        keys = [connector.put([bytes(size)], session=session) for size in (0, 100, 3_000_000)]
+        users = connector.put([b"mine"])
+        assert sorted(lister.keys(session)) == sorted(keys)
+        assert lister.keys(USER_SESSION) == [users]
+        connector.evict(keys.pop())
+        assert sorted(lister.keys(session)) == sorted(keys)
+        with pytest.raises(RefusedError):
+            lister.keys("../x")
+
     # The same store elsewhere.
 
     def test_config_and_url_open_an_equal_connector(self, connector: Connector) -> None:
@@ -446,7 +469,8 @@ class ConnectorContract(DeferredContract):
         assert 90 < keeper.sessions()[session] <= 100
 
     def test_sweep_ends_the_lapsed(self, connector: Connector, keeper: Leased, session: str) -> None:
-        live, other = session + "-live", leased(self.open_again(connector))
+        again = self.open_again(connector)
+        live, other = session + "-live", leased(again)
         assert other is not None
         keeper.renew(session, 0.2)
         keeper.renew(live, 600)
@@ -458,6 +482,7 @@ class ConnectorContract(DeferredContract):
         assert [connector.get(key) for key in kept] == [b"kept"] * 2
         assert session not in keeper.sessions()
         assert other.sweep() == []
+        again.close()
 
     def test_the_user_session_has_no_lease(self, connector: Connector, keeper: Leased) -> None:
         key = connector.put([b"mine"])

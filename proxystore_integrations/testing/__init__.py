@@ -18,6 +18,6 @@ Needs pytest, NumPy and pandas.
 from __future__ import annotations
 
 from proxystore_integrations.testing.contract import EngineContract
-from proxystore_integrations.testing.engine import Engine
+from proxystore_integrations.testing.engine import Engine, objects_of
 
-__all__ = ["Engine", "EngineContract"]
+__all__ = ["Engine", "EngineContract", "objects_of"]

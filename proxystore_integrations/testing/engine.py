@@ -6,7 +6,18 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-__all__ = ["Engine"]
+from proxystore_core.connectors.base import listed
+
+__all__ = ["Engine", "objects_of"]
+
+
+def objects_of(link: Any) -> list[str]:
+    """Keys of what a link's session has in its store now; the store has to be one that can tell."""
+    if not link.is_open:
+        return []
+    lister = listed(link._store.connector)
+    assert lister is not None, f"{link.url} cannot tell what is in it"
+    return lister.keys(link.session)
 
 
 class Engine:
@@ -48,7 +59,7 @@ class Engine:
         raise NotImplementedError
 
     def stored(self) -> list[str]:
-        """Names of what the engine's session has in the store now, seen behind its back."""
+        """Names of what the engine's session has in the store now (see `objects_of`)."""
         raise NotImplementedError
 
     def fresh(self) -> AbstractContextManager[Engine]:

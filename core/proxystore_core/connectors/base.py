@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 from proxystore_core.errors import GoneError, RefusedError
@@ -23,14 +23,20 @@ __all__ = [
     "Held",
     "Key",
     "Leased",
+    "Listed",
+    "Routed",
     "Surveyed",
     "Waiting",
     "batched",
     "check_session",
     "deferred",
+    "holder_of",
     "is_far",
     "leased",
+    "listed",
     "new_session",
+    "place_of",
+    "routed",
     "surveyed",
     "waiting",
 ]
@@ -184,6 +190,20 @@ def leased(connector: Connector) -> Leased | None:
 
 
 @runtime_checkable
+class Listed(Protocol):
+    """The ability to tell what there is."""
+
+    def keys(self, session: str) -> list[Key]:
+        """The keys of a session's objects, in no order. Raises as `Connector.get`."""
+        ...
+
+
+def listed(connector: Connector) -> Listed | None:
+    """The connector as one that tells what there is, or None when it cannot."""
+    return cast(Listed, connector) if hasattr(connector, "keys") else None
+
+
+@runtime_checkable
 class Batched(Protocol):
     """The ability to handle many objects in one round trip, where each trip costs more than a small object.
 
@@ -312,6 +332,47 @@ class Surveyed(Protocol):
 def surveyed(connector: Connector) -> Surveyed | None:
     """The connector as one that tells what is in it, or None when it cannot."""
     return cast(Surveyed, connector) if hasattr(connector, "held") else None
+
+
+@runtime_checkable
+class Routed(Protocol):
+    """The ability to choose among several connectors where an object goes.
+
+    A connector says so with a class attribute ``routes = True``.
+    """
+
+    def put(
+        self,
+        data: Sequence[Buffer],
+        *,
+        session: str = USER_SESSION,
+        kind: str = "",
+        tags: Collection[str] = (),
+    ) -> Key:
+        """As `Connector.put`.
+
+        Args:
+            data: as there.
+            session: as there.
+            kind: ``module:name`` of the object's class; empty when unknown.
+            tags: what the user said of the object.
+        """
+        ...
+
+    def holder(self, key: Key) -> tuple[Connector, Key]:
+        """The connector that the object is in, and its key there. Raises as `Connector.get`."""
+        ...
+
+
+def routed(connector: Connector) -> Routed | None:
+    """The connector as one that chooses where objects go, or None when it does not."""
+    return cast(Routed, connector) if getattr(connector, "routes", False) else None
+
+
+def holder_of(connector: Connector, key: Key) -> tuple[Connector, Key]:
+    """The connector that an object is in (this one, or one behind it) and its key there. Raises as `get`."""
+    router = routed(connector)
+    return (connector, key) if router is None else holder_of(*router.holder(key))
 
 
 def is_far(connector: Connector) -> bool:

@@ -178,6 +178,15 @@ class FileConnector:
             os.unlink(path)
         self._own.discard((os.getpid(), key))
 
+    def keys(self, session: str) -> list[Key]:
+        directory = self._directory(session)
+        with self._translated():
+            try:
+                names = os.listdir(directory)
+            except FileNotFoundError:
+                return []
+        return [self._key(session, name) for name in names if _OBJECT.fullmatch(name)]
+
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
         lease = os.path.join(self._directory(session), _LEASE)

@@ -182,6 +182,10 @@ class MemoryConnector:
                 space.changed.notify_all()
         self._own.discard((os.getpid(), key))
 
+    def keys(self, session: str) -> list[Key]:
+        check_session(session, self.url)
+        return [key for key in list(self._space.objects) if key.split(".")[1] == session]
+
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
         self._space.leases[session] = time.time() + seconds
@@ -190,7 +194,7 @@ class MemoryConnector:
         check_session(session, self.url)
         space = self._space
         space.leases.pop(session, None)
-        ended = [key for key in list(space.objects) if key.split(".")[1] == session]
+        ended = self.keys(session)
         for key in ended:
             space.objects.pop(key, None)
         with space.changed:

@@ -16,12 +16,12 @@ import os
 import re
 import secrets
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import redis
 
-from proxystore_core.buffers import fresh_buffer
+from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
@@ -182,7 +182,7 @@ class RedisConnector:
         return keys
 
     def _put(self, session: str, items: Sequence[Sequence[Buffer]]) -> list[Key]:
-        objects = [[view for buffer in data if (view := memoryview(buffer)).nbytes] for data in items]
+        objects = [byte_views(data) for data in items]
         sizes = [sum([view.nbytes for view in views]) for views in objects]
         names = [f"{secrets.token_hex(10)}.{size:x}" for size in sizes]
         keys = [f"{session}.{name}" for name in names]
@@ -191,7 +191,7 @@ class RedisConnector:
         moved = 0
         try:
             for name, views, size in zip(names, objects, sizes, strict=True):
-                for part, frames in enumerate(_split([view.cast("B") for view in views], size)):
+                for part, frames in enumerate(split(views, _PART)):
                     commands += self._write(session, name, part, frames)
                     moved += min(size, _PART)
                     if moved >= self._window:
@@ -301,6 +301,12 @@ class RedisConnector:
                 names.append(self._name_in(key, record))
         self._requests.run([command for name in names for command in self._each_part("HDEL", name)])
         self._own.difference_update([(os.getpid(), key) for key in keys])
+
+    def keys(self, session: str) -> list[Key]:
+        check_session(session, self.url)
+        found = self._requests.run([("HKEYS", place) for place in self._hashes(session)])
+        fields = [field.decode() for those in found for field in those]
+        return [f"{session}.{field.removesuffix('.0')}" for field in fields if field.endswith(".0")]
 
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
@@ -468,23 +474,3 @@ def _session_of(place: bytes) -> str:
 
 def _parts(size: int) -> int:
     return max(1, -(-size // _PART))
-
-
-def _split(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
-    """The buffers of each part, cut where a part ends; nothing is copied."""
-    if size <= _PART:
-        yield list(views)
-        return
-    part, room = [], _PART
-    for view in views:
-        start = 0
-        while view.nbytes - start >= room:
-            part.append(view[start : start + room])
-            yield part
-            start += room
-            part, room = [], _PART
-        if start < view.nbytes:
-            part.append(view[start:])
-            room -= view.nbytes - start
-    if part:
-        yield part

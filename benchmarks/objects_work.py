@@ -1,0 +1,159 @@
+"""What goes through an S3 server: put and get beside obstore, memory, many clients."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from benchmarks.contenders import OURS, attempt
+from benchmarks.rows import Plan, Row
+from benchmarks.tasks import fresh
+from benchmarks.timing import Absent, Figures, Sample, interleave
+
+__all__ = ["WORKS"]
+
+OBSTORE = "obstore"
+OBSTORE_WHOLE = "obstore, no multipart"
+ONE = "1 client"
+MANY = "16 clients"
+CLIENTS = 16
+KILOBYTE = 1_000
+TEN_MB = 10_000_000
+HUNDRED_MB = 100_000_000
+REPEATS = 100  # of what takes a millisecond
+
+
+def put_get(plan: Plan, server: Any) -> Iterator[Row]:
+    """Put and get 1 kB and 100 MB: a store, and obstore alone, which gets bytes that nobody may change."""
+    for size in (KILOBYTE, min(HUNDRED_MB, plan.sizes[-1])):
+        with ExitStack() as stack:
+            samples: dict[str, Sample | Absent] = {OBSTORE: _plain(server.witness(), size, {})}
+            if size > KILOBYTE:
+                samples[OBSTORE_WHOLE] = _plain(server.witness(), size, {"use_multipart": False})
+            samples[OURS] = _stored(stack, server, size)
+            outcomes = interleave(samples, plan.rounds(size), budget=30)
+        for figure in ("put", "get", "put + get"):
+            row = Row(f"Store on S3 (SeaweedFS): {figure}", "s", outcomes.of(figure), size)
+            if figure == "put + get":
+                row.at_most_times(OURS, OBSTORE, 1.5 if size == KILOBYTE else 1.2)
+            yield row
+
+
+def _sample(size: int, put: Callable[[Any], Any], get: Callable[[], Any], evict: Callable[[], Any]) -> Sample:
+    count = REPEATS if size <= KILOBYTE else 1
+
+    def sample() -> Figures:
+        value = fresh(size).tobytes()
+        putting = getting = 0.0
+        for _ in range(count):
+            begin = time.perf_counter()
+            put(value)
+            stored = time.perf_counter()
+            got = get()
+            getting += time.perf_counter() - stored
+            putting += stored - begin
+            assert memoryview(got)[-16:] == memoryview(value)[-16:], "other bytes"
+            del got
+            evict()
+        return {"put": putting / count, "get": getting / count, "put + get": (putting + getting) / count}
+
+    return sample
+
+
+def _plain(witness: Any, size: int, options: dict[str, Any]) -> Sample:
+    return _sample(
+        size,
+        lambda value: witness.put("raw", value, **options),
+        lambda: witness.get("raw").bytes(),
+        lambda: witness.delete("raw"),
+    )
+
+
+def _stored(stack: ExitStack, server: Any, size: int) -> Sample:
+    from proxystore_core.store import Store
+
+    store = stack.enter_context(Store.from_url(server.url("bench"), near=False, cache_size=0))
+    keys: list[Any] = []
+    return _sample(
+        size,
+        lambda value: keys.append(store.put(value)),
+        lambda: store.get(keys[-1]),
+        lambda: store.evict(keys.pop()),
+    )
+
+
+def allocation(plan: Plan, server: Any) -> Iterator[Row]:
+    """Peaks of memory while 100 MB are put and got, in a process that does nothing else."""
+    size = min(HUNDRED_MB, plan.sizes[-1])
+    samples = {OURS: partial(_peaks, server.url("bench"), size)}
+    outcomes = interleave(samples, 3, warm=0)
+    for step, limit in (("put", 0.2), ("get", 1.2)):
+        # The bytes that are put are there before: what counts is what comes on top of them.
+        row = Row(f"Memory, S3: resident, gained at the peak of {step}", "B", outcomes.of(step), size)
+        row.at_most(OURS, size * limit)
+        yield row
+
+
+def _peaks(url: str, size: int) -> Figures:
+    from benchmarks.test_servers import _module
+    from proxystore_core.testing import in_new_process
+
+    put, get = in_new_process(_module("measures").peaks, url, size)
+    return {"put": max(put, 0.0) * size, "get": max(get, 0.0) * size}
+
+
+def parallel(plan: Plan, server: Any) -> Iterator[Row]:
+    """Sixteen processes put and get 10 MB each, several times, and one does all of it."""
+    size = min(TEN_MB, plan.sizes[-1])
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(CLIENTS) as pool:
+        work = partial(_round_trips, server.url("bench"), size)
+        pool.map(work, [1] * CLIENTS, chunksize=1)  # each has imported, connected and run once
+        samples: dict[str, Sample | Absent] = {
+            ONE: partial(_timed, lambda: pool.map(work, [CLIENTS], chunksize=1)),
+            MANY: partial(_timed, lambda: pool.map(work, [1] * CLIENTS, chunksize=1)),
+        }
+        outcomes = interleave(samples, plan.repeat, budget=40)
+        pool.close()
+        pool.join()
+    row = Row(f"S3, {CLIENTS} round trips in all", "s", outcomes.of("seconds"), size)
+    row.at_most_times(MANY, ONE, 1.0, claim=f"S3: throughput of {CLIENTS} clients is not below that of one")
+    yield row
+
+
+def _timed(work: Callable[[], Any]) -> Figures:
+    begin = time.perf_counter()
+    work()
+    return {"seconds": time.perf_counter() - begin}
+
+
+_open: dict[str, Any] = {}
+
+
+def _round_trips(url: str, size: int, count: int) -> None:
+    from proxystore_core.recipe import open_connector
+
+    connector = _open.get(url) or _open.setdefault(url, open_connector(url))
+    data = fresh(size).tobytes()
+    for _ in range(count):
+        key = connector.put([data])
+        assert connector.get(key)[-1] == data[-1], "other bytes"
+        connector.evict(key)
+
+
+def served(stack: ExitStack) -> Any:
+    """The server of these works, or why there is none."""
+    from benchmarks.test_servers import object_server
+
+    return attempt(lambda: object_server(stack))
+
+
+WORKS: Mapping[str, Callable[[Plan, Any], Iterator[Row]]] = {
+    "objects-store": put_get,
+    "objects-allocation": allocation,
+    "objects-parallel": parallel,
+}

