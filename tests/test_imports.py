@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 LIGHT = {"cloudpickle", "xxhash"}
-# What the connectors to Redis load; redis-py looks at certificates with cryptography where that is installed.
-REDIS = {"async_timeout", "redis", "hiredis", "cryptography"}  # the first on Python before 3.11.3
+# What the connectors to Redis load; redis-py takes the last four where it finds them.
+REDIS = {"async_timeout", "redis", "hiredis"}  # the first on Python before 3.11.3
+REDIS |= {"cryptography", "opentelemetry", "psutil", "typing_extensions"}
 OBSTORE = {"obstore"}
 SSH = {"OpenSSL", "_cffi_backend", "_openssl", "asyncssh", "cryptography", "ifaddr", "typing_extensions"}
 # What connectors of one backend load, by the start of their modules' names.

@@ -297,7 +297,7 @@ def test_arguments() -> None:
         ("s3://b?endpoint=ftp://h", "endpoint"),
         ("s3://b?deadline=-1", "deadline"),
         ("s3://b?deadline=x", "deadline"),
-        ("s3://b?regoin=x", "regoin"),
+        ("s3://b?regionn=x", "regionn"),
         ("s3://b/../c", "prefix"),
         ("http://", "web server"),
         ("http://host/p?x=1", "x"),
