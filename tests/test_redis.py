@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import pickle
@@ -259,15 +260,16 @@ class RedisContract(ConnectorContract):
 
     def test_a_store_uses_batches(self, connector: Connector) -> None:
         assert isinstance(connector, RedisConnector)
-        calls = []
-        run = connector._requests.run
+        calls: list[Any] = []
 
-        def spy(*args: Any) -> list[Any]:
+        def spy(*args: Any, call: Callable[..., Any]) -> Any:
             calls.append(args)
-            return run(*args)
+            return call(*args)
 
         with Store(secrets.token_hex(4), connector) as store, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(connector._requests, "run", spy)
+            for name in ("run", "read"):
+                call = functools.partial(spy, call=getattr(connector._requests, name))
+                patch.setattr(connector._requests, name, call)
             store.put("warm")
             calls.clear()
             objects: list[Any] = [[number] for number in range(300)]
@@ -627,6 +629,15 @@ def test_a_single_server_of_a_cluster(cluster: list[Server]) -> None:
 def test_tls_to_a_plain_port(server: Server) -> None:
     with pytest.raises(UnreachableError, match="Does this port speak TLS"):
         open_connector(f"rediss://{server.address}?connect_timeout=0.5").put([b"data"])
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
+def test_tls_to_a_port_that_says_nothing(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        connector = open_connector(f"{scheme}://127.0.0.1:{port}?connect_timeout=0.2&deadline=3600")
+        with pytest.raises(UnreachableError, match="Does this port speak TLS"):
+            connector.get(f"s.{'0' * 20}.5")
 
 
 def test_a_plain_connection_to_a_tls_port(secured: tuple[Server, dict[str, Any]]) -> None:

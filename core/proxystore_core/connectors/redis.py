@@ -33,7 +33,8 @@ from proxystore_core.connectors.base import (
 )
 from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
 from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, channel_of, wait_for
-from proxystore_core.connectors.redis_login import Login, Options, database
+from proxystore_core.connectors.redis_login import Login, Options, TLSConnection, database
+from proxystore_core.connectors.redis_replies import Part
 from proxystore_core.connectors.redis_requests import Command, Requests
 from proxystore_core.errors import (
     ConfigurationError,
@@ -48,7 +49,7 @@ __all__ = ["RedisConnector", "RedisTLSConnector", "RedisUnixConnector"]
 
 _PART = 1 << 20  # bytes; part of the layout: another number cannot read what this one has written
 # Bytes that move at a time, and are copied at most: over a network fewer trips are worth more memory.
-_WINDOW, _LOCAL_WINDOW = 8 << 20, 1 << 20
+_WINDOW, _LOCAL_WINDOW = 8 << 20, 2 << 20
 _SMALL = 32 << 10  # bytes up to which a copy is cheaper than another system call
 LOCAL = ("localhost", "127.0.0.1", "::1")
 _BUCKETS = 16
@@ -146,7 +147,7 @@ class RedisConnector:
 
     def _connect(self, login: Login) -> Any:
         """A client of redis-py, which connects when it is used."""
-        kind = redis.SSLConnection if self._tls else redis.Connection
+        kind = TLSConnection if self._tls else redis.Connection
         place = {"host": self._given["hostname"], "port": self._given["port"], "db": self._given["db"]}
         return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **place, **login.pool()))
 
@@ -248,39 +249,23 @@ class RedisConnector:
     def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
         if any(key.endswith(LATER) for key in keys):
             names = self._set_names(keys)
-            there = iter(self.get_batch([name for name in names if name]))
-            return [next(there) if name else None for name in names]
+            set_ones = iter(self.get_batch([name for name in names if name]))
+            return [next(set_ones) if name else None for name in names]
         parsed = [self._parse(key) for key in keys]
         until = self._requests.until(sum(size for _, _, size in parsed))
-        found: list[Buffer | None] = []
-        commands: list[Command] = []
-        places: list[tuple[int, int]] = []  # of each command: which object, which of its parts
-        asked = 0
-
-        def fetch() -> None:
-            for (place, part), data in zip(places, self._requests.run(commands, until), strict=True):
-                size, whole = parsed[place][2], found[place]
-                if data is None:
-                    found[place] = None
-                elif size <= _PART:
-                    found[place] = bytearray(data)  # the caller may change it
-                elif len(data) != min(size - part * _PART, _PART):
-                    raise CorruptError(
-                        "a part has another length than was stored", store=self.url, key=keys[place]
-                    )
-                elif whole is not None:
-                    memoryview(whole)[part * _PART : part * _PART + len(data)] = data
-
+        wholes = [fresh_buffer(size) for _, _, size in parsed]
+        parts: list[Part] = []
+        places: list[int] = []  # of each part: which object it is of
         for place, (session, name, size) in enumerate(parsed):
-            found.append(fresh_buffer(size) if size > _PART else b"")
+            whole = memoryview(wholes[place])
             for part in range(_parts(size)):
-                if asked >= self._window:
-                    fetch()
-                    commands, places, asked = [], [], 0
-                commands.append(("HGET", *self._field(session, name, part)))
-                places.append((place, part))
-                asked += min(size, _PART)
-        fetch()
+                view = whole[part * _PART : (part + 1) * _PART]
+                parts.append(Part(keys[place], ("HGET", *self._field(session, name, part)), view))
+                places.append(place)
+        found: list[Buffer | None] = [*wholes]
+        for place, there in zip(places, self._requests.read(parts, until, self._window), strict=True):
+            if not there:
+                found[place] = None
         return found
 
     def exists(self, key: Key) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 
 from proxystore_core.connectors.redis import LOCAL, RedisConnector
 from proxystore_core.connectors.redis_errors import Diagnosis
-from proxystore_core.connectors.redis_login import Login, addresses_of, database
+from proxystore_core.connectors.redis_login import Login, TLSConnection, addresses_of, database
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
@@ -63,14 +62,16 @@ class RedisClusterConnector(RedisConnector):
     def _connect(self, login: Login) -> Any:
         (host, port), *others = self._addresses
         arguments = login.pool()
-        packer = arguments.pop("command_packer")
+        own = {"command_packer": arguments.pop("command_packer")}
+        if self._tls:
+            own["connection_class"] = TLSConnection
         arguments["retry"] = Retry(NoBackoff(), 1)
-        # Only a client that is made from a URL takes a class of pools, and only a pool takes a packer.
+        # Only a client that is made from a URL takes a class of pools, and only a pool takes these.
         url = f"{'rediss' if self._tls else 'redis'}://{f'[{host}]' if ':' in host else host}:{port}"
         return RedisCluster(
             url=url,
             startup_nodes=[ClusterNode(*other) for other in others],
-            connection_pool_class=functools.partial(redis.ConnectionPool, command_packer=packer),
+            connection_pool_class=lambda **given: redis.ConnectionPool(**{**given, **own}),
             **arguments,
         )
 

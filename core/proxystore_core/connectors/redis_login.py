@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import redis
 from redis._parsers import Encoder
 from redis.backoff import NoBackoff
 from redis.connection import PythonRespSerializer
@@ -18,7 +19,7 @@ from redis.retry import Retry
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
-__all__ = ["Login", "Options", "addresses_of", "database"]
+__all__ = ["Login", "Options", "TLSConnection", "addresses_of", "database"]
 
 PASSWORD = "PROXYSTORE_REDIS_PASSWORD"  # the variable's name
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -95,6 +96,16 @@ def addresses_of(hosts: Sequence[str], port: int) -> list[tuple[str, int]]:
     if not found:
         raise ConfigurationError("no server is named: expected host:port,host:port")
     return found
+
+
+class TLSConnection(redis.SSLConnection):
+    """The handshake is part of connecting: a port without TLS may say nothing for ever."""
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        sock.settimeout(self.socket_connect_timeout)
+        secured = super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+        secured.settimeout(self.socket_timeout)
+        return secured
 
 
 class Login:

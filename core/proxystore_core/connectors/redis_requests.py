@@ -13,7 +13,8 @@ from redis.retry import Retry
 
 from proxystore_core.connectors.redis_errors import FAILURES, Again, Diagnosis
 from proxystore_core.connectors.redis_login import Login, Options
-from proxystore_core.errors import DeadlineError, StoreError, UnreachableError
+from proxystore_core.connectors.redis_replies import Part, receive
+from proxystore_core.errors import CorruptError, DeadlineError, StoreError, UnreachableError
 
 __all__ = ["Command", "Requests"]
 
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
 _PAUSES = ExponentialBackoff(cap=1.0, base=0.01)  # seconds between tries
+_COPIED = 8  # parts that redis-py reads at a time, where it must
 _asked: set[str] = set()  # URLs of servers whose settings were looked at
 
 
@@ -68,21 +70,35 @@ class Requests:
 
     def run(self, commands: Sequence[Command], until: float | None = None) -> list[Any]:
         """The reply of each command, all in one trip to each server concerned. Raises as `persist`."""
+        return self.persist(lambda client: _send(client, commands), until) if commands else []
 
-        def send(client: Any) -> list[Any]:
-            if len(commands) == 1:
-                return [client.execute_command(*commands[0])]
-            pipeline = client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-            for reply in replies:
-                for each in reply if isinstance(reply, list) else (reply,):  # a list: of a transaction
-                    if isinstance(each, Exception):
-                        raise each
-            return replies
+    def read(self, parts: Sequence[Part], until: float, window: int) -> list[bool]:
+        """Read each part to where it is wanted, from all servers concerned; whether it was there.
 
-        return self.persist(send, until) if commands else []
+        Args:
+            parts: what is wanted.
+            until: the time by which it should be there.
+            window: bytes to ask a server for before those before them are read.
+
+        Raises:
+            CorruptError: a part has another size than it should have.
+            StoreError: as `persist`.
+        """
+
+        def fetch(client: Any) -> list[bool]:
+            try:
+                found = receive([_pool(client, part) for part in parts], parts, until, window)
+            except FAILURES:
+                if not _is_cluster(client):
+                    raise
+                found = None  # the cluster may have changed: redis-py asks it what is where
+            return _copy(client, parts) if found is None else found
+
+        try:
+            return self.persist(fetch, until) if parts else []
+        except CorruptError as error:
+            error.store = self._url
+            raise
 
     def persist(self, do: Callable[[Any], T], until: float | None = None) -> T:
         """What ``do`` says with a client, tried again while that makes sense; it may be done twice.
@@ -142,3 +158,41 @@ class Requests:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
+    if len(commands) == 1:
+        return [client.execute_command(*commands[0])]
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    replies: list[Any] = pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        for each in reply if isinstance(reply, list) else (reply,):  # a list: of a transaction
+            if isinstance(each, Exception):
+                raise each
+    return replies
+
+
+def _is_cluster(client: Any) -> bool:
+    return hasattr(client, "get_node_from_key")
+
+
+def _pool(client: Any, part: Part) -> Any:
+    """The pool of connections to the server that should have the part."""
+    if _is_cluster(client):
+        client = client.get_redis_connection(client.get_node_from_key(part.command[1]))
+    return client.connection_pool
+
+
+def _copy(client: Any, parts: Sequence[Part]) -> list[bool]:
+    """As `receive`, by redis-py's own reading."""
+    found = []
+    for start in range(0, len(parts), _COPIED):
+        some = parts[start : start + _COPIED]
+        for part, data in zip(some, _send(client, [part.command for part in some]), strict=True):
+            if data is not None and len(data) != part.view.nbytes:
+                raise part.corrupt()
+            part.view[: len(data or b"")] = data or b""
+            found.append(data is not None)
+    return found
