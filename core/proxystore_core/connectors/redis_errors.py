@@ -88,6 +88,11 @@ def _no_answer(error: BaseException, text: str, tls: bool) -> Diagnosis:
     if "CERTIFICATE_VERIFY_FAILED" in text or ("SSL" in text and "ALERT" in text):
         remedy = "Name the authority's certificate with ?ca=, and your own with &cert= and &key=."
         return Diagnosis(RefusedError, f"no trust between this process and the server: {text}", remedy)
+    if tls and "while writing" in text and "EOF" in text:
+        # A server that wants a certificate says so after the handshake, and a write may miss it.
+        remedy = "It may want a certificate: &cert= and &key=. Else look at the server's log."
+        problem = f"the server ended an encrypted connection: {text}"
+        return Diagnosis(RefusedError, problem, f"See also ?ca=. {remedy}", Again.WHEN_BACK)
     if "Permission denied" in text:
         remedy = "Have the server make its socket for you (unixsocketperm), or use another address."
         return Diagnosis(RefusedError, f"the socket is not for this user: {text}", remedy)
