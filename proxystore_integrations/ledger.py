@@ -19,7 +19,7 @@ import msgspec
 
 from proxystore_integrations.functions import users_function
 
-__all__ = ["RUN", "Ledger", "book"]
+__all__ = ["RUN", "Ledger", "book", "counting"]
 
 RUN = "PROXYSTORE_RUN"
 """The environment variable that names the directory of a run's ledgers."""
@@ -35,10 +35,13 @@ class Ledger:
     """The notes of one process.
 
     Args:
-        directory: where its file goes.
+        directory: where its file goes; None to count only.
+
+    Attributes:
+        totals: counters by name and labels, for `metrics`.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str | None) -> None:
         self.directory = directory
         self._reset()
 
@@ -47,6 +50,7 @@ class Ledger:
         self._lines = 0
         self._keys: set[str] = set()
         self._counts: dict[tuple[str, str, int], list[int]] = {}
+        self.totals: dict[tuple[str, tuple[str, ...]], float] = {}
         self._due = 0.0
         self._lock = threading.Lock()
 
@@ -69,6 +73,7 @@ class Ledger:
             seconds: that it took.
             source: file and line.
         """
+        self._add("put", (engine, what), objects=1, bytes=reference.size, seconds=seconds)
         shared = reference.key in self._keys
         self._keys.add(reference.key)
         self._note(
@@ -94,6 +99,7 @@ class Ledger:
             seconds: that it took.
             cached: how many of them this process had kept.
         """
+        self._add("get", (), objects=count, bytes=size, seconds=seconds, cached=cached)
         self._note({"e": "get", "count": count, "size": size, "seconds": seconds, "cached": cached})
 
     def by_value(self, engine: str, why: str, size: int) -> None:
@@ -104,6 +110,7 @@ class Ledger:
             why: ``"small"``, or a reason to tell.
             size: bytes, about.
         """
+        self._add("by_value", (engine, why), objects=1, bytes=size)
         counts = self._counts.get(place := (engine, why, size.bit_length()))
         if counts is None:
             counts = self._counts.setdefault(place, [0, 0])
@@ -136,11 +143,19 @@ class Ledger:
         for (engine, why, _), (count, size) in counts.items():
             self._write({"e": "value", "engine": engine, "why": why, "count": count, "size": size})
 
+    def _add(self, name: str, labels: tuple[str, ...], **values: float) -> None:
+        totals = self.totals
+        for unit, value in values.items():
+            counter = f"{name}.{unit}", labels
+            totals[counter] = totals.get(counter, 0) + value
+
     def _note(self, event: dict[str, Any]) -> None:
         if self._lines < _LINES:
             self._write(event)
 
     def _write(self, event: dict[str, Any]) -> None:
+        if self.directory is None:
+            return
         try:
             if self._fd is None:
                 with self._lock:
@@ -153,6 +168,7 @@ class Ledger:
             self._lines = _LINES
 
     def _open(self) -> None:
+        assert self.directory is not None
         path = os.path.join(self.directory, f"{os.getpid()}-{secrets.token_hex(4)}.jsonl")
         self._fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         # multiprocessing ends its children in its own way, past atexit.
@@ -184,6 +200,14 @@ book: Ledger | None = Ledger(os.environ[RUN]) if os.environ.get(RUN) else None
 """This process's; None where nobody asked for a report."""
 
 
+def counting() -> Ledger:
+    """This process's ledger; one that counts only, from now on, where there was none."""
+    global book
+    if book is None:
+        book = Ledger(None)
+    return book
+
+
 def _leave() -> None:
     if book is not None:
         book.flush()
@@ -196,5 +220,5 @@ def _after_fork() -> None:
 
 if book is not None:
     atexit.register(_leave)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

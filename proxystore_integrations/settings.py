@@ -25,6 +25,7 @@ NOT_SETTINGS = frozenset(
     {
         CONFIG,
         "PROXYSTORE_DEBUG",
+        "PROXYSTORE_PROGRESS",
         "PROXYSTORE_REDIS_PASSWORD",
         "PROXYSTORE_RUN",
         "PROXYSTORE_SECRET",

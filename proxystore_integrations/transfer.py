@@ -14,7 +14,7 @@ from typing import Any
 
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
 from proxystore_core.sizeof import sizeof
-from proxystore_integrations import ledger
+from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
 
 __all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
@@ -202,10 +202,11 @@ class Outgoing:
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
         start = time.perf_counter()
         try:
-            if shared:
-                reference = self.sharing.reference(value)
-            else:
-                reference = self.sharing.store.reference(value, session=self.sharing.session)
+            with progress.shown("storing", sizeof(value)):
+                if shared:
+                    reference = self.sharing.reference(value)
+                else:
+                    reference = self.sharing.store.reference(value, session=self.sharing.session)
         except SerializationError:
             self._not_stored(value, "cannot be serialized")
             return None  # the engine meets the same object and raises its own error
@@ -238,6 +239,11 @@ def load(references: Sequence[Reference]) -> list[Any]:
 
 
 def _load(references: Sequence[Reference]) -> list[Any]:
+    with progress.shown("loading", sum(reference.size for reference in references)):
+        return _loaded(references)
+
+
+def _loaded(references: Sequence[Reference]) -> list[Any]:
     stores: dict[str, list[Reference]] = {}
     for reference in dict.fromkeys(references):
         stores.setdefault(reference.recipe, []).append(reference)

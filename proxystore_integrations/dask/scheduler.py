@@ -19,6 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from proxystore_core import Pins
 from proxystore_integrations.dask.nodes import StoreTask, stored_values
+from proxystore_integrations.dask.page import add_page
 from proxystore_integrations.dask.worker import StoreWorkerPlugin, portable_plugin
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         self._update_graph = scheduler.stream_handlers["update-graph"]
         scheduler.stream_handlers["update-graph"] = self._announced_graph
         scheduler.stream_handlers["proxystore-leave"] = self.leave
+        add_page(scheduler, self)
         scheduler.handlers.update(
             {
                 "proxystore_join": self.join,
