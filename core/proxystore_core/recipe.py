@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import importlib.metadata
 import sys
 import threading
 import urllib.parse
@@ -138,6 +137,8 @@ def open_connector(url: str) -> Connector:
 
 
 def _entry_points() -> dict[str, str]:
+    import importlib.metadata  # 15 ms, and seldom needed
+
     return {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
