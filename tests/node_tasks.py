@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hosts import Remote
+from hosts import Remote, two_hosts
 from redis_servers import free_port
 
 from proxystore_core.connectors.base import Connector, Key
@@ -41,10 +41,11 @@ def stored(connector: Connector) -> dict[str, bytes]:
 def server_of(connector: NodeConnector) -> int:
     """The process id of a node's server: the one that has its lock."""
     path = os.path.join(connector._node.process.directory, "server")
-    inode = os.stat(path).st_ino
+    status = os.stat(path)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
-        if "->" not in fields and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+        if "->" not in fields and fields[1] == "FLOCK" and fields[5] == f"{device}:{status.st_ino}":
             return int(fields[4])
     raise AssertionError("no server")
 
@@ -318,6 +319,103 @@ class NodeTests:
             for number, key in enumerate(keys):
                 assert afar.get(key) in (None, bytes([number]) * size)
         thread.join()
+
+
+class TwoHostsTests:
+    """What every transport does between two hosts."""
+
+    scheme: ClassVar[str]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://?interface=cable"
+
+    @pytest.fixture
+    def hosts(self) -> Iterator[tuple[Remote, Remote]]:
+        secret = {SECRET: "a secret of two hosts"}
+        with two_hosts() as (one, other):
+            remotes = Remote(one, **secret), Remote(other, **secret)
+            yield remotes
+            for remote in remotes:
+                remote.close()
+
+    def test_objects(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        data = os.urandom(5_000_000)
+        key = one.call(put, self.url, data)
+        assert key.startswith("10.97.0.1:")
+        assert other.call(get, self.url, key) == data
+        back = other.call(put, self.url, b"back")
+        assert back.startswith("10.97.0.2:")
+        assert one.call(get, self.url, back) == b"back"
+        assert one.call(look, "exists", self.url, back)
+        one.call(look, "evict", self.url, back)
+        assert not other.call(look, "exists", self.url, back)
+
+    def test_a_session_of_both(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        session = one.call(begin_session, self.url, 100.0)
+        keys = [host.call(put, self.url, b"data", session) for host in hosts]
+        # The other node takes over what is left of the lease, not the usual ten minutes.
+        assert 90 < other.call(look, "sessions", self.url)[session] <= 100
+        one.call(look, "renew", self.url, session, 200.0)
+        assert 190 < other.call(look, "sessions", self.url)[session] <= 200
+        other.call(look, "renew", self.url, session, 300.0)
+        assert [290 < host.call(look, "sessions", self.url)[session] <= 300 for host in hosts] == [True, True]
+        assert one.call(look, "end", self.url, session) == 2
+        for host in hosts:
+            assert [host.call(get, self.url, key) for key in keys] == [None, None]
+            assert host.call(look, "sessions", self.url) == {}
+
+    def test_a_session_that_is_ended_from_elsewhere(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        session = one.call(begin_session, self.url, 100.0)
+        for host in hosts:
+            host.call(put, self.url, b"data", session)
+        assert other.call(look, "end", self.url, session) == 2
+        assert [host.call(look, "sessions", self.url) for host in hosts] == [{}, {}]
+
+    def test_a_future_across_hosts(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        key = one.call(look, "reserve", self.url)
+        other.start(wait_and_get, self.url, key)
+        one.call(look, "set", self.url, key, [b"here"])
+        assert other.answer() == b"here"
+        theirs = one.call(look, "reserve", self.url)
+        one.start(wait_and_get, self.url, theirs)
+        data = os.urandom(3_000_000)
+        other.call(look, "set", self.url, theirs, [data])
+        assert one.answer() == data
+
+    def test_a_host_that_is_gone(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        url = f"{self.url}&connect_timeout=0.3"
+        key = other.call(put, url, b"data")
+        assert one.call(get, url, key) == b"data"
+        other.call(kill_server_of, url)
+        with pytest.raises(UnreachableError, match=r"10\.97\.0\.2"):
+            one.call(get, url, key)
+
+    def test_loopback_is_another_place_on_every_host(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        key = one.call(put, f"{self.scheme}://", b"data")
+        with pytest.raises(UnreachableError, match="loopback") as caught:
+            other.call(get, f"{self.scheme}://", key)
+        assert "interface" in str(caught.value)
+
+
+def look(method: str, url: str, *args: Any) -> Any:
+    return getattr(opened(url), method)(*args)
+
+
+def wait_and_get(url: str, key: str) -> bytes:
+    connector = opened(url)
+    assert connector.wait(key, 20)
+    return bytes(connector.get(key))
+
+
+def kill_server_of(url: str) -> None:
+    kill_server(opened(url))
 
 
 def begin_session(url: str, lease: float) -> str:

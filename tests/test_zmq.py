@@ -14,21 +14,16 @@ from typing import Any, ClassVar
 
 import pytest
 import zmq
-from hosts import Remote, two_hosts
 from node_tasks import (
     FarContract,
     NodeContract,
     NodeTests,
-    begin_session,
-    get,
-    kill_server,
-    opened,
-    put,
+    TwoHostsTests,
     server_of,
 )
 from zmq_tasks import FarZeroMQ
 
-from proxystore_core.connectors.node_place import SECRET, Place
+from proxystore_core.connectors.node_place import Place
 from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, Operation, Reply, Request, Status
 from proxystore_core.connectors.shm import node
 from proxystore_core.connectors.zmq import ZeroMQConnector
@@ -151,98 +146,8 @@ class Opener:
         return open, (self.path, "w")
 
 
-# Two hosts.
-
-
-class TestTwoHosts:
-    SECRET: ClassVar = {SECRET: "a secret of two hosts"}
-    URL = "zmq://?interface=cable"
-
-    @pytest.fixture
-    def hosts(self) -> Iterator[tuple[Remote, Remote]]:
-        with two_hosts() as (one, other):
-            remotes = Remote(one, **self.SECRET), Remote(other, **self.SECRET)
-            yield remotes
-            for remote in remotes:
-                remote.close()
-
-    def test_objects(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        data = os.urandom(5_000_000)
-        key = one.call(put, self.URL, data)
-        assert key.startswith("10.97.0.1:")
-        assert other.call(get, self.URL, key) == data
-        back = other.call(put, self.URL, b"back")
-        assert back.startswith("10.97.0.2:")
-        assert one.call(get, self.URL, back) == b"back"
-        assert one.call(look, "exists", self.URL, back)
-        one.call(look, "evict", self.URL, back)
-        assert not other.call(look, "exists", self.URL, back)
-
-    def test_a_session_of_both(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        session = one.call(begin_session, self.URL, 100.0)
-        keys = [host.call(put, self.URL, b"data", session) for host in hosts]
-        # The other node takes over what is left of the lease, not the usual ten minutes.
-        assert 90 < other.call(look, "sessions", self.URL)[session] <= 100
-        one.call(look, "renew", self.URL, session, 200.0)
-        assert 190 < other.call(look, "sessions", self.URL)[session] <= 200
-        other.call(look, "renew", self.URL, session, 300.0)
-        assert [290 < host.call(look, "sessions", self.URL)[session] <= 300 for host in hosts] == [True, True]
-        assert one.call(look, "end", self.URL, session) == 2
-        for host in hosts:
-            assert [host.call(get, self.URL, key) for key in keys] == [None, None]
-            assert host.call(look, "sessions", self.URL) == {}
-
-    def test_a_session_that_is_ended_from_elsewhere(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        session = one.call(begin_session, self.URL, 100.0)
-        for host in hosts:
-            host.call(put, self.URL, b"data", session)
-        assert other.call(look, "end", self.URL, session) == 2
-        assert [host.call(look, "sessions", self.URL) for host in hosts] == [{}, {}]
-
-    def test_a_future_across_hosts(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        key = one.call(look, "reserve", self.URL)
-        other.start(wait_and_get, self.URL, key)
-        one.call(look, "set", self.URL, key, [b"here"])
-        assert other.answer() == b"here"
-        theirs = one.call(look, "reserve", self.URL)
-        one.start(wait_and_get, self.URL, theirs)
-        data = os.urandom(3_000_000)
-        other.call(look, "set", self.URL, theirs, [data])
-        assert one.answer() == data
-
-    def test_a_host_that_is_gone(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        url = f"{self.URL}&connect_timeout=0.3"
-        key = other.call(put, url, b"data")
-        assert one.call(get, url, key) == b"data"
-        other.call(kill_server_of, url)
-        with pytest.raises(UnreachableError, match=r"10\.97\.0\.2"):
-            one.call(get, url, key)
-
-    def test_loopback_is_another_place_on_every_host(self, hosts: tuple[Remote, Remote]) -> None:
-        one, other = hosts
-        key = one.call(put, "zmq://", b"data")
-        with pytest.raises(UnreachableError, match="loopback") as caught:
-            other.call(get, "zmq://", key)
-        assert "interface" in str(caught.value)
-
-
-def look(method: str, url: str, *args: Any) -> Any:
-    return getattr(opened(url), method)(*args)
-
-
-def wait_and_get(url: str, key: str) -> bytes:
-    connector = opened(url)
-    assert connector.wait(key, 20)
-    return bytes(connector.get(key))
-
-
-def kill_server_of(url: str) -> None:
-    kill_server(opened(url))
+class TestTwoHosts(TwoHostsTests):  # type: ignore[misc]
+    scheme = "zmq"
 
 
 # Dask.

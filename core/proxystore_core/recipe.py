@@ -50,6 +50,7 @@ _SHIPPED = {
     "globus": "proxystore_core.connectors.globus:GlobusConnector",
     "daos": "proxystore_core.connectors.daos:DAOSConnector",
     "zmq": "proxystore_core.connectors.zmq:ZeroMQConnector",
+    "ucx": "proxystore_core.connectors.ucx:UCXConnector",
     "s3": "proxystore_core.connectors.objects:S3Connector",
     "gs": "proxystore_core.connectors.objects:GCSConnector",
     "az": "proxystore_core.connectors.objects:AzureConnector",
@@ -60,7 +61,7 @@ _SHIPPED = {
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
 _EXTRAS |= dict.fromkeys(("s3", "gs", "az", "http", "https"), "obstore")
-_EXTRAS |= {"globus": "globus", "sftp": "sftp", "zmq": "zmq"}
+_EXTRAS |= {"globus": "globus", "sftp": "sftp", "zmq": "zmq", "ucx": "ucx"}
 """The extra of this distribution that brings a scheme's library."""
 _ELSEWHERE = {"daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos."}
 """What to do where no package of pip brings a scheme's library."""

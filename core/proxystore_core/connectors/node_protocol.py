@@ -34,6 +34,7 @@ __all__ = [
     "Reply",
     "Request",
     "Status",
+    "count_of",
     "digest_of",
     "parse_request",
 ]
@@ -61,6 +62,7 @@ class Operation(enum.IntEnum):
     JOIN = 6  # a session's home is told of another node with objects of it
     WAIT = 7  # until a reserved object is there
     SET = 8  # a chunk of an object to be set; the last one sets it
+    GREET = 9  # begins a connection, where a transport needs that
 
 
 class Status(enum.IntEnum):
@@ -219,6 +221,12 @@ class Reply:
         """
         if memoryview(data).nbytes != self.count or (self.digest and digest_of(data) != self.digest):
             raise CorruptError("the bytes were altered on their way")
+
+
+def count_of(head: Buffer) -> tuple[int, bytes]:
+    """Bytes of data that a reply's head announces, and the nonce; not verified yet."""
+    _, _, nonce, _, count, _ = _REPLY.unpack_from(head)
+    return count, nonce
 
 
 def digest_of(data: Buffer) -> int:

@@ -11,6 +11,7 @@ so that whoever renews or ends the session reaches them.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import importlib
 import json
@@ -157,7 +158,10 @@ class NodeServer:
 
     def _carry_out(self, request: Request) -> tuple[Status, int, Buffer]:
         try:
-            return self._handlers[request.operation](request)
+            handler = self._handlers.get(request.operation)
+            if handler is None:
+                raise MalformedError("nothing that is asked of a node")
+            return handler(request)
         except FullError as error:
             return Status.FULL, 0, error.problem.encode()
         except GoneError:
@@ -306,6 +310,7 @@ def _has_objects(space: ShmConnector, session: str) -> bool:
 
 def main() -> None:
     """Read the order from standard input, listen in a process of its own, and serve until nobody is left."""
+    faulthandler.enable()  # into the node's log
     order = json.load(sys.stdin)
     if os.fork():
         os._exit(0)  # nobody has to wait for the server, or to know it
