@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
+from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.dependents import Search, StoreFuture, when_done
 
@@ -56,7 +57,11 @@ class CallExecutor(Executor):
         return self.future(self._send, self._call(function, args, kwargs))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `concurrent.futures.Executor.submit`."""
+        """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
+        borrowed = borrows_in((args, kwargs))
+        return end_with(self._submit(fn, args, kwargs), borrowed)
+
+    def _submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         search = Search(args, kwargs)
         if not search.futures:
             return self._begin(fn, args, kwargs)

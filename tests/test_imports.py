@@ -26,6 +26,7 @@ BACKENDS = {
     "objects": OBSTORE,
     "http": OBSTORE,
     "sftp": SSH,
+    "kafka": {"confluent_kafka"},
     "globus": {"globus_sdk", "typing_extensions"},
 }
 ENGINES = {"dask", "distributed", "globus_compute_sdk", "parsl", "ray"}
@@ -39,11 +40,12 @@ def folder(package: str) -> Path:
 
 
 def core_modules() -> list[str]:
-    """Every module of the core but `testing` and its parts, which are written for pytest."""
+    """Every module of the core but those of `testing`, which are written for pytest, and mypy's plugin."""
     root = folder("proxystore_core")
     names = (path.relative_to(root.parent).with_suffix("").parts for path in root.rglob("*.py"))
     modules = {".".join(name[:-1] if name[-1] == "__init__" else name) for name in names}
-    return sorted(name for name in modules if not name.startswith("proxystore_core.testing"))
+    others = ("proxystore_core.testing", "proxystore_core.mypy_plugin")
+    return sorted(module for module in modules if not module.startswith(others))
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -69,7 +71,7 @@ def test_importing_every_public_name_of_the_core_loads_only_what_it_needs():
 def test_no_module_of_the_core_loads_more(module):
     if module.endswith(".daos"):
         pytest.skip("no package of pip brings pydaos")
-    backend = module.removeprefix("proxystore_core.connectors.")
+    backend = module.removeprefix("proxystore_core.connectors.").removeprefix("proxystore_core.stream.")
     also = next((packages for name, packages in BACKENDS.items() if backend.startswith(name)), set())
     if backend == "ucx":  # what ucxx itself loads is a lot, and its own
         also = loaded_by("import ucxx")

@@ -43,7 +43,19 @@ if TYPE_CHECKING:
     from proxystore_core.errors import (
         UnreachableError as UnreachableError,
     )
+    from proxystore_core.futures import Future as Future
+    from proxystore_core.lifetimes import ContextLifetime as ContextLifetime
+    from proxystore_core.lifetimes import LeaseLifetime as LeaseLifetime
     from proxystore_core.lifetimes import Session as Session
+    from proxystore_core.lifetimes import StaticLifetime as StaticLifetime
+    from proxystore_core.ownership import OwnedProxy as OwnedProxy
+    from proxystore_core.ownership import RefMutProxy as RefMutProxy
+    from proxystore_core.ownership import RefProxy as RefProxy
+    from proxystore_core.ownership import borrow as borrow
+    from proxystore_core.ownership import clone as clone
+    from proxystore_core.ownership import into_owned as into_owned
+    from proxystore_core.ownership import mut_borrow as mut_borrow
+    from proxystore_core.ownership import update as update
     from proxystore_core.pins import Pins as Pins
     from proxystore_core.proxy import Proxy as Proxy
     from proxystore_core.proxy import ProxyLocker as ProxyLocker
@@ -73,7 +85,9 @@ _MODULES = {
         "ConfigurationError CorruptError DeadlineError FullError GoneError MissingExtraError "
         "RefusedError SerializationError StoreError UnreachableError"
     ),
-    "lifetimes": "Session",
+    "futures": "Future",
+    "lifetimes": "ContextLifetime LeaseLifetime Session StaticLifetime",
+    "ownership": "OwnedProxy RefMutProxy RefProxy borrow clone into_owned mut_borrow update",
     "pins": "Pins",
     "proxy": "Proxy ProxyLocker extract get_factory is_resolved resolve resolve_async",
     "recipe": "check_url register_connector",

@@ -95,7 +95,13 @@ class _Annotations(_OfTarget, dict[str, Any]):
     attribute = "__annotations__"
 
 
-class Proxy(Generic[T]):
+if TYPE_CHECKING:
+    from proxystore_core.operands import Operands as _Base
+else:
+    _Base = Generic
+
+
+class Proxy(_Base[T]):
     """Stands for the object that ``factory`` returns, and forwards everything to it.
 
     ``isinstance(p, C)`` holds for the target's class C and for `Proxy`; ``type(p)`` is `Proxy`.
@@ -286,6 +292,12 @@ def _settle(p: Proxy[Any], target: Any) -> None:
     else:
         _set(p, "__proxy_class__", kind)
     _set(p, "__proxy_target__", target)
+
+
+def forget_target(p: Proxy[Any]) -> None:
+    """Make a proxy unresolved again: its next use calls its factory."""
+    with contextlib.suppress(AttributeError):
+        object.__delattr__(p, "__proxy_target__")
 
 
 def _forget_class(p: Proxy[Any]) -> None:

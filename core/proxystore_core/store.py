@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
@@ -26,6 +26,7 @@ from proxystore_core.connectors.base import (
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
+from proxystore_core.futures import DEADLINE, Future
 from proxystore_core.near import NEAR_FROM, NearCopies
 from proxystore_core.observe import Metrics, Observed
 from proxystore_core.operators import PROXIES
@@ -41,6 +42,10 @@ from proxystore_core.registry import (
     unregister_store,
 )
 from proxystore_core.serialize import deserialize, serialize
+
+if TYPE_CHECKING:
+    from proxystore_core.lifetimes import Lifetime
+    from proxystore_core.ownership import OwnedProxy
 
 __all__ = [
     "NotProxiableError",
@@ -260,6 +265,7 @@ class Store(Generic[C]):
         session: str | None = None,
         serializer: Serializer | None = None,
         tags: Collection[str] = (),
+        lifetime: Lifetime | None = None,
     ) -> Key:
         """Store an object.
 
@@ -268,13 +274,17 @@ class Store(Generic[C]):
             session: the session it belongs to; the store's own by default.
             serializer: used instead of the store's; `get` then needs the matching deserializer.
             tags: what a store of several stores (``multi://``) chooses by; of no effect on others.
+            lifetime: what the object goes with (see `proxystore_core.lifetimes`), instead of a session.
 
         Raises:
             SerializationError: the object cannot be turned into bytes.
             StoreError: the connector failed; says why.
         """
         frames = self._encode(obj, serializer or self._serializer)
-        return self.put_frames(frames, session=session, kind=class_name(obj), tags=tags)[0]
+        with self._living(lifetime, session) as (session, keys):
+            key = self.put_frames(frames, session=session, kind=class_name(obj), tags=tags)[0]
+            keys.append(key)
+        return key
 
     def put_batch(self, objs: Iterable[Any], *, session: str | None = None) -> list[Key]:
         """Store several objects, or none when one fails; keys in their order."""
@@ -414,6 +424,7 @@ class Store(Generic[C]):
         populate_target: bool | None = None,
         session: str | None = None,
         tags: Collection[str] = (),
+        lifetime: Lifetime | None = None,
     ) -> Proxy[T]:
         """Store an object and return a proxy of it.
 
@@ -423,6 +434,7 @@ class Store(Generic[C]):
             populate_target: let this proxy know its object from the start.
             session: the session that the object belongs to; the store's own by default.
             tags: as for `put`.
+            lifetime: as for `put`.
 
         Raises:
             NotProxiableError: the object is None, True or False.
@@ -431,7 +443,9 @@ class Store(Generic[C]):
         if type(obj) in PROXIES:
             return obj  # type: ignore[return-value]
         _check_proxiable(obj)
-        reference = self.reference(obj, session=session, evict=evict, tags=tags)
+        with self._living(lifetime, session) as (session, keys):
+            reference = self.reference(obj, session=session, evict=evict, tags=tags)
+            keys.append(reference.key)
         return self._proxy(reference, obj, populate_target)
 
     def proxy_batch(
@@ -441,13 +455,17 @@ class Store(Generic[C]):
         evict: bool = False,
         populate_target: bool | None = None,
         session: str | None = None,
+        lifetime: Lifetime | None = None,
     ) -> list[Proxy[T]]:
         """Store several objects, or none when one fails; their proxies in order. Raises as `proxy`."""
         objs = list(objs)
         for obj in objs:
             _check_proxiable(obj)
         plain = [obj for obj in objs if type(obj) not in PROXIES]
-        references = iter(self.reference_batch(plain, session=session, evict=evict))
+        with self._living(lifetime, session) as (session, keys):
+            stored = self.reference_batch(plain, session=session, evict=evict)
+            keys += [reference.key for reference in stored]
+        references = iter(stored)
         return [
             obj if type(obj) in PROXIES else self._proxy(next(references), obj, populate_target)  # type: ignore[misc]
             for obj in objs
@@ -457,14 +475,67 @@ class Store(Generic[C]):
         """A proxy of an object that is in the store already; nothing is checked or loaded."""
         return Proxy(Reference(key, self.recipe, 0, "", evict))
 
-    def locked_proxy(self, obj: T, *, evict: bool = False, session: str | None = None) -> ProxyLocker[T]:
+    def locked_proxy(
+        self,
+        obj: T,
+        *,
+        evict: bool = False,
+        session: str | None = None,
+        lifetime: Lifetime | None = None,
+    ) -> ProxyLocker[T]:
         """As `proxy`, unresolved, in a case that nobody opens by accident."""
-        return ProxyLocker(self.proxy(obj, evict=evict, populate_target=False, session=session))
+        return ProxyLocker(
+            self.proxy(obj, evict=evict, populate_target=False, session=session, lifetime=lifetime)
+        )
+
+    def owned_proxy(self, obj: T, *, populate_target: bool | None = None) -> OwnedProxy[T]:
+        """As `proxy`, but the proxy owns the object, which goes with it (see `proxystore_core.ownership`)."""
+        from proxystore_core.ownership import into_owned
+
+        return into_owned(self.proxy(obj, populate_target=populate_target))
+
+    def future(
+        self,
+        *,
+        evict: bool = False,
+        deadline: float | None = DEADLINE,
+        kind: type[T] | None = None,
+        session: str | None = None,
+        lifetime: Lifetime | None = None,
+    ) -> Future[T]:
+        """A future whose result is set later, from any process, and stored here.
+
+        Args:
+            evict: let the result leave the store when a proxy of it is first resolved.
+            deadline: seconds that a proxy waits at most for the result; None for no end.
+            kind: the result's class, if it is known: `isinstance` of a proxy then need not wait.
+            session: the session that the result belongs to; the store's own by default.
+            lifetime: as for `put`.
+
+        Raises:
+            ConfigurationError: the store's connector is not `Deferred`, or an argument is wrong.
+            StoreError: as `put`.
+        """
+        with self._living(lifetime, session) as (session, keys):
+            future = Future.reserved(self, evict=evict, deadline=deadline, kind=kind, session=session)
+            keys.append(future.key)
+        return future
 
     def _proxy(self, reference: Reference, obj: T, populate_target: bool | None) -> Proxy[T]:
         if self.populate_target if populate_target is None else populate_target:
             return Proxy(reference, target=obj)
         return Proxy(reference)
+
+    @contextlib.contextmanager
+    def _living(
+        self, lifetime: Lifetime | None, session: str | None
+    ) -> Iterator[tuple[str | None, list[Key]]]:
+        """The session of a lifetime, which is told of the keys that are stored meanwhile."""
+        keys: list[Key] = []
+        yield (session if lifetime is None else lifetime.session_in(self)), keys
+        if lifetime is not None:
+            for key in keys:
+                lifetime.note(self, key)
 
     # The way of the bytes.
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ __all__ = ["in_fork", "in_new_process", "start", "until"]
 
 T = TypeVar("T")
 
+_registering = threading.Lock()
 _MAIN = """
 import pickle, sys
 path, function = pickle.load(sys.stdin.buffer)
@@ -51,11 +53,12 @@ def in_new_process(function: Callable[..., T], *args: object, command: Sequence[
     """
     module = sys.modules.get(function.__module__)  # none where the function itself came by value
     if module is not None and not module.__name__.startswith("proxystore_core."):
-        cloudpickle.register_pickle_by_value(module)
-        try:
-            call = cloudpickle.dumps(functools.partial(function, *args))
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
+        with _registering:
+            cloudpickle.register_pickle_by_value(module)
+            try:
+                call = cloudpickle.dumps(functools.partial(function, *args))
+            finally:
+                cloudpickle.unregister_pickle_by_value(module)
     else:
         call = cloudpickle.dumps(functools.partial(function, *args))
     reading, writing = os.pipe()

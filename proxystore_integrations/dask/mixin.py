@@ -14,6 +14,7 @@ from dask.tokenize import normalize_token
 from dask.utils import key_split
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
+from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.dask.graph import substitute_graph
 from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.nodes import StoredResult
@@ -115,10 +116,11 @@ class StoreMixin(distributed.Client):
             proxy_result: True: store this call's result at the task's end; False: gather it by value.
             kwargs: the function's and Dask's keyword arguments.
         """
+        borrowed = borrows_in((args, kwargs))
         if proxy_args is None and proxy_result is None:
-            return super().submit(func, *args, **kwargs)
+            return end_with(super().submit(func, *args, **kwargs), borrowed)
         with _these(proxy_args, proxy_result):
-            return self._noted(super().submit(func, *args, **kwargs), proxy_result)
+            return end_with(self._noted(super().submit(func, *args, **kwargs), proxy_result), borrowed)
 
     def map(
         self,
@@ -129,8 +131,9 @@ class StoreMixin(distributed.Client):
         **kwargs: Any,
     ) -> Any:
         """As `distributed.Client.map`, with the arguments that `submit` adds."""
+        borrowed = borrows_in((iterables, kwargs))
         with _these(proxy_args, proxy_result):
-            return self._noted(super().map(func, *iterables, **kwargs), proxy_result)
+            return end_with(self._noted(super().map(func, *iterables, **kwargs), proxy_result), borrowed)
 
     def _noted(self, futures: Any, proxy_result: bool | None) -> Any:
         if proxy_result is False:

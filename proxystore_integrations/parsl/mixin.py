@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from proxystore_core import StoreError
+from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.parsl.engine import (
@@ -36,6 +37,7 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
     ) -> Future[Any]:
         """As the executor's own; large arguments and the result go through the store."""
         link = self._opened()
+        borrowed = borrows_in((args, kwargs))
         send = super().submit  # type: ignore[safe-super]
         call = link.call(func, args, kwargs)
         first = call
@@ -49,6 +51,7 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
         attempt: Any = future.attempt
         if hasattr(attempt, "parsl_executor_task_id"):
             future.parsl_executor_task_id = attempt.parsl_executor_task_id  # type: ignore[attr-defined]
+        end_with(future, borrowed, retried=True)
         return future
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:

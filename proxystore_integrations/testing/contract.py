@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from proxystore_core import get_key, is_resolved
+from proxystore_core.ownership import MutableBorrowError, borrow, mut_borrow
 from proxystore_core.testing import until
 from proxystore_integrations.testing import tasks
 from proxystore_integrations.testing.engine import Engine
@@ -171,6 +172,60 @@ class EngineContract:
             assert engine.submit(tasks.give_back, proxy).result(WAIT)[0] == 1
         finally:
             store.evict(get_key(proxy))
+
+    # Futures of the store.
+
+    def test_a_proxy_of_what_nobody_has_made(self, engine: Engine) -> None:
+        store = engine.store()
+        for submit in (engine.submit, engine.bare_submit):
+            future = store.future(deadline=WAIT)
+            try:
+                # Submitted, and run, before its producer is: if anything here waited, nothing would go on.
+                asked = submit(tasks.is_array, future.proxy())
+                produced = submit(tasks.set_result, future, 1.0)
+                assert produced.result(WAIT) is None
+                assert asked.result(WAIT) is True
+                used = submit(tasks.total_of, [future.proxy(), future.proxy()])
+                assert used.result(WAIT) == 2 * tasks.BIG
+                assert submit(tasks.is_array, value=future.proxy()).result(WAIT) is True
+            finally:
+                store.evict(future.key)
+
+    def test_an_exception_where_a_proxy_is_used(self, engine: Engine) -> None:
+        store = engine.store()
+        future = store.future(deadline=WAIT)
+        try:
+            used = engine.submit(tasks.total, future.proxy())
+            future.set_exception(ValueError("never made"))
+            assert engine.raised(used.exception(WAIT)) == "ValueError"
+            late = store.future(deadline=0.01)
+            assert engine.raised(engine.submit(tasks.total, late.proxy()).exception(WAIT)).endswith(
+                "DeadlineError"
+            )
+            store.evict(late.key)
+        finally:
+            store.evict(future.key)
+
+    # What is borrowed.
+
+    def test_what_is_borrowed_for_a_task_ends_with_it(self, engine: Engine, tmp_path: Path) -> None:
+        store = engine.store()
+        owned = store.owned_proxy(tasks.big(1), populate_target=False)
+        go = tmp_path / "go"
+        reader = engine.submit(tasks.wait_for, str(go), borrow(owned))
+        other = engine.submit(tasks.total_of, [borrow(owned)])
+        gc.collect()
+        with pytest.raises(MutableBorrowError, match="borrowed to be read"):
+            mut_borrow(owned)
+        go.touch()
+        assert [reader.result(WAIT), other.result(WAIT)] == [tasks.BIG] * 2
+        writer = engine.submit(tasks.change, mut_borrow(owned), 2.0)
+        assert writer.result(WAIT) is None
+        assert engine.submit(tasks.total, borrow(owned)).result(WAIT) == 2 * tasks.BIG
+        key = get_key(owned)
+        assert store.exists(key)
+        del owned
+        until(lambda: not store.exists(key))
 
     # References.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxystore_core import Proxy, is_resolved
+from proxystore_core import Proxy, is_resolved, update
 
 BIG = 30_000
 """Floats in an array that is over the threshold: 240 kB."""
@@ -136,6 +136,19 @@ def make(name: str) -> Any:
 
 def total(*arrays: Any) -> float:
     return float(sum(array.sum() for array in arrays))
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and bool(value.sum() == BIG)
+
+
+def change(borrowed: Any, value: float) -> None:
+    borrowed[:] = value
+    update(borrowed)
+
+
+def set_result(future: Any, value: float) -> None:
+    future.set_result(big(value))
 
 
 def total_of(arrays: Any) -> float:

@@ -1,0 +1,381 @@
+"""Ownership: one owner, readers or one writer, and an object that goes with its owner."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future as LocalFuture
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from redis_servers import serving
+from waiting import until
+
+from proxystore_core import Proxy, Store, extract, get_key, is_resolved
+from proxystore_core.errors import GoneError
+from proxystore_core.ownership import (
+    MutableBorrowError,
+    OwnedProxy,
+    OwnershipError,
+    ReferenceInvalidError,
+    ReferenceNotOwnedError,
+    RefMutProxy,
+    RefProxy,
+    borrow,
+    clone,
+    end_borrow,
+    into_owned,
+    mut_borrow,
+    submit,
+    update,
+)
+from proxystore_core.testing import in_fork, in_new_process
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("redis")) as server:
+        yield f"redis://{server.address}"
+
+
+@pytest.fixture(params=["shm", "redis"])
+def store(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Store[Any]]:
+    url = {"shm": f"shm://{secrets.token_hex(4)}", "redis": f"{redis_url}?prefix={secrets.token_hex(4)}"}
+    with Store.from_url(url[request.param], name=secrets.token_hex(4)) as store:
+        yield store
+        gc.collect()
+        store.close(clear=True)
+
+
+def gone(store: Store[Any], key: str) -> None:
+    until(lambda: not store.exists(key))
+
+
+def test_an_object_goes_with_its_owner(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1, 2])
+    key = get_key(owned)
+    assert isinstance(owned, list)
+    assert type(owned) is OwnedProxy
+    assert extract(owned) == [1, 2]
+    assert store.exists(key)
+    del owned
+    gone(store, key)
+
+
+def test_into_owned(store: Store[Any]) -> None:
+    proxy = store.proxy([1], populate_target=False)
+    key = get_key(proxy)
+    owned = into_owned(proxy)
+    assert not is_resolved(owned)
+    with pytest.raises(ReferenceNotOwnedError, match="owner already"):
+        into_owned(owned)
+    with pytest.raises(ReferenceNotOwnedError, match="owner already"):
+        into_owned(borrow(owned))
+    del owned
+    gone(store, key)
+    with pytest.raises(GoneError):
+        extract(proxy)
+    with pytest.raises(TypeError):
+        into_owned([1])  # type: ignore[arg-type]
+
+
+def test_many_readers_or_one_writer(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    readers = [borrow(owned) for _ in range(3)]
+    assert all(type(reader) is RefProxy and extract(reader) == [1] for reader in readers)
+    with pytest.raises(MutableBorrowError) as raised:
+        mut_borrow(owned)
+    text = str(raised.value)
+    assert text.count("test_ownership.py:") == 3  # who wants it, who owns it, who has it
+    assert "to be read" in text
+    with pytest.raises(MutableBorrowError):
+        update(owned)
+    with pytest.raises(MutableBorrowError):
+        pickle.dumps(owned)
+    readers.clear()
+    writer = mut_borrow(owned)
+    assert type(writer) is RefMutProxy
+    for forbidden in (borrow, mut_borrow, clone, update, pickle.dumps):
+        with pytest.raises(MutableBorrowError, match="to be changed"):
+            forbidden(owned)
+    del writer
+    assert extract(borrow(owned)) == [1]
+
+
+def test_end_borrow(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    reader = borrow(owned)
+    end_borrow(reader)
+    end_borrow(reader)
+    writer = mut_borrow(owned)
+    for use in (len, pickle.dumps):
+        with pytest.raises(
+            ReferenceInvalidError, match=r"test_ownership.py.*went back.*test_ownership.py.*end_b"
+        ):
+            use(reader)
+    assert "nothing any more" in repr(reader)
+    end_borrow(writer)
+    with pytest.raises(ReferenceInvalidError):
+        update(writer)
+    with pytest.raises(ReferenceNotOwnedError):
+        end_borrow(owned)  # type: ignore[arg-type]
+
+
+def test_readers_change_nothing(store: Store[Any]) -> None:
+    owned = store.owned_proxy({"a": np.arange(3)})
+    reader: Any = borrow(owned)
+
+    def set_item() -> None:
+        reader["a"] = 1
+
+    def set_attribute() -> None:
+        reader.a = 1
+
+    def add() -> None:
+        nonlocal reader
+        reader += 1
+
+    for change in (set_item, set_attribute, add, lambda: reader.__delitem__("a")):
+        with pytest.raises(MutableBorrowError, match="mut_borrow"):
+            change()
+    with pytest.raises(ReferenceNotOwnedError):
+        update(reader)
+    assert len(extract(owned)) == 1
+
+
+def test_update_by_a_borrower(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    first = get_key(owned)
+    writer = mut_borrow(owned)
+    writer.append(2)
+    del writer
+    assert extract(owned) == [1]  # nobody said update
+    writer = mut_borrow(owned)
+    for number in (2, 3):
+        writer.append(number)
+        update(writer)
+    del writer
+    assert extract(owned) == [1, 2, 3]
+    gone(store, first)
+    last = get_key(owned)
+    assert extract(borrow(owned)) == [1, 2, 3]
+    del owned
+    gone(store, last)
+
+
+def test_update_by_the_owner(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    first = get_key(owned)
+    update(into_owned(store.proxy([0], populate_target=False)))  # nothing loaded, nothing changed
+    owned.append(2)
+    assert pickle.loads(pickle.dumps(borrow(owned))) == [1]
+    update(owned)
+    assert pickle.loads(pickle.dumps(borrow(owned))) == [1, 2]
+    gone(store, first)
+
+
+def test_clone(store: Store[Any]) -> None:
+    owned = store.owned_proxy(np.arange(500_000))
+    twin = clone(owned)
+    assert get_key(twin) != get_key(owned)
+    extract(twin)[0] = 7
+    assert extract(owned)[0] == 0
+    del owned
+    assert extract(twin)[1] == 1
+    for make in (copy.copy, copy.deepcopy):
+        with pytest.raises(OwnershipError, match="clone"):
+            make(twin)
+        with pytest.raises(OwnershipError, match="again"):
+            make(borrow(twin))
+
+
+def test_pickling_moves_it(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    key = get_key(owned)
+    moved = pickle.loads(pickle.dumps(owned))
+    assert type(moved) is OwnedProxy
+    with pytest.raises(ReferenceInvalidError, match="moved"):
+        borrow(owned)
+    del owned
+    assert store.exists(key)
+    assert extract(moved) == [1]
+    del moved
+    gone(store, key)
+
+
+def test_an_owner_that_is_gone_before_its_borrowers(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    key = get_key(owned)
+    reader = borrow(owned)
+    del owned
+    gc.collect()
+    assert store.exists(key)
+    assert pickle.loads(pickle.dumps(reader)) == [1]
+    del reader
+    gone(store, key)
+
+
+def test_only_owners_are_borrowed_from(store: Store[Any]) -> None:
+    wrong: Any
+    for wrong in (store.proxy([1]), borrow(store.owned_proxy([1])), Proxy(list)):
+        for use in (borrow, mut_borrow, clone):
+            with pytest.raises(ReferenceNotOwnedError, match="owned_proxy"):
+                use(wrong)
+    store.close(clear=True)
+
+
+def test_threads(store: Store[Any]) -> None:
+    owned = store.owned_proxy([0])
+    counts = {"changed": 0}
+    lock = threading.Lock()
+
+    def work(_: int) -> None:
+        while True:
+            try:
+                writer: Any = mut_borrow(owned)
+            except MutableBorrowError:
+                continue
+            writer[0] += 1
+            update(writer)
+            end_borrow(writer)
+            with lock:
+                counts["changed"] += 1
+            return
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(work, range(12)))
+    assert counts == {"changed": 12}
+    assert extract(owned) == [12]
+
+
+def test_a_fork_owns_nothing(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    key = get_key(owned)
+    boxes = [owned]
+
+    def child() -> bool:
+        boxes.clear()
+        gc.collect()
+        return store.exists(key)
+
+    del owned
+    assert in_fork(child)
+    assert store.exists(key)
+    boxes.clear()
+    gone(store, key)
+
+
+AT_EXIT = """
+import sys
+from proxystore_core import Store, get_key
+from proxystore_core.ownership import borrow
+store = Store.from_url(sys.argv[1])
+owned = store.owned_proxy([1])
+reader = borrow(owned)
+print(get_key(owned))
+"""
+
+
+def test_owned_objects_go_at_exit(store: Store[Any]) -> None:
+    command = [sys.executable, "-c", AT_EXIT, store.connector.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not store.exists(done.stdout.strip())
+
+
+def _sum(proxy: Any) -> float:
+    return float(np.sum(proxy["x"]))
+
+
+def _change(proxy: Any) -> None:
+    proxy["x"][:] = 5
+    update(proxy)
+
+
+def _keep(proxy: Any) -> str:
+    return type(proxy).__name__
+
+
+def test_other_processes(store: Store[Any]) -> None:
+    owned = store.owned_proxy({"x": np.ones(300_000)})
+    assert in_new_process(_sum, borrow(owned)) == 300_000
+    writer = mut_borrow(owned)
+    in_new_process(_change, writer)
+    with pytest.raises(MutableBorrowError):
+        borrow(owned)
+    end_borrow(writer)
+    assert _sum(owned) == 1_500_000
+    assert in_new_process(_keep, owned) == "OwnedProxy"
+    with pytest.raises(ReferenceInvalidError):
+        borrow(owned)
+
+
+def test_a_late_update_is_refused(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    writer = mut_borrow(owned)
+    elsewhere = pickle.loads(pickle.dumps(writer))
+    elsewhere.append(2)
+    end_borrow(writer)
+    with pytest.raises(ReferenceInvalidError, match="too late"):
+        update(elsewhere)
+    assert extract(owned) == [1]
+
+
+def test_an_updating_task_that_is_run_again(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    writer = mut_borrow(owned)
+    sent = pickle.dumps(writer)
+    for _ in range(2):
+        attempt = pickle.loads(sent)
+        attempt.append(2)
+        update(attempt)
+    end_borrow(writer)
+    assert extract(owned) == [1, 2]
+
+
+def test_submit_to_any_executor(store: Store[Any]) -> None:
+    owned = store.owned_proxy({"x": np.ones(10)})
+    with ThreadPoolExecutor(1) as pool:
+        future = submit(pool.submit, (in_new_process, _sum, borrow(owned)))
+        assert future.result(60) == 10
+        submit(pool.submit, (in_new_process, _change, mut_borrow(owned))).result(60)
+        assert _sum(owned) == 50
+
+
+def test_what_was_borrowed_ends_with_its_task_and_not_before(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    future: LocalFuture[None] = LocalFuture()
+    mine = borrow(owned)
+    submit(lambda *args: future, ([mine, {"more": borrow(owned)}],))
+    gc.collect()
+    with pytest.raises(MutableBorrowError):
+        mut_borrow(owned)
+    future.set_exception(ValueError("the task failed"))
+    mut_borrow(owned)
+    with pytest.raises(ReferenceInvalidError, match="task"):
+        len(mine)
+
+
+def test_nothing_is_left(store: Store[Any], tmp_path: Path) -> None:
+    connector = store.connector
+    if not hasattr(connector, "store_dir"):
+        pytest.skip("looks at files")
+    owned = store.owned_proxy([1])
+    for number in range(3):
+        writer = mut_borrow(owned)
+        writer.append(number)
+        if number:
+            update(writer)
+        end_borrow(writer)
+    twin = clone(owned)
+    assert extract(twin) == [1, 1, 2]
+    del owned, twin, writer
+    until(lambda: not [path for path in Path(connector.store_dir).rglob("*") if path.is_file()])
