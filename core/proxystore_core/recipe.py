@@ -51,6 +51,7 @@ _SHIPPED = {
     "daos": "proxystore_core.connectors.daos:DAOSConnector",
     "zmq": "proxystore_core.connectors.zmq:ZeroMQConnector",
     "ucx": "proxystore_core.connectors.ucx:UCXConnector",
+    "margo+tcp": "proxystore_core.connectors.margo:MargoConnector",
     "s3": "proxystore_core.connectors.objects:S3Connector",
     "gs": "proxystore_core.connectors.objects:GCSConnector",
     "az": "proxystore_core.connectors.objects:AzureConnector",
@@ -63,7 +64,10 @@ _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in p
 _EXTRAS |= dict.fromkeys(("s3", "gs", "az", "http", "https"), "obstore")
 _EXTRAS |= {"globus": "globus", "sftp": "sftp", "zmq": "zmq", "ucx": "ucx"}
 """The extra of this distribution that brings a scheme's library."""
-_ELSEWHERE = {"daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos."}
+_ELSEWHERE = {
+    "daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos.",
+    "margo+tcp": "It comes with Mochi: install py-mochi-margo with Spack (https://mochi.readthedocs.io).",
+}
 """What to do where no package of pip brings a scheme's library."""
 
 _registered: dict[str, type[Connector]] = {}

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session, never_comes
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session, never_comes
 from proxystore_core.connectors.node_client import Channel, NodeClient
 from proxystore_core.connectors.node_later import LONGEST_WAIT
 from proxystore_core.connectors.node_place import (
@@ -279,6 +279,18 @@ class NodeConnector:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(here.process.directory, f"members.{self.name}.{session}"))
         return count + self._tell(request, _places(members, place, home))
+
+    # Of this node alone: each looks after its own.
+
+    def keys(self, session: str) -> list[Key]:
+        place, memory = self._node.process.enter(), self._node.memory
+        return [f"{place}{key.removeprefix(memory.node)}" for key in memory.keys(session)]
+
+    def held(self) -> dict[str, Held]:
+        return self._node.memory.held()
+
+    def room(self) -> int | None:
+        return self._node.memory.room()
 
     def sessions(self) -> dict[str, float]:
         return self._node.memory.sessions()

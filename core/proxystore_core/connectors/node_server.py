@@ -133,7 +133,7 @@ class NodeServer:
         now = time.monotonic()
         for chunk, (_, used) in list(self._maps.items()):
             if now - used > TICK:
-                del self._maps[chunk]
+                self._maps.pop(chunk, None)
         self._later.tick()
         if now - self._swept > _SWEEP:
             self._swept = now

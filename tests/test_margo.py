@@ -1,0 +1,65 @@
+"""Nodes that talk through Margo: on a fake of `mochi.margo`, or the real one when it is installed."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+from margo_tasks import FarMargo
+from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
+
+from proxystore_core.connectors.margo import MargoConnector
+from proxystore_core.connectors.node_protocol import REPLY_HEAD, Operation, Reply, Request, Status
+
+
+class TestMargoConnector(NodeContract):  # type: ignore[misc]
+    kind = MargoConnector
+
+
+class TestFromAfar(FarContract):  # type: ignore[misc]
+    kind = FarMargo
+
+
+class TestMargoNodes(NodeTests):  # type: ignore[misc]
+    kind = MargoConnector
+    far = FarMargo
+
+
+class TestTwoHosts(TwoHostsTests):  # type: ignore[misc]
+    scheme = "margo+tcp"
+
+
+class Opener:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self.path, "w")
+
+
+def test_messages_of_others(tmp_path: Path) -> None:
+    import mochi.margo as margo
+
+    near = MargoConnector(name=secrets.token_hex(4))
+    key = near.put([b"data"])
+    place, server = near._node.process.enter(), server_of(near)
+    engine = margo.Engine("tcp", mode=margo.client)
+    call = engine.register("proxystore_node").on(engine.lookup(f"tcp://127.0.0.1:{place.port}"))
+    good = Request(Operation.EVICT, near.name, "user", key.rpartition(".")[2])
+    for arguments in ((b"random", "", 0), (good.pack(bytes(32)), "", 0), ("text", 5, "x"), ()):
+        head = call(*arguments, timeout=5000)
+        assert Reply.parse(head[:REPLY_HEAD], near._key(), bytes(16)).status is Status.REFUSED
+    witness = tmp_path / "ran"
+    with pytest.raises(margo.MargoException):
+        call(Opener(str(witness)), "", 0, timeout=5000)
+    assert not witness.exists()
+    afar = FarMargo(name=near.name)
+    assert afar.get(key) == b"data"
+    assert server_of(near) == server
+    afar.evict(key)
+    afar.close()
+    near.close()
