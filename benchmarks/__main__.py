@@ -16,6 +16,7 @@ from benchmarks import (
     core_work,
     dask_work,
     futures_work,
+    globus_work,
     machine,
     objects_work,
     parsl_work,
@@ -29,14 +30,19 @@ from benchmarks.rows import Plan, Row, amount
 from benchmarks.timing import Absent
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+ALONE = (
+    process_work.WORKS,
+    core_work.WORKS,
+    futures_work.WORKS,
+    globus_work.WORKS,
+    connectors_work.WORKS,
+)
+"""Works that need nothing which others share."""
 NAMES = (
-    *process_work.WORKS,
-    *core_work.WORKS,
+    *(name for works in ALONE for name in works),
     *redis_work.WORKS,
-    *connectors_work.WORKS,
     *objects_work.WORKS,
     *dask_work.WORKS,
-    *futures_work.WORKS,
     *parsl_work.WORKS,
 )
 
@@ -80,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
-    for works in (process_work.WORKS, core_work.WORKS, futures_work.WORKS, connectors_work.WORKS):
+    for works in ALONE:
         for name, work in works.items():
             if name in wanted:
                 yield from work(plan)

@@ -14,6 +14,7 @@ from benchmarks.timing import Absent, describe_error
 
 __all__ = [
     "BARE",
+    "COMPUTE",
     "COPY",
     "OURS",
     "PARSL",
@@ -36,6 +37,7 @@ REDIS = "redis-py"
 REDIS_COPYLESS = "redis-py, no copies"
 BARE = "Dask"
 PARSL = "Parsl"
+COMPUTE = "Globus Compute"
 POOL = "the bare pool"
 PEER = "ProxyStore"
 OURS = "this project"

@@ -7,7 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plot
-from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, POOL, RAW, REDIS, REDIS_COPYLESS, SCATTERED
+from benchmarks.contenders import (
+    BARE,
+    COMPUTE,
+    COPY,
+    OURS,
+    PARSL,
+    PEER,
+    POOL,
+    RAW,
+    REDIS,
+    REDIS_COPYLESS,
+    SCATTERED,
+)
 from benchmarks.rows import Row, Verdict, amount, size_name
 from benchmarks.timing import Absent, Outcome, Spread
 
@@ -22,7 +34,7 @@ case on one machine. Dask rows use `pure=False` unless they say otherwise, two w
 thread each; bare Dask and ProxyStore share a cluster, this project has an equal one of its own,
 because it equips scheduler and workers. The row of the empty task is the floor of every Dask row. On
 Parsl, each contender has a HighThroughputExecutor of two workers, and ProxyStore's proxies are made by
-hand; pools have two worker processes each. On
+hand; all contenders share one pool of two worker processes. On
 Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
 "unix socket" are TCP too, and all Dask rows on Redis are TCP for both."""
 
@@ -89,7 +101,7 @@ def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
     references = [
         name
-        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, POOL, SCATTERED, PEER)
+        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, COMPUTE, POOL, SCATTERED, PEER)
         if name in contenders
     ]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]

@@ -133,3 +133,35 @@ def test_the_futures_script_gives_the_same_answers():
     ours, bare = run("futures_trajectory.py"), run("futures_trajectory.py", "--bare")
     assert ours == bare
     assert "share of first contacts" in ours
+
+
+def test_the_globus_compute_script_gives_the_same_answers(tmp_path):
+    """Above the service's limit, on a real endpoint engine behind a fake service."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from globus_fakes import LIMIT, FakeService, process_pool
+
+    from proxystore_integrations.globus_compute import Executor
+
+    script = runpy.run_path(str(EXAMPLES / "globus_compute_trajectory.py"))
+    with ThreadPoolExecutor(1) as pool:
+        expected = script["analyse"](pool)
+    with (
+        FakeService(process_pool(), tmp_path) as service,
+        Executor(service.endpoint_id, service.client()) as executor,
+    ):
+        executor.api_burst_limit = 1
+        maps = script["analyse"](executor)
+        sizes = [size for size, _ in service.batches]
+    assert maps.keys() == expected.keys()
+    for name, map_ in maps.items():
+        np.testing.assert_array_equal(map_, expected[name])
+    assert max(sizes) < LIMIT / 500
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "globus_compute_trajectory.py")],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2
+    assert "--endpoint" in done.stderr
