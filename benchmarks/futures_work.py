@@ -19,6 +19,7 @@ __all__ = ["WORKS"]
 
 HUNDRED_MB = 100_000_000
 SMALL = 10_000
+TASKS = 1000
 
 
 def _process_pool() -> Executor:
@@ -57,7 +58,7 @@ def _sampled(opened: Mapping[str, Any], build: Callable[[Any], Sample], rounds: 
             for _ in range(8):  # all workers import what they need
                 executor.submit(nothing, fresh(200_000)).result()
         samples[name] = executor if isinstance(executor, Absent) else build(executor)
-    return interleave(samples, rounds)
+    return interleave(samples, rounds, warm=4)  # both workers meet every size
 
 
 def _argument(executor: Any, *, size: int) -> Sample:
@@ -96,6 +97,17 @@ def _both(executor: Any, *, size: int) -> Sample:
     return sample
 
 
+def _many(executor: Any, *, size: int) -> Sample:
+    def sample() -> Figures:
+        arrays = [fresh(size) for _ in range(TASKS)]
+        begin = time.perf_counter()
+        for future in [executor.submit(increment, array) for array in arrays]:
+            touch(future.result())
+        return {"": time.perf_counter() - begin}
+
+    return sample
+
+
 def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Plan) -> Iterator[Row]:
     with ExitStack() as stack:
         opened = _executors(make_one, stack)
@@ -103,6 +115,13 @@ def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Pla
             f"{title}: argument and result",
             "s",
             _sampled(opened, partial(_both, size=SMALL), 400).of(),
+            SMALL,
+        )
+        yield row
+        row = Row(
+            f"{title}: {TASKS} tasks, each with an argument and a result",
+            "s",
+            _sampled(opened, partial(_many, size=SMALL), 15).of(),
             SMALL,
         )
         row.at_most_times(OURS, POOL, 1.05)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from proxystore_core import Reference, Session, Store, StoreError
+from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
     Filling,
     NotDeliveredError,
@@ -54,6 +55,7 @@ class CallOutgoing(Outgoing):
         self.results: list[StoredResult] = []
         self._lazy = link.settings.inputs == "proxy"
         self.engine = link.engine
+        self._main_by_value = link.main_by_value
 
     def carrier(self, reference: Reference) -> StoredArgument:
         if not self._lazy:
@@ -68,7 +70,7 @@ class CallOutgoing(Outgoing):
 
     def function(self, function: Callable[..., Any]) -> StoredArgument | None:
         """What stands for a function that carries large values; None for any other."""
-        if not carries_large(function, self.policy):
+        if not carries_large(function, self.policy, self._main_by_value):
             return None
         reference = self.reference(function)
         if reference is None:
@@ -221,6 +223,19 @@ class CallLink(Link):
         if not self.reached:
             fill = Filling()
             return Call(self, function, fill(args), fill(kwargs))
+        over = self.policy.over
+        if ledger.book is None and not (
+            any(map(over, args))
+            or (kwargs and any(map(over, kwargs.values())))
+            or (wrapped and carries_large(function, self.policy, self.main_by_value))
+        ):
+            # Nearly every call of a fine-grained workflow: what is spared here is a share of its time.
+            return Call(self, self._wrapped(function) if wrapped and self._terms else function, args, kwargs)
+        return self._large_call(function, args, kwargs, wrapped)
+
+    def _large_call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wrapped: bool
+    ) -> Call:
         outgoing = CallOutgoing(self)
         outgoing.label = _name(function)
         try:

@@ -13,8 +13,9 @@ from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import plain
 
-__all__ = ["Search", "StoreFuture", "when_done"]
+__all__ = ["Search", "StoreFuture", "may_hold_futures", "when_done"]
 
+_CONTAINERS = frozenset({list, tuple, dict})
 _DEPTH = 8
 _ITEMS = 1000
 """Items of containers that are looked at, in all, in search of futures."""
@@ -39,6 +40,15 @@ class StoreFuture(CallFuture):
 
 # A container that holds any is to be looked into, whatever else is in it.
 register_sizeof(StoreFuture, lambda future: 1 << 62)
+
+
+def may_hold_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a `Search` could find any; costs a fraction of one."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(value)
+        if kind in _CONTAINERS or issubclass(kind, StoreFuture):
+            return True
+    return False
 
 
 class Search:
@@ -74,7 +84,7 @@ class Search:
         if issubclass(kind, StoreFuture):
             self.futures.append(value)
             return True
-        if not depth or (kind is not list and kind is not tuple and kind is not dict):
+        if not depth or kind not in _CONTAINERS:
             return False
         found = False
         for item in value.values() if kind is dict else value:

@@ -12,7 +12,7 @@ from typing import Any
 
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.dependents import Search, StoreFuture, when_done
+from proxystore_integrations.dependents import Search, StoreFuture, may_hold_futures, when_done
 
 __all__ = ["CallExecutor"]
 
@@ -62,8 +62,8 @@ class CallExecutor(Executor):
         return end_with(self._submit(fn, args, kwargs), borrowed)
 
     def _submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        search = Search(args, kwargs)
-        if not search.futures:
+        search = Search(args, kwargs) if may_hold_futures(args, kwargs) else None
+        if search is None or not search.futures:
             return self._begin(fn, args, kwargs)
         future = self.future(self._send)
         self._waiting.add(future)

@@ -15,18 +15,22 @@ _DEPTH = 3
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
 
 
-def carries_large(function: Any, policy: Policy) -> bool:
+def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> bool:
     """Whether what travels with a function is over the threshold; costs under 1 us for a plain one.
 
     Args:
         function: what a task calls.
         policy: which values are large.
+        main_by_value: whether what ``__main__`` defines is pickled by value; else it travels by name.
     """
     if isinstance(function, type):
         return False
     if isinstance(function, types.FunctionType):
-        if policy.over(function):
+        inside = function.__closure__ or function.__defaults__ or function.__kwdefaults__
+        if inside and policy.over(function):
             return True
+        if not main_by_value and function.__module__ == "__main__" and "<" not in function.__qualname__:
+            return False
         return _by_value(function) and any(map(policy.over, _globals(function, _DEPTH)))
     if isinstance(function, _BUILTIN):
         owner = function.__self__
@@ -34,7 +38,9 @@ def carries_large(function: Any, policy: Policy) -> bool:
     if policy.over(function):
         return True
     inner = getattr(function, "func", None)  # a partial's
-    return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(inner, policy)
+    return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(
+        inner, policy, main_by_value
+    )
 
 
 def users_function(function: Any) -> Any:
