@@ -228,6 +228,45 @@ def test_a_dask_client_has_one_store(tmp_path):
     assert done.stdout == "shm://run-mine\nshm://run-theirs True StoreMixin\nshm://run-theirs\n", done.stderr
 
 
+NEVER_CLOSED = """
+import sys
+import numpy as np
+from distributed import Client
+if __name__ == "__main__":
+    client = Client(n_workers=1, threads_per_worker=1, dashboard_address=None)
+    future = client.submit(np.sum, np.ones(1_000_000))
+    print(future.result())
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_client_that_nobody_closes_leaves_nothing(tmp_path, code):
+    (tmp_path / "script.py").write_text(NEVER_CLOSED)
+    done = run("--json", "run.json", "--store", "shm://never-closed", "script.py", str(code), cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("1000000.0\n", code), done.stderr
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["leaks"] == 0
+    assert found["engines"]["dask"]["arguments"]["count"] == 1
+    assert not list(Path("/dev/shm").glob("proxystore-*-never-closed/*"))
+
+
+def test_a_notebook_loads_the_extension(tmp_path):
+    pytest.importorskip("IPython")
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        "from proxystore_integrations.instrumentation import _finder\n"
+        "import sys\n"
+        "shell.run_line_magic('load_ext', 'proxystore_integrations')\n"
+        "print(_finder in sys.meta_path)\n"
+        "shell.run_line_magic('unload_ext', 'proxystore_integrations')\n"
+        "print(_finder in sys.meta_path)\n"
+    )
+    done = python("-c", code, HOME=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython"))
+    assert done.stdout == "True\nFalse\n", done.stderr
+
+
 def test_a_store_out_of_reach_is_one_warning(tmp_path):
     (tmp_path / "script.py").write_text(
         "from concurrent.futures import ProcessPoolExecutor\n"

@@ -10,7 +10,8 @@ from typing import NamedTuple
 __all__ = ["COLOURS", "Line", "bars", "lines"]
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 320, 70, 46, 34
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 720, 320, 70, 40, 46, 52
+_BAR = 90.0  # wider ones say no more
 _FONT = "font-family='system-ui, sans-serif' font-size='12'"
 
 
@@ -47,14 +48,14 @@ def lines(
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
-    x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - 20)
+    x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)))
     y_of = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
     parts = []
     tick = low
     while tick <= high * 1.001:
         y = y_of(tick)
-        parts.append(f"<line x1='{_LEFT}' x2='{_WIDTH - 20}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
+        parts.append(f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
         parts.append(_text(_LEFT - 6, y + 4, f"{tick:g}", "end"))
         tick *= 10
     for place, name in x_ticks:
@@ -92,19 +93,22 @@ def bars(
     """
     totals = [sum(heights[i] for _, heights in groups) for i in range(len(names))]
     top = max(totals, default=0) or 1
-    step = (_WIDTH - 20 - _LEFT) / max(len(names), 1)
+    step = (_WIDTH - _RIGHT - _LEFT) / max(len(names), 1)
     room = _HEIGHT - _BOTTOM - _TOP
     parts = []
     for part in range(5):
         y = _HEIGHT - _BOTTOM - room * part / 4
-        parts.append(f"<line x1='{_LEFT}' x2='{_WIDTH - 20}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
+        parts.append(f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
         parts.append(_text(_LEFT - 6, y + 4, f"{top * part / 4:.3g}", "end"))
     for i, name in enumerate(names):
         x, base = _LEFT + step * i, float(_HEIGHT - _BOTTOM)
         for index, (group, heights) in enumerate(groups):
             height = room * heights[i] / top
             base -= height
-            area = f"x='{x + step * 0.1:.1f}' y='{base:.1f}' width='{step * 0.8:.1f}' height='{height:.1f}'"
+            width = min(step * 0.8, _BAR)
+            area = (
+                f"x='{x + (step - width) / 2:.1f}' y='{base:.1f}' width='{width:.1f}' height='{height:.1f}'"
+            )
             told = html.escape(f"{name}, {group}: {heights[i]:.3g}")
             parts.append(f"<rect {area} fill='{COLOURS[index]}'><title>{told}</title></rect>")
         parts.append(_text(x + step / 2, _HEIGHT - _BOTTOM + 18, name))
@@ -123,13 +127,13 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
 
 def _frame(title: str, parts: list[str], legend: Sequence[str], x_label: str, y_label: str) -> str:
     entries = []
-    x = float(_WIDTH - 20)
-    for index, name in reversed(list(enumerate(legend))):
-        x -= 7.0 * len(name) + 24
+    x = float(_LEFT)
+    for index, name in enumerate(legend):
         entries.append(
-            f"<rect x='{x:.0f}' y='8' width='10' height='10' fill='{COLOURS[index % len(COLOURS)]}'/>"
+            f"<rect x='{x:.0f}' y='28' width='10' height='10' fill='{COLOURS[index % len(COLOURS)]}'/>"
         )
-        entries.append(_text(x + 14, 17, name, "start"))
+        entries.append(_text(x + 14, 37, name, "start"))
+        x += 7.0 * len(name) + 30
     size = f"viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}'"
     name = html.escape(title, quote=True)
     beside = f"transform='translate(14 {_HEIGHT / 2}) rotate(-90)' text-anchor='middle' fill='#333'"

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import click
 import msgspec
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from proxystore_core.connectors.base import USER_SESSION, Connector, Held, leased, surveyed
 from proxystore_core.errors import ConfigurationError
@@ -133,12 +135,13 @@ def gc(store: str | None, dry_run: bool, names: tuple[str, ...], as_json: bool) 
         chosen = [rows[name] for name in names] or [
             row for row in rows.values() if row.lease is not None and row.lease < 0
         ]
+        shown = _table(connector, chosen)
         removed = {row.session: (row.objects or 0) if dry_run else keeper.end(row.session) for row in chosen}
         if as_json:
             click.echo(msgspec.json.encode({"dry_run": dry_run, "sessions": removed}))
             return
         if chosen:
-            console().print(_table(connector, chosen))
+            console().print(shown)
         verb = "would be removed" if dry_run else "removed"
         console().print(f"{len(removed)} sessions, {sum(removed.values())} objects {verb}.")
 
@@ -169,14 +172,14 @@ def _opened(store: str | None) -> Iterator[Connector]:
 
 def _table(
     connector: Connector, rows: list[Row], before: list[Row] | None = None, seconds: float = 1.0
-) -> Table:
+) -> Group:
     survey = surveyed(connector)
     room = survey.room() if survey is not None else None
     left = "" if room is None else f", {format_size(room)} free"
     title = (
         f"{redact(connector.url)}: {len(rows)} sessions, {format_size(sum(row.size or 0 for row in rows))}"
     )
-    table = Table(title=title + left, title_justify="left", box=None)
+    table = Table(box=None)
     names = ["session", "state", "objects", "bytes"]
     if before is not None:
         names += ["objects/s", "bytes/s"]
@@ -198,7 +201,7 @@ def _table(
             cells += [f"{more / seconds:.3g}", f"{sign}{format_size(int(abs(grown) / seconds))}"]
         dead = row.lease is not None and row.lease < 0
         table.add_row(*cells, style="red" if dead else None)
-    return table
+    return Group(Text(title + left, style="bold"), table)
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import cloudpickle
 
 from proxystore_core import Reference
+from proxystore_integrations import ledger
 from proxystore_integrations.dask.engine import (
     DataNode,
     GraphNode,
@@ -133,7 +134,10 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
         visible = []
     if not any(map(outgoing.plainly_large, visible)):
         serialized = serialize_graph(expr)
-        if sum(memoryview(frame).nbytes for frame in serialized.frames) < outgoing.policy.threshold:
+        size = sum(memoryview(frame).nbytes for frame in serialized.frames)
+        if size < outgoing.policy.threshold:
+            if ledger.book is not None:
+                ledger.book.by_value(outgoing.engine, "small", size)
             return serialized
     if kind is LLGExpr:
         graph = convert_legacy_graph(graph)

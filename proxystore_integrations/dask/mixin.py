@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import functools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,8 @@ from dask.utils import key_split
 
 from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
 from proxystore_core.ownership import borrows_in, end_with
+from proxystore_core.sizeof import sizeof
+from proxystore_integrations import ledger
 from proxystore_integrations.dask.graph import substitute_graph
 from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.nodes import StoredResult
@@ -76,6 +80,7 @@ class StoreMixin(distributed.Client):
             )
         else:
             link.join(elsewhere)
+            _joined.add(self)
 
     async def _close(self, fast: bool = False) -> None:
         needed = await self._leave() if self._link.joined else False
@@ -241,6 +246,12 @@ class StoreMixin(distributed.Client):
             return dict(await self.scheduler.gather(keys=keys))
         finally:
             link.evict_later([reference.key for reference in published.values()])
+        if (book := ledger.book) is not None:
+            for key, value in response.get("data", {}).items():
+                if key not in published and type(value) is not StoredResult:
+                    size = sizeof(value)
+                    why = "small" if size < link.settings.threshold else "fast through the scheduler"
+                    book.by_value(link.engine, why, size)
         return response
 
     def _release_key(self, key: Any) -> None:
@@ -260,3 +271,20 @@ def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]
         yield
     finally:
         _options.reset(token)
+
+
+_joined: weakref.WeakSet[StoreMixin] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Close what nobody has closed, before Dask stops the clusters that answer."""
+    for client in list(_joined):
+        if not client._link.is_open:
+            continue
+        with contextlib.suppress(Exception):
+            if not client.asynchronous and client.loop.asyncio_loop.is_running():
+                client.close(timeout=3)
+        client._link.close()
+
+
+atexit.register(_close_all)

@@ -37,6 +37,12 @@ def held_in(directory: str, session: re.Pattern[str], obj: re.Pattern[str]) -> d
 
 
 def room_at(directory: str) -> int | None:
-    """Bytes that this user may still write to a file system; None where it has no bound."""
+    """Bytes that this user may still write to a file system; None where it has no bound.
+
+    Args:
+        directory: on it, or missing below one that is.
+    """
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize if status.f_blocks else None
