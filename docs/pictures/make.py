@@ -14,8 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
+
+from proxystore_core.connectors.shm import node
 
 HERE = Path(__file__).parent
 COLUMNS = 104
@@ -89,7 +92,9 @@ def at_terminal(words: list[str], directory: Path) -> str:
 def picture(name: str, words: list[str], directory: Path) -> None:
     """One command's terminal as SVG."""
     shown = re.sub(r"\x1b\[\?\d+[lh]|\x1b\[\d*[AKG]|\r", "", at_terminal(words, directory)).strip("\n")
-    shown = shown.replace(str(directory), "~/work")
+    shown = shown.replace(str(directory), "~/work").replace(node(), "laptop-1f2e3d4c")
+    if words[0] == "top":  # the last look of several
+        shown = shown[shown.rindex("\x1b[1mshm://") :]
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(Text.from_ansi(f"$ proxystore {' '.join(words)}\n" + shown), soft_wrap=False)
     console.print()
@@ -114,10 +119,13 @@ def main() -> None:
             shot = f"--screenshot={HERE / 'report.png'}"
             page = (directory / "run.html").as_uri()
             subprocess.run([browser, *flags.split(), *profile, shot, page], check=True, capture_output=True)
+            with Image.open(HERE / "report.png") as image:
+                small = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64)
+            small.save(HERE / "report.png", optimize=True)
         picture("doctor", ["doctor"], directory)
         subprocess.run([sys.executable, "-c", KILLED], check=False)
         store = ["--store", "shm://pictures"]
-        picture("top", ["top", *store, "--interval", "1", "--count", "1"], directory)
+        picture("top", ["top", *store, "--interval", "1", "--count", "2"], directory)
         picture("gc", ["gc", *store], directory)
         sizes = ["--sizes", "10kB,30kB,100kB,300kB,1MB,3MB,10MB"]
         picture("tune", ["tune", *sizes, "--plot", "tune.svg"], directory)

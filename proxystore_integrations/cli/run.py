@@ -107,7 +107,13 @@ def run(words: list[str]) -> int:
     from proxystore_integrations.cli.watch import run_and_report
 
     files = order.files
-    return run_and_report(program, page=files.get("report", ""), json=files.get("json", ""), table=table)
+    return run_and_report(
+        program,
+        called=order.program,
+        page=files.get("report", ""),
+        json=files.get("json", ""),
+        table=table,
+    )
 
 
 def parse(words: list[str]) -> Order:

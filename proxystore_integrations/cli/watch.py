@@ -17,11 +17,14 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ENDED_BY = 128  # what a shell adds to a signal's number
 
 
-def run_and_report(program: list[str], *, page: str = "", json: str = "", table: bool = False) -> int:
+def run_and_report(
+    program: list[str], *, called: list[str], page: str = "", json: str = "", table: bool = False
+) -> int:
     """Run a program, then report on standard error and into files.
 
     Args:
-        program: with its arguments.
+        program: what to execute, with its arguments.
+        called: the same as the user called it.
         page: file of the HTML report; empty for none.
         json: file of the JSON report, ``-`` for standard output; empty for none.
         table: print a table.
@@ -33,7 +36,7 @@ def run_and_report(program: list[str], *, page: str = "", json: str = "", table:
     try:
         start = time.monotonic()
         code = _run(program, {**os.environ, "PROXYSTORE_RUN": directory})
-        _report(directory, program, code, time.monotonic() - start, page, json, table)
+        _report(directory, called, code, time.monotonic() - start, page, json, table)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if code < 0:
@@ -58,14 +61,14 @@ def _run(program: list[str], environment: dict[str, str]) -> int:
 
 
 def _report(
-    directory: str, program: list[str], code: int, seconds: float, page: str, json: str, table: bool
+    directory: str, called: list[str], code: int, seconds: float, page: str, json: str, table: bool
 ) -> None:
     import msgspec
 
     from proxystore_integrations.cli.advice import advise
     from proxystore_integrations.cli.report import collect
 
-    report = collect(directory, program, code, seconds)
+    report = collect(directory, called, code, seconds)
     report.advice = advise(report)
     if json:
         text = msgspec.json.format(msgspec.json.encode(report)) + b"\n"
