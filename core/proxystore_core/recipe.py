@@ -48,6 +48,7 @@ _SHIPPED = {
     "keydb": "proxystore_core.connectors.keydb:KeyDBConnector",
     "keydbs": "proxystore_core.connectors.keydb:KeyDBTLSConnector",
     "globus": "proxystore_core.connectors.globus:GlobusConnector",
+    "webrtc": "proxystore_core.connectors.webrtc:EndpointConnector",
     "daos": "proxystore_core.connectors.daos:DAOSConnector",
     "zmq": "proxystore_core.connectors.zmq:ZeroMQConnector",
     "ucx": "proxystore_core.connectors.ucx:UCXConnector",
@@ -62,7 +63,7 @@ _SHIPPED = {
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
 _EXTRAS |= dict.fromkeys(("s3", "gs", "az", "http", "https"), "obstore")
-_EXTRAS |= {"globus": "globus", "sftp": "sftp", "zmq": "zmq", "ucx": "ucx"}
+_EXTRAS |= {"globus": "globus", "webrtc": "webrtc", "sftp": "sftp", "zmq": "zmq", "ucx": "ucx"}
 """The extra of this distribution that brings a scheme's library."""
 _ELSEWHERE = {
     "daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos.",

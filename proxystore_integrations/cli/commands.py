@@ -29,6 +29,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Check settings, engines and the store, with a remedy for each problem.",
     ),
     "gc": ("proxystore_integrations.cli.stores:gc", "Remove what dead sessions left."),
+    "endpoint": (
+        "proxystore_integrations.cli.endpoint:endpoint",
+        "Endpoints keep objects for their host, and fetch them from each other, also through NAT.",
+    ),
+    "relay": (
+        "proxystore_integrations.cli.relay:relay",
+        "Introduce endpoints to each other; what they exchange never comes here.",
+    ),
     "login": (
         "proxystore_integrations.cli.login:login",
         "Log in to a service once, for all processes of this user on this machine.",

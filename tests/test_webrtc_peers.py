@@ -1,0 +1,471 @@
+"""Peers and relays that lie, repeat themselves, flood, or vanish: both ends in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import secrets
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import websockets
+from aioice import stun
+from websockets.asyncio.client import connect
+
+from proxystore_core.connectors.base import USER_SESSION
+from proxystore_core.endpoint.channel import _HIGH, _SERVED, Counters
+from proxystore_core.endpoint.clients import Clients
+from proxystore_core.endpoint.introductions import MESSAGE
+from proxystore_core.endpoint.objects import Objects
+from proxystore_core.endpoint.peers import Peers
+from proxystore_core.endpoint.relay import Relay, read_tokens
+from proxystore_core.endpoint.settings import DIRECTORY, EndpointSettings, relay_token, sign
+from proxystore_core.endpoint.wire import CHUNK, Answer, Operation, Request, Status
+from proxystore_core.errors import ConfigurationError, CorruptError, UnreachableError
+
+SECRET = secrets.token_urlsafe(32)
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY, str(tmp_path / "endpoints"))
+
+
+class End:
+    """One endpoint without its door."""
+
+    def __init__(self, name: str, relay: str, **settings: Any) -> None:
+        self.settings = EndpointSettings.create(
+            name, SECRET, relay=relay, addresses=("127.0.0.1",), stun="", **settings
+        )
+        self.counters = Counters()
+        self.objects = Objects(self.settings)
+        self.peers = Peers(self.settings, SECRET, self.counters)
+        clients = Clients(self.settings, "token", self.objects, self.peers, self.counters, dict)
+        self.peers.serve = clients.serve
+        self.task = asyncio.ensure_future(self.peers.introductions.run())
+
+    @property
+    def id(self) -> str:
+        return self.settings.id
+
+    def put(self, data: bytes) -> str:
+        return self.objects.put(data, USER_SESSION)
+
+    async def get(self, key: str, patience: float = 10.0) -> bytes:
+        found = b""
+        async for answer in self.peers.fetch(key, patience):
+            assert answer.status is Status.OK, answer
+            assert answer.offset == len(found)
+            found += answer.data
+        return found
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await self.peers.close()
+        await asyncio.sleep(0.05)
+        self.objects.store.end(USER_SESSION)
+        self.objects.close()
+
+
+@contextlib.asynccontextmanager
+async def pair() -> AsyncIterator[tuple[End, End, Relay]]:
+    relay = Relay({"group": relay_token(SECRET)})
+    async with relay.serving() as port:
+        ends = [End(name, f"ws://127.0.0.1:{port}") for name in ("one", "two")]
+        try:
+            yield ends[0], ends[1], relay
+        finally:
+            for end in ends:
+                await end.close()
+
+
+def violated(end: End, before: int = 0) -> bool:
+    return end.counters.get("violations", 0) > before
+
+
+async def comes(condition: Callable[[], object]) -> None:
+    """Wait for a condition, within the test's own time."""
+    while not condition():  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+
+
+def of_pair(test: Callable[[End, End, Relay], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(60), pair() as ends:
+            await test(*ends)
+
+    asyncio.run(run())
+
+
+def test_a_dropped_channel_is_resumed_where_it_broke():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        data = os.urandom(40 * CHUNK + 7)
+        key = one.put(data)
+        found, drops = b"", 0
+        async for answer in two.peers.fetch(key, 10):
+            assert answer.offset == len(found)
+            found += answer.data
+            if drops < 2 and len(found) > (drops + 1) * 10 * CHUNK:
+                drops += 1
+                side = (one, two)[drops - 1]
+                for channel in side.peers._channels[(two, one)[drops - 1].id]:
+                    channel.drop("a test pulled the plug")
+        assert found == data
+        assert two.counters["resumed"] == 2
+        # What it had was not fetched again, besides what was on its way.
+        assert two.counters["bytes_received"] == len(data)
+        assert one.counters["bytes_sent"] < len(data) + 2 * 48 * CHUNK
+
+    of_pair(test)
+
+
+Lie = Callable[[Request, Answer], Answer]
+LIES: dict[str, Lie] = {
+    "more than asked": lambda request, answer: Answer(
+        Status.OK, answer.number, answer.size, answer.offset, answer.data + b"x"
+    ),
+    "less than asked": lambda request, answer: Answer(
+        Status.OK, answer.number, answer.size, answer.offset, answer.data[:-1]
+    ),
+    "another place": lambda request, answer: Answer(
+        Status.OK, answer.number, answer.size, answer.offset + 1, answer.data
+    ),
+    "it grows": lambda request, answer: Answer(
+        Status.OK, answer.number, answer.size + (answer.offset > 0) * CHUNK, answer.offset, answer.data
+    ),
+    "endless": lambda request, answer: Answer(Status.OK, answer.number, 1 << 44, answer.offset, b""),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_peer_that_lies_about_sizes(name):
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key = one.put(os.urandom(5 * CHUNK))
+        honest = one.peers.serve
+
+        async def lying(request: Request) -> Answer:
+            return LIES[name](request, await honest(request))
+
+        one.peers.serve = lying
+        with pytest.raises(CorruptError, match=f"{one.id} contradicts itself"):
+            await two.get(key)
+        assert two.counters["violations"] == 1
+        assert not two.peers.connected
+        assert await one.get(two.put(b"still works")) == b"still works"
+
+    of_pair(test)
+
+
+def test_answers_that_are_repeated_or_unasked():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        data = os.urandom(CHUNK)
+        key = one.put(data)
+        await two.get(key)
+        for message in (Answer(Status.OK, 1, data=b"again").encode(), b"junk", b"", b"PQ", "words"):
+            before = two.counters.get("violations", 0)
+            one.peers._live(two.id)._channel.send(message)
+            await comes(functools.partial(violated, two, before))
+            assert not two.peers.connected
+            assert await two.get(key) == data  # over another channel
+
+    of_pair(test)
+
+
+def test_a_flood_of_requests_closes_the_channel():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key = one.put(os.urandom(CHUNK))
+        assert len(await two.get(key)) == CHUNK
+        never = asyncio.Event()
+        most = 0
+
+        async def slow(request: Request) -> Answer:
+            nonlocal most
+            most = max(most, len(channel._serving))
+            await never.wait()
+            raise AssertionError
+
+        channel = one.peers._live(two.id)
+        channel._serve = slow
+        flood = two.peers._live(one.id)
+        for number in range(3 * _SERVED):
+            flood._channel.send(Request(Operation.READ, 1000 + number, key, length=CHUNK).encode())
+        await comes(lambda: one.counters.get("violations", 0))
+        assert most <= _SERVED
+        assert not channel.open
+
+    of_pair(test)
+
+
+def test_memory_is_bounded_both_ways():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        data = os.urandom(64 * CHUNK)
+        keys = [one.put(data), one.put(data)]
+        await two.get(one.put(b"connect"))
+        serving, asking = one.peers._live(two.id), two.peers._live(one.id)
+        queued, waiting = [0], [0]
+        send = serving._channel.send
+
+        def watched(message: bytes) -> None:
+            send(message)
+            queued.append(serving._channel.bufferedAmount)
+            waiting.append(len(asking._waiting))
+
+        serving._channel.send = watched
+        assert [len(each) for each in await asyncio.gather(*map(two.get, keys))] == [len(data)] * 2
+        assert max(queued) <= _HIGH + 2 * CHUNK
+        assert max(waiting) <= 48
+
+    of_pair(test)
+
+
+def test_what_is_not_for_peers():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key = one.put(b"data")
+        for operation in (Operation.SESSIONS, Operation.SWEEP, Operation.INFO, Operation.PUT, Operation.GET):
+            answer = await two.peers.ask(one.id, Request(operation, key=key), 10)
+            assert answer.status is Status.REFUSED
+        forged = Request(Operation.READ, key=f"{one.id}.user.../../etc/passwd", length=10)
+        assert (await two.peers.ask(one.id, forged, 10)).status is Status.REFUSED
+        beyond = Request(Operation.READ, key=key, offset=5, length=10)
+        assert (await two.peers.ask(one.id, beyond, 10)).status is Status.REFUSED
+
+    of_pair(test)
+
+
+def test_an_introduction_that_the_relay_altered_or_repeats():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        said: list[dict[str, Any]] = []
+        signal = two.peers.introductions.signal
+
+        async def noted(to: str, body: dict[str, Any]) -> None:
+            said.append(body)
+            await signal(to, body)
+
+        two.peers.introductions.signal = noted
+        assert await two.get(one.put(b"data")) == b"data"
+        (offer,) = said
+        for altered in (
+            {**offer, "sdp": offer["sdp"].replace("a=fingerprint:sha-256 ", "a=fingerprint:sha-256 00")},
+            {**offer, "ref": "0" * 32},
+            {**offer, "kind": "answer"},
+            {},
+        ):
+            before = one.counters.get("violations", 0)
+            await one.peers._heard(two.id, altered)
+            assert one.counters["violations"] == before + 1
+        await one.peers._heard("0" * 32, offer)  # as if it came from someone else
+        await one.peers._heard(two.id, offer)  # a second time
+        assert one.counters["violations"] == 6
+        assert len(one.peers._channels[two.id]) == 1
+
+    of_pair(test)
+
+
+def test_a_peer_that_never_answers_the_introduction(monkeypatch):
+    monkeypatch.setattr("proxystore_core.endpoint.peers._OPENING", 0.5)
+
+    async def test(one: End, two: End, relay: Relay) -> None:
+        async def deaf(peer: str, body: dict[str, Any]) -> None:
+            pass
+
+        one.peers.introductions._heard = deaf
+        with pytest.raises(UnreachableError, match=r"no way to endpoint .* was found within 0\.5 s"):
+            await two.get(one.put(b"data"))
+
+    of_pair(test)
+
+
+def test_a_peer_that_falls_silent(monkeypatch):
+    monkeypatch.setattr("proxystore_core.endpoint.channel._SILENCE", 0.2)
+
+    async def test(one: End, two: End, relay: Relay) -> None:
+        data = os.urandom(3 * CHUNK)
+        key = one.put(data)
+        await two.get(one.put(b"connect"))
+        first = one.peers._live(two.id)
+        first._channel.remove_all_listeners("message")  # as if its host slept
+        assert await two.get(key) == data  # over a channel of its own
+        assert two.counters["resumed"] == 1
+
+    of_pair(test)
+
+
+# The relay.
+
+
+@contextlib.asynccontextmanager
+async def line(port: int, **options: Any) -> AsyncIterator[Any]:
+    async with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None, **options) as opened:
+        yield opened
+
+
+async def pour(flood: Any) -> None:
+    """Send without end; the other side closes."""
+    for _ in range(500):
+        await flood.send('{"type": "what"}')
+        await asyncio.sleep(0)
+    while True:
+        await flood.recv()
+
+
+def register(name: str = "a" * 32, secret: str = SECRET) -> str:
+    return json.dumps({"type": "register", "id": name, "token": relay_token(secret)})
+
+
+REGISTRATIONS = {
+    "junk": ("\0", "no registration"),
+    "list": ("[1]", "no registration"),
+    "deep": ("[" * 20_000, "no registration"),
+    "signal": ('{"type": "signal"}', "no registration"),
+    "id": (register("../" * 8), "no registration"),
+    "token": (register(secret="x" * 40), "does not know the token"),
+}
+
+
+@pytest.mark.parametrize("name", REGISTRATIONS)
+def test_who_is_not_let_in(name):
+    async def test() -> None:
+        relay = Relay({"group": relay_token(SECRET)})
+        async with relay.serving() as port, line(port) as other:
+            text, words = REGISTRATIONS[name]
+            await other.send(text)
+            assert words in json.loads(await other.recv())["reason"]
+            with pytest.raises(websockets.ConnectionClosed):
+                await other.recv()
+            assert relay.registered == 0
+
+    asyncio.run(test())
+
+
+def test_groups_rates_and_sizes():
+    async def test() -> None:
+        theirs = "y" * 40
+        relay = Relay({"ours": relay_token(SECRET), "theirs": relay_token(theirs)}, most=3)
+        async with relay.serving() as port, line(port) as ours, line(port) as stranger, line(port) as flood:
+            for each, text in (
+                (ours, register()),
+                (stranger, register("b" * 32, theirs)),
+                (flood, register("c" * 32)),
+            ):
+                await each.send(text)
+                assert json.loads(await each.recv()) == {"type": "registered"}
+            async with line(port) as late:
+                assert "full" in json.loads(await late.recv())["reason"]
+            # Another group's endpoint looks as if it were not there.
+            await stranger.send(json.dumps({"type": "signal", "to": "a" * 32, "body": {"ref": "7"}}))
+            refused = json.loads(await stranger.recv())
+            assert (refused["type"], refused["ref"]) == ("refused", "7")
+            assert "no endpoint" in refused["reason"]
+            await flood.send(json.dumps({"type": "signal", "to": "a" * 32, "body": {"x": 1}}))
+            assert json.loads(await ours.recv()) == {"type": "signal", "from": "c" * 32, "body": {"x": 1}}
+            with pytest.raises(websockets.ConnectionClosed, match="too many messages"):
+                await pour(flood)
+            await stranger.send("x" * (MESSAGE + 1))
+            with pytest.raises(websockets.ConnectionClosed, match="1009"):
+                await stranger.recv()
+            await ours.send(json.dumps({"type": "signal", "to": "c" * 32, "body": {}}))
+            assert "no endpoint" in json.loads(await ours.recv())["reason"]
+            assert relay.counters["flooded"] == 1
+
+    asyncio.run(test())
+
+
+def test_who_registers_again_replaces_himself():
+    async def test() -> None:
+        relay = Relay({"ours": relay_token(SECRET), "theirs": relay_token("y" * 40)})
+        serving = relay.serving()
+        async with serving as port, line(port) as first, line(port) as second, line(port) as thief:
+            await first.send(register())
+            await first.recv()
+            await thief.send(register(secret="y" * 40))
+            assert "another group" in json.loads(await thief.recv())["reason"]
+            await second.send(register())
+            await second.recv()
+            with pytest.raises(websockets.ConnectionClosed, match="registered again"):
+                await first.recv()
+            assert relay.registered == 1
+
+    asyncio.run(test())
+
+
+def test_tls(tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        str(tmp_path / "relay.pem")
+    )
+
+    async def test() -> None:
+        relay = Relay({"group": relay_token(SECRET)})
+        async with relay.serving("localhost", cert=str(tmp_path / "relay.pem")) as port:
+            good = End("good", f"wss://localhost:{port}", relay_ca=str(tmp_path / "ca.pem"))
+            other = End("other", f"wss://localhost:{port}", relay_ca=str(tmp_path / "ca.pem"))
+            wary = End("wary", f"wss://localhost:{port}")
+            try:
+                assert await good.get(other.put(b"data")) == b"data"
+                with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+                    await wary.get(other.put(b"data"))
+            finally:
+                for end in (good, other, wary):
+                    await end.close()
+            with pytest.raises((ssl.SSLError, websockets.InvalidHandshake, OSError)):
+                async with line(port):
+                    pass
+
+    asyncio.run(test())
+
+
+def test_no_relay_for_others_without_tls():
+    async def test() -> None:
+        with pytest.raises(ConfigurationError, match=r"needs TLS.*--plain"):
+            async with Relay({"group": "0" * 64}).serving("0.0.0.0"):
+                pass
+        with pytest.raises(ConfigurationError, match="certificate cannot be read"):
+            async with Relay({"group": "0" * 64}).serving(cert="/nowhere.pem"):
+                pass
+
+    asyncio.run(test())
+    with pytest.raises(ConfigurationError, match="lets nobody in"):
+        Relay({})
+
+
+def test_tokens_file():
+    digest = relay_token(SECRET)
+    assert read_tokens(f"# groups\n\nours {digest}  # since May\n") == {"ours": digest}
+    with pytest.raises(ConfigurationError, match="line 2"):
+        read_tokens(f"ours {digest}\ntheirs {SECRET}\n")
+
+
+def test_stun():
+    async def test() -> None:
+        async with Relay({"group": "0" * 64}).serving() as port:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                asking.bind(("127.0.0.1", 0))
+                asking.settimeout(5)
+                asking.sendto(b"junk", ("127.0.0.1", port))
+                asked = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+                asking.sendto(bytes(asked), ("127.0.0.1", port))
+                answer = stun.parse_message(await asyncio.to_thread(asking.recv, 1000))
+                assert answer.attributes["XOR-MAPPED-ADDRESS"] == asking.getsockname()
+                assert answer.transaction_id == asked.transaction_id
+
+    asyncio.run(test())
+
+
+def test_signatures_tell_directions_and_groups_apart():
+    marks = {
+        sign(secret, *words)
+        for secret in ("a", "b")
+        for words in (("offer", "x", "y"), ("offer", "y", "x"), ("answer", "x", "y"), ("offer", "xy", ""))
+    }
+    assert len(marks) == 8
+    assert relay_token("a") not in marks
