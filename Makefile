@@ -19,7 +19,7 @@ demo-parsl: $(VENV)/.demo ## the same for Parsl
 	$(BIN)/python examples/parsl_trajectory.py --compare
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import rules, spelling
 	$(BIN)/ruff check .

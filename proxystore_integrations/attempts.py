@@ -11,7 +11,7 @@ from typing import Any
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import NotDeliveredError
 
-__all__ = ["CallFuture"]
+__all__ = ["CallFuture", "Once"]
 
 
 class CallFuture(Future[Any]):
@@ -62,7 +62,7 @@ class CallFuture(Future[Any]):
             call.done()
             raise
         self.attempt = attempt
-        attempt.add_done_callback(_Once(functools.partial(self._over, call)))
+        attempt.add_done_callback(Once(functools.partial(self._over, call)))
 
     def _over(self, call: Call, attempt: Future[Any]) -> None:
         if attempt.cancelled() or self.cancelled():
@@ -86,7 +86,7 @@ class CallFuture(Future[Any]):
         self._done_callbacks.clear()  # type: ignore[attr-defined]
 
 
-class _Once:
+class Once:
     """Calls a function once, and forgets it: an engine may keep its last future until the next one."""
 
     def __init__(self, function: Callable[[Future[Any]], None]) -> None:

@@ -104,7 +104,7 @@ class Call:
         self.kwargs = kwargs
         self._outgoing = outgoing
         self.link: CallLink | None = link
-        link._began()
+        link.began()
 
     def __repr__(self) -> str:
         return f"<call of {self.function!r}{' with stored arguments' if self.is_stored else ''}>"
@@ -130,7 +130,7 @@ class Call:
             return
         if outgoing is not None:
             link.withdraw([reference.key for reference in outgoing.references])
-        link._ended()
+        link.ended()
 
     def by_value(self, error: NotDeliveredError) -> Call:
         """The same call without a store, for another attempt; this one is done then.
@@ -223,19 +223,8 @@ class CallLink(Link):
         if not self.reached:
             fill = Filling()
             return Call(self, function, fill(args), fill(kwargs))
-        over = self.policy.over
-        if ledger.book is None and not (
-            any(map(over, args))
-            or (kwargs and any(map(over, kwargs.values())))
-            or (wrapped and carries_large(function, self.policy, self.main_by_value))
-        ):
-            # Nearly every call of a fine-grained workflow: what is spared here is a share of its time.
-            return Call(self, self._wrapped(function) if wrapped and self._terms else function, args, kwargs)
-        return self._large_call(function, args, kwargs, wrapped)
-
-    def _large_call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wrapped: bool
-    ) -> Call:
+        if wrapped and self.is_small(function, args, kwargs):
+            return Call(self, self.small(function), args, kwargs)
         outgoing = CallOutgoing(self)
         outgoing.label = _name(function)
         try:
@@ -254,6 +243,24 @@ class CallLink(Link):
         else:
             sent = self._wrapped(function) if wrapped else function
         return Call(self, sent, (packed,), {}, outgoing)
+
+    def is_small(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call needs nothing of the store until it has a result.
+
+        Nearly every call of a fine-grained workflow is: what is spared there is a share of its time.
+        """
+        over = self.policy.over
+        return (
+            ledger.book is None  # which wants to know of each argument
+            and self.reached
+            and not any(map(over, args))
+            and not (kwargs and any(map(over, kwargs.values())))
+            and not carries_large(function, self.policy, self.main_by_value)
+        )
+
+    def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What to submit in place of a function, with arguments as they are; the same for the same one."""
+        return self._wrapped(function) if self._terms else function
 
     def pack(self, value: Any) -> Packed | None:
         """A value whose large parts are in the store, as the one argument of a call; None if it has none.
@@ -331,11 +338,13 @@ class CallLink(Link):
         owners.pop(self.session, None)
         super().close(keep=keep)
 
-    def _began(self) -> None:
+    def began(self) -> None:
+        """One call more is on its way: the session lasts until it has `ended`."""
         with self._lock:
             self._calls += 1
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
+        """A call that `began` is over."""
         with self._lock:
             self._calls -= 1
             last = self._closing and not self._calls

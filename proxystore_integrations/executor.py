@@ -12,7 +12,7 @@ from typing import Any
 
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.dependents import Search, StoreFuture, may_hold_futures, when_done
+from proxystore_integrations.dependents import LaterFuture, Search, may_hold_futures, when_done
 
 __all__ = ["CallExecutor"]
 
@@ -28,7 +28,7 @@ class CallExecutor(Executor):
         link: to the store.
     """
 
-    future: type[StoreFuture] = StoreFuture
+    future: type[LaterFuture] = LaterFuture
     """What `submit` returns."""
 
     chunked = True
@@ -36,7 +36,7 @@ class CallExecutor(Executor):
 
     def __init__(self, link: CallLink) -> None:
         self._link = link
-        self._waiting: weakref.WeakSet[StoreFuture] = weakref.WeakSet()
+        self._waiting: weakref.WeakSet[LaterFuture] = weakref.WeakSet()
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call as it is to be sent."""
@@ -72,7 +72,7 @@ class CallExecutor(Executor):
 
     def _begin_later(
         self,
-        future: StoreFuture,
+        future: LaterFuture,
         function: Callable[..., Any],
         search: Search,
         error: BaseException | None,

@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import the tasks of tests by name
 
+from mounts import own_shared_memory
 from waiting import until
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -26,7 +27,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many as there are cores, and at least three: tests wait a lot. None without mounts of their own.
+
+    Each has a /dev/shm that the others do not see.
+    """
+    if os.geteuid():
+        return 0
+    return max(3, len(os.sched_getaffinity(0)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        own_shared_memory()
     # Before any test module is imported: a developer's own settings would change what is tested.
     for name in [name for name in os.environ if name.startswith("PROXYSTORE_")]:
         del os.environ[name]
@@ -50,14 +63,18 @@ def stored_paths(*directories: Path) -> set[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def nothing_left_behind() -> Iterator[None]:
     """Fail the session when stored objects outlive it.
 
-    Temporary files go into a directory of this session's own, inherited by worker processes.
+    Temporary files go into a directory of this session's own, inherited by worker processes. Its name is
+    short: sockets in it, such as Ray's, may have 107 letters in all.
     """
-    scratch = tmp_path_factory.mktemp("scratch")
     before = stored_paths(SHARED_MEMORY)
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        scratch = Path(directory)
         patch.setenv("TMPDIR", str(scratch))
         patch.setattr(tempfile, "tempdir", None)
         yield

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.abc
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -45,12 +43,3 @@ def forget_us() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
     sys.meta_path.insert(0, Finder())
-
-
-def move_away() -> None:
-    """Give this process a /dev/shm of its own, as on another machine."""
-    new_mounts = 0x00020000
-    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts):
-        raise OSError(ctypes.get_errno(), "unshare")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)

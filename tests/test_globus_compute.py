@@ -29,7 +29,7 @@ from globus_compute_sdk.serialize import (
 )
 from globus_fakes import LIMIT, FakeService, process_pool
 from globus_sdk import GlobusAPIError
-from mounts import own_mounts
+from mounts import own_mounts, own_shared_memory
 from waiting import until
 
 from proxystore_core import ConfigurationError, MissingExtraError
@@ -355,7 +355,7 @@ def test_a_worker_without_our_packages(serve: Any, started: Any) -> None:
 
 def test_a_worker_that_does_not_reach_the_store(serve: Any, started: Any) -> None:
     own_mounts()
-    away = serve(initializer=tasks.move_away)
+    away = serve(initializer=own_shared_memory)
     executor = started(away)
     with pytest.warns(RuntimeWarning, match="cannot have the arguments of length"):
         assert executor.submit(tasks.length, BIG).result(WAIT) == len(BIG)

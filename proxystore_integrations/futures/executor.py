@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from proxystore_core import ConfigurationError, Store, StoreError
+from proxystore_integrations.attempts import Once
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
+from proxystore_integrations.dependents import in_place
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
@@ -111,7 +113,17 @@ class StoreExecutor(CallExecutor):
     ) -> Future[Any]:
         if self.kind.is_local:
             return self.executor.submit(function, *args, **kwargs)
-        return super()._begin(function, args, kwargs)
+        link = self._link
+        if not link.is_small(function, args, kwargs):
+            return super()._begin(function, args, kwargs)
+        link.began()
+        try:
+            future = self.executor.submit(link.small(function), *args, **kwargs)
+        except BaseException:
+            link.ended()
+            raise
+        future.add_done_callback(Once(lambda _: link.ended()))
+        return in_place(future)
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         if not self.kind.is_local:

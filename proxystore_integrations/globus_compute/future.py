@@ -7,7 +7,7 @@ from typing import Any
 
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import NotDeliveredError, StoreFunction
-from proxystore_integrations.dependents import StoreFuture
+from proxystore_integrations.dependents import LaterFuture
 from proxystore_integrations.globus_compute.engine import ComputeFuture, TaskExecutionFailed
 
 __all__ = ["GlobusFuture"]
@@ -18,7 +18,7 @@ _OURS = "proxystore_integrations|proxystore_core|cloudpickle|msgspec|xxhash"
 _NOT_INSTALLED = re.compile(rf"ModuleNotFoundError: No module named '(?P<name>{_OURS})\b")
 
 
-class GlobusFuture(StoreFuture, ComputeFuture):
+class GlobusFuture(LaterFuture, ComputeFuture):
     """A `ComputeFuture` whose result is plain, and which may be an argument of other tasks.
 
     Attributes:
