@@ -32,6 +32,10 @@ NOT_SETTINGS = frozenset(
         # ProxyStore's own, which may be installed beside this.
         "PROXYSTORE_GLOBUS_CLIENT_ID",
         "PROXYSTORE_GLOBUS_CLIENT_SECRET",
+        "PROXYSTORE_GLOBUS_ENDPOINT",
+        "PROXYSTORE_ENDPOINT",
+        "PROXYSTORE_ENDPOINTS",
+        "PROXYSTORE_ENDPOINT_SECRET",
         "PROXYSTORE_HOME",
     }
 )

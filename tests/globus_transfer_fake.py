@@ -271,10 +271,11 @@ def serving_globus() -> Iterator[GlobusFake]:
 
 
 @contextlib.contextmanager
-def guard(url: str, home: Path) -> Iterator[None]:
+def guard(url: str, home: Path, *, proxies: bool = True) -> Iterator[None]:
     """Let globus-sdk, here and in processes started from here, know no service but the one at ``url``.
 
-    Every other address is refused: here by the resolver, in other processes by a proxy that is not there.
+    Every other address is refused: here by the resolver, in other processes by a proxy that is not there
+    (unless they have other servers of this host to reach, by its name: ``proxies=False``).
     """
     resolve = socket.getaddrinfo
 
@@ -288,7 +289,7 @@ def guard(url: str, home: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for service in ("TRANSFER", "AUTH", "SEARCH", "GROUPS", "COMPUTE", "FLOWS", "TIMERS"):
             patch.setenv(f"GLOBUS_SDK_SERVICE_URL_{service}", url)
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") if proxies else ():
             patch.setenv(name, nowhere)
             patch.setenv(name.lower(), nowhere)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -297,7 +298,8 @@ def guard(url: str, home: Path) -> Iterator[None]:
         patch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
         patch.setenv("PROXYSTORE_GLOBUS_CLIENT_ID", "00000000-0000-0000-0000-000000000001")
         patch.setenv("PROXYSTORE_GLOBUS_CLIENT_SECRET", "secret")
-        patch.setattr(socket, "getaddrinfo", refuse)
+        if proxies:
+            patch.setattr(socket, "getaddrinfo", refuse)
         yield
 
 

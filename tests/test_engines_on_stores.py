@@ -6,6 +6,7 @@ Small on purpose. All of an engine's contract on one store: pytest --store URL t
 from __future__ import annotations
 
 import gc
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import daos_fake
+import endpoint_sites
+import globus_transfer_fake
 import msgspec
 import numpy as np
 import object_servers
@@ -30,6 +34,34 @@ from proxystore_integrations.testing import objects_of, tasks
 WAIT = 60
 
 
+def far_stores(place: Path, stack: ExitStack) -> dict[str, str]:
+    """Stores at two sites, by name: this process is at one of them, the workers to be started at the other.
+
+    DAOS and Globus are fakes.
+    """
+    place.mkdir()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    stack.enter_context(daos_fake.installed(place))
+    service = stack.enter_context(globus_transfer_fake.serving_globus())
+    stack.enter_context(globus_transfer_fake.guard(service.url, place, proxies=False))
+    from proxystore_core.connectors.globus import GlobusEndpoint, Table
+
+    roots = [place / "here", place / "there"]
+    ends = [GlobusEndpoint(service.collection(root), "/store", str(root / "store")) for root in roots]
+    patch.setenv("PROXYSTORE_GLOBUS_ENDPOINT", ends[1].uuid)
+    patch.setattr(Table, "here", lambda table: 0)
+    from proxystore_core.connectors.webrtc import EndpointConnector
+
+    endpoints = stack.enter_context(endpoint_sites.sites()).endpoints
+    patch.setenv("PROXYSTORE_ENDPOINT", "there")
+    patch.setattr(EndpointConnector, "_settings", lambda connector: endpoints["here"])
+    return {
+        "globus": Table(ends).url,
+        "daos": "daos://tank/box",
+        "webrtc": f"webrtc://{','.join(endpoint.id for endpoint in endpoints.values())}",
+    }
+
+
 class Stores:
     """Servers, started when a test first needs one; the URL of a store on each."""
 
@@ -37,6 +69,7 @@ class Stores:
         self.place = place
         self._stack = stack
         self._urls: dict[str, str] = {}
+        self.far = far_stores(place / "far", stack)
 
     def __getitem__(self, name: str) -> str:
         if name not in self._urls:
@@ -66,6 +99,15 @@ class Stores:
 
     def _zmq(self) -> str:
         return f"zmq://{self.place.name}"
+
+    def _globus(self) -> str:
+        return self.far["globus"]
+
+    def _daos(self) -> str:
+        return self.far["daos"]
+
+    def _webrtc(self) -> str:
+        return self.far["webrtc"]
 
     def _multi(self) -> str:
         near = {"url": f"file://{self.place}/near", "max_size": 250_000}
@@ -164,7 +206,8 @@ def ray_job(stores: Stores) -> Iterator[Any]:
     import ray
     from ray_tasks import OPTIONS
 
-    ray.init(**OPTIONS)
+    # The paths of this run, as some stores' libraries are in places of their own.
+    ray.init(**(OPTIONS | {"runtime_env": {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}}))
     try:
         yield ray
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from proxystore_core import Store
-from proxystore_core.connectors.base import leased
+from proxystore_core.connectors.base import has_scattered_leases, leased
 from proxystore_integrations.dask.graph import DaskOutgoing
 from proxystore_integrations.link import Link
 from proxystore_integrations.settings import Settings
@@ -49,7 +49,8 @@ class DaskLink(Link):
         """
         session = self.open()
         assert self._store is not None
-        probe = "" if leased(session.connector) else self._store.put("probe", session=session.name)
+        tells = leased(session.connector) and not has_scattered_leases(session.connector)
+        probe = "" if tells else self._store.put("probe", session=session.name)
         return {
             "client": client,
             "session": session.name,

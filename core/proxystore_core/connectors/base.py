@@ -392,6 +392,14 @@ def is_here(connector: Connector, key: Key) -> bool:
     return holds is not None and bool(holds(key))
 
 
+def has_scattered_leases(connector: Connector) -> bool:
+    """Whether a session's lease is seen only at the site where it was renewed: it tells nothing about reach.
+
+    A connector says so with a class attribute ``scattered_leases = True``.
+    """
+    return bool(getattr(connector, "scattered_leases", False))
+
+
 def new_session(connector: Connector) -> str:
     """A name for a new session; a connector may make names of its own with a method ``new_session()``."""
     make = getattr(connector, "new_session", None)

@@ -64,6 +64,7 @@ class GlobusConnector:
     schemes: ClassVar[tuple[str, ...]] = ("globus",)
     checksum: ClassVar[bool] = True
     cheap_get: ClassVar[bool] = False
+    scattered_leases: ClassVar[bool] = True
 
     def __init__(
         self,

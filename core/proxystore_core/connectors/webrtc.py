@@ -63,6 +63,7 @@ class EndpointConnector:
     schemes: ClassVar[tuple[str, ...]] = ("webrtc",)
     checksum: ClassVar[bool] = True
     cheap_get: ClassVar[bool] = False
+    scattered_leases: ClassVar[bool] = True
     far: ClassVar[bool] = True
 
     def __init__(
