@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl test lint format bench clean
+.PHONY: help demo demo-parsl demo-ray test lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -17,6 +17,9 @@ demo: $(VENV)/.demo ## run the demo: the same workflow on bare Dask and with a s
 
 demo-parsl: $(VENV)/.demo ## the same for Parsl
 	$(BIN)/python examples/parsl_trajectory.py --compare
+
+demo-ray: $(VENV)/.demo ## the same for Ray
+	$(BIN)/python examples/ray_trajectory.py --compare
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

@@ -21,6 +21,7 @@ from benchmarks import (
     objects_work,
     parsl_work,
     process_work,
+    ray_work,
     redis_server,
     redis_work,
     report,
@@ -36,6 +37,7 @@ ALONE = (
     futures_work.WORKS,
     globus_work.WORKS,
     connectors_work.WORKS,
+    ray_work.WORKS,
 )
 """Works that need nothing which others share."""
 NAMES = (

@@ -21,6 +21,7 @@ __all__ = [
     "PEER",
     "POOL",
     "RAW",
+    "RAY",
     "REDIS",
     "REDIS_COPYLESS",
     "SCATTERED",
@@ -38,6 +39,7 @@ REDIS_COPYLESS = "redis-py, no copies"
 BARE = "Dask"
 PARSL = "Parsl"
 COMPUTE = "Globus Compute"
+RAY = "Ray"
 POOL = "the bare pool"
 PEER = "ProxyStore"
 OURS = "this project"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, POOL, STOCKLESS
+from benchmarks.contenders import BARE, COPY, OURS, PARSL, PEER, POOL, RAY, STOCKLESS
 from benchmarks.rows import Row, size_name
 from benchmarks.timing import Spread
 
@@ -21,6 +21,11 @@ PLOTS: Mapping[str, Mapping[str, str]] = {
         "Parsl: argument": "An array as argument",
         "Parsl: result": "An array as result",
         "Parsl: chain of 5": "A chain of five",
+    },
+    "ray.png": {
+        "Ray: argument": "An array as argument",
+        "Ray: result": "An array as result",
+        "Ray: chain of 5": "A chain of five",
     },
     "futures.png": {
         "ProcessPoolExecutor: argument": "A process pool: argument",
@@ -38,6 +43,7 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     OURS: {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 5},
     STOCKLESS: {"color": "#56B4E9", "marker": "v", "linestyle": "--"},
     BARE: {"color": "#222222", "marker": "s"},
+    RAY: {"color": "#222222", "marker": "s"},
     PARSL: {"color": "#222222", "marker": "s"},
     POOL: {"color": "#222222", "marker": "s"},
     PEER: {"color": "#D55E00", "marker": "^"},

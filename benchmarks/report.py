@@ -16,6 +16,7 @@ from benchmarks.contenders import (
     PEER,
     POOL,
     RAW,
+    RAY,
     REDIS,
     REDIS_COPYLESS,
     SCATTERED,
@@ -34,7 +35,8 @@ case on one machine. Dask rows use `pure=False` unless they say otherwise, two w
 thread each; bare Dask and ProxyStore share a cluster, this project has an equal one of its own,
 because it equips scheduler and workers. The row of the empty task is the floor of every Dask row. On
 Parsl, each contender has a HighThroughputExecutor of two workers, and ProxyStore's proxies are made by
-hand; all contenders share one pool of two worker processes. On
+hand; all contenders share one pool of two worker processes. On Ray,
+each contender has a cluster of two workers, and ProxyStore's proxies are made by hand. On
 Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
 "unix socket" are TCP too, and all Dask rows on Redis are TCP for both."""
 
@@ -101,7 +103,7 @@ def _table(group: Sequence[Row]) -> str:
     contenders = list(dict.fromkeys(name for row in group for name in row.outcomes))
     references = [
         name
-        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, COMPUTE, POOL, SCATTERED, PEER)
+        for name in (COPY, RAW, REDIS, REDIS_COPYLESS, BARE, PARSL, COMPUTE, RAY, POOL, SCATTERED, PEER)
         if name in contenders
     ]
     heads = ["", "size", *contenders, *(f"{OURS} / {name}" for name in references)]

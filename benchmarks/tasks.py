@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "fresh", "increment", "item", "make", "nothing", "peer_proxied", "touch"]
+__all__ = ["Array", "fresh", "increment", "item", "make", "modified", "nothing", "peer_proxied", "touch"]
 
 Array: TypeAlias = npt.NDArray[np.uint8]
 
@@ -42,6 +42,14 @@ def make(size: int, fill: int) -> Array:
 def increment(array: Array) -> Array:
     """One link of a chain."""
     return array + np.uint8(1)
+
+
+def modified(array: Array) -> int:
+    """A task that changes its argument, in place where it may be written to; its first byte then."""
+    if not array.flags.writeable:
+        array = array.copy()
+    array += np.uint8(1)
+    return int(array[0])
 
 
 def item(index: int, **named: Array) -> int:

@@ -139,6 +139,29 @@ class Counter:
 
 
 @ray.remote
+class Keeper:
+    """Keeps what others gave it."""
+
+    def __init__(self) -> None:
+        self.references: list[Any] = []
+
+    def keep(self, references: list[Any]) -> None:
+        self.references += references
+
+    def totals(self) -> list[float]:
+        return [float(array.sum()) for array in ray.get(self.references)]
+
+    def drop(self) -> None:
+        self.references.clear()
+
+    def hold(self, value: Any) -> None:
+        self.value = value
+
+    def held(self) -> float:
+        return float(self.value.sum())
+
+
+@ray.remote
 class AsyncCounter:
     async def total(self, array: Any) -> float:
         await asyncio.sleep(0)

@@ -165,3 +165,12 @@ def test_the_globus_compute_script_gives_the_same_answers(tmp_path):
     )
     assert done.returncode == 2
     assert "--endpoint" in done.stderr
+
+
+def test_the_ray_script_gives_the_same_answers_under_the_environment_variable():
+    text = (EXAMPLES / "ray_trajectory.py").read_text(encoding="utf-8")
+    assert "import proxystore" not in text
+    assert "from proxystore" not in text
+    out = run("ray_trajectory.py", "--compare")
+    assert "Same answers, bit for bit" in out
+    assert "times as fast" in out

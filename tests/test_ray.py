@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import ray
@@ -20,7 +22,7 @@ from waiting import until
 
 from proxystore_core import ConfigurationError, MissingExtraError
 from proxystore_integrations.ray import cluster as cluster_module
-from proxystore_integrations.ray import engine, init, instrument, link
+from proxystore_integrations.ray import engine, init, instrument, link, start
 
 WAIT = 60
 
@@ -154,6 +156,61 @@ def test_what_is_in_plasma_is_as_ray_gives_it(stored: Any) -> None:
     assert isinstance(get(work.add.remote(work.big(1))), np.ndarray)
 
 
+def test_a_lazy_argument_keeps_its_object(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = link.current()
+    assert ours is not None
+    lazy = msgspec.structs.replace(ours.settings, inputs="proxy")
+    monkeypatch.setattr(ours, "settings", lazy)
+
+    @ray.remote
+    def look(value: Any) -> tuple[str, bool, float]:
+        from proxystore_core import is_resolved
+
+        return type(value).__name__, is_resolved(value), float(value.sum())
+
+    keeper = work.Keeper.remote()
+    assert get(look.remote(work.big(1))) == ("Proxy", False, work.BIG)
+    get(keeper.hold.remote(work.big(2)))
+    gc.collect()
+    until(lambda: len(stored()) == 1)  # an actor has its proxy
+    assert get(keeper.held.remote()) == 2 * work.BIG
+    ray.kill(keeper)
+
+
+def test_a_detached_actor_gets_its_arguments_from_ray(stored: Any) -> None:
+    actor = work.Counter.options(name="detached", lifetime="detached").remote(work.big(1))
+    with pytest.raises(ray.exceptions.RayTaskError, match="read-only"):
+        get(actor.change.remote())
+    assert stored() == []
+    again = work.Counter.options(name="detached", get_if_exists=True).remote(work.big(5))
+    assert get(again.total.remote()) == work.BIG
+    ray.kill(actor)
+
+
+def test_data_of_rays_own_libraries_stays_where_it_is(stored: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        data = importlib.import_module("ray.data")
+        data.DataContext.get_current().enable_progress_bars = False
+        table = data.from_numpy(np.arange(100_000)).map_batches(lambda batch: {"x": batch["data"] * 2})
+        assert table.sum("x") == 2 * sum(range(100_000))
+    assert stored() == []
+
+
+def test_a_users_setup_hook_and_variables_stay(cluster: Any) -> None:
+    ours = link.current()
+    assert ours is not None
+    theirs = {"env_vars": {"A": "1"}, "pip": ["x"], "worker_process_setup_hook": "module.setup"}
+    merged = start._merged(theirs, ours)
+    assert theirs["env_vars"] == {"A": "1"}
+    assert merged["pip"] == ["x"]
+    assert merged["env_vars"]["A"] == "1"
+    assert merged["env_vars"]["_PROXYSTORE_RAY_SETUP_HOOK"] == "module.setup"
+    assert merged["worker_process_setup_hook"] == "proxystore_integrations.ray.worker_setup"
+    chosen = {"env_vars": {engine.SETUP_HOOK: "another"}}
+    assert start._merged(chosen, ours) == chosen
+
+
 # Lifetimes.
 
 
@@ -264,12 +321,14 @@ def test_results_in_the_store_go_with_their_references() -> None:
     out = script(
         """
 import sys, os, gc, signal
+from pathlib import Path
 sys.path.insert(0, os.environ["TESTS"])
 import ray, ray_tasks as work
 from waiting import until
 from proxystore_integrations.ray import init, link
 init(**work.OPTIONS, results="always")
 stored = lambda: len(work.stored(link.current()))
+left_of_the_session = (Path(link.current()._store.connector.store_dir) / link.current().session).exists
 actor = work.Counter.remote(work.big(1))
 results = [actor.give.remote() for _ in range(3)]
 values = ray.get(results)
@@ -288,14 +347,32 @@ until(lambda: stored() == 1)
 assert ray.get(work.inside.remote([put])) == 2 * work.BIG
 del put
 until(lambda: stored() == 0)
+keeper = work.Keeper.remote()
+lent = [work.add.remote(work.big(1)), ray.put(work.big(2))]
+ray.get(keeper.keep.remote(lent))
+del lent
+gc.collect()
+assert ray.get(keeper.totals.remote()) == [2 * work.BIG, 2 * work.BIG]
+until(lambda: stored() == 2)
+ray.get(keeper.drop.remote())
+until(lambda: stored() == 0)
 print("all gone")
+from proxystore_core import Store
+mine = Store.from_url("shm://")
+key = mine.put(work.big(7))
+proxy = mine.proxy_from_key(key)
+assert ray.get(work.total.remote(proxy, work.big(1))) == 8 * work.BIG
 left = work.make.remote(1)
 ray.get(left)
 ray.shutdown()
+assert not left_of_the_session()
+print(mine.get(key)[0], "outlives the job")
+mine.evict(key)
 """,
         TESTS=str(Path(__file__).parent),
     )
     assert "all gone" in out
+    assert "7.0 outlives the job" in out
 
 
 def test_a_killed_driver_leaves_no_lease_that_is_renewed(tmp_path: Path) -> None:
@@ -349,11 +426,52 @@ def test_settings_and_addresses_are_checked(cluster: Any) -> None:
 def test_releases_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match="too old"):
         engine.check_release("2.9.1")
-    with pytest.warns(RuntimeWarning, match="tested with Ray up to"):
+    with pytest.raises(MissingExtraError, match=r"tested with Ray up to .* this is 3\.1\.0"):
         engine.check_release("3.1.0")
     monkeypatch.delattr(engine.RemoteFunction, "_remote")
     with pytest.raises(MissingExtraError, match=r"no RemoteFunction\._remote"):
         engine.check_release(engine.version)
+
+
+def test_an_untested_release_gets_the_public_hook_with_one_warning() -> None:
+    out = script(
+        """
+import os, sys, warnings
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np
+import ray, ray_tasks as work
+release, ray.__version__ = ray.__version__, "2.999.0"
+from proxystore_integrations.ray import init, instrument, runtime_env_hook
+ray.__version__ = release
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    init(**work.OPTIONS, threshold="100 kB", results="never")
+    instrument()
+    print(*[one.message for one in caught if one.category is RuntimeWarning], sep="|")
+from proxystore_integrations.ray import narrow
+stored = lambda: len(work.stored(narrow._current))
+array = work.big(1)
+print(stored(), ray.get(work.writable.remote(array)), ray.get(work.writable.remote(np.ones(9))), stored())
+print(ray.get(work.total.remote(array, more=work.big(2))), ray.get(work.inside.remote([array, array])))
+print(stored())
+objects = np.array([{"a": 1}, "b"], dtype=object)
+print(ray.get(ray.put(objects)).tolist(), ray.get(ray.put(np.ones(3)[::2])))
+print(ray.get(work.add.remote(array))[0])
+ray.shutdown()
+print(narrow._current, stored())
+""",
+        TESTS=str(Path(__file__).parent),
+    ).splitlines()
+    assert out[0].startswith("Only the driver's large NumPy arrays go through the store: ")
+    assert out[0].count("this is 2.999.0") == 1
+    assert out[1:] == [
+        "0 True False 1",
+        "90000.0 60000.0",
+        "2",
+        "[{'a': 1}, 'b'] [1. 1.]",
+        "2.0",
+        "None 0",
+    ]
 
 
 def test_a_node_elsewhere_is_seen_before_the_first_argument(
@@ -361,7 +479,8 @@ def test_a_node_elsewhere_is_seen_before_the_first_argument(
 ) -> None:
     ours = link.current()
     assert ours is not None
-    monkeypatch.setattr(cluster_module, "_hosts", lambda: {"elsewhere"})
+    elsewhere = {"NodeManagerHostname": "elsewhere", "Resources": {}}
+    monkeypatch.setattr(cluster_module, "_nodes", lambda: [elsewhere])
     monkeypatch.setattr(ours, "_looked", float("-inf"))
     try:
         with pytest.warns(RuntimeWarning, match="elsewhere does not reach the store"):

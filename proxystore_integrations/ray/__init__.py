@@ -10,14 +10,28 @@ init()     # was: ray.init()
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from proxystore_integrations.lazily import lazily
+from proxystore_core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from proxystore_integrations.ray.start import init, instrument, runtime_env_hook, worker_setup
 
 __all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
 
+
 # Every process of Ray's loads this package under `proxystore run`; few of them need more of it.
-__getattr__ = lazily(__name__, dict.fromkeys(__all__, f"{__name__}.start"))
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home: Any
+    try:
+        from proxystore_integrations.ray import start as home
+    except MissingExtraError as error:
+        try:
+            from proxystore_integrations.ray import narrow as home
+        except ImportError:
+            raise error from None  # there is no Ray at all, or too old a one
+        home.unfit(error)
+    globals().update({public: getattr(home, public) for public in __all__})
+    return globals()[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -12,15 +13,37 @@ from typing import Any
 
 import ray
 
+from proxystore_core import ConfigurationError
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations.link import Link
 from proxystore_integrations.settings import Settings
 
-__all__ = ["ClusterLink"]
+__all__ = ["ClusterLink", "check_address", "settings_among"]
+
+_SETTINGS = ("threshold", "store", "inputs", "results", "on_store_error", "lease")
 
 _LOOK = 5.0  # seconds for which the nodes of the cluster are remembered
 _REMEMBERED = 1024  # arguments
-_SHARE = 0.25  # of plasma: what one object may fill before Ray starts to spill
+_SHARE = 0.9  # of plasma: what one object may fill and still fits
+
+
+def settings_among(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Our settings among keywords for `ray.init`, which are taken out."""
+    return {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
+
+
+def check_address(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check that arguments for `ray.init` do not ask for Ray Client.
+
+    Raises:
+        ConfigurationError: they do.
+    """
+    address = args[0] if args else kwargs.get("address") or os.environ.get("RAY_ADDRESS") or ""
+    if str(address).startswith("ray://"):
+        raise ConfigurationError(
+            "Ray Client (ray://) pickles by itself and keeps this integration out",
+            remedy="Run the driver on a node of the cluster, or submit it as a job (ray job submit).",
+        )
 
 
 class ClusterLink(Link):
@@ -31,7 +54,7 @@ class ClusterLink(Link):
         self._lock = threading.Lock()
         self._looked = float("-inf")
         self._seen: OrderedDict[int, Any] = OrderedDict()
-        self._plasma = 0.0  # bytes that Ray's own store holds; 0 when unknown
+        self._plasma = 0.0  # bytes that Ray's own store holds on every node; 0 when unknown
 
     @property
     def reached(self) -> bool:
@@ -43,10 +66,13 @@ class ClusterLink(Link):
     def _look(self) -> None:
         """Find out what plasma holds, and whether there are nodes that do not reach this host's memory."""
         try:
-            self._plasma = _plasma()
-            others = _hosts() - {socket.gethostname()} if self.place else set()
+            nodes = _nodes()
         except Exception:  # whatever Ray raises when it is about to disconnect
             return
+        self._plasma = min((node["Resources"].get("object_store_memory", 0.0) for node in nodes), default=0.0)
+        others = {node["NodeManagerHostname"] for node in nodes} - {socket.gethostname()}
+        if not self.place:  # anywhere will do
+            others.clear()
         reason = (
             f"{self.url} is the memory of this host. Set store to one that all nodes reach, such as "
             '"redis://host:6379" or "file:///shared/directory"'
@@ -57,7 +83,7 @@ class ClusterLink(Link):
         """Whether a large argument is better left to Ray: its first time, where settings leave it to us.
 
         For an object that is passed once, plasma is the faster one; a store is from the second time on, and
-        for what plasma would have to spill.
+        for what does not fit into plasma.
         """
         if self.settings.results != "auto":
             return False
@@ -73,14 +99,9 @@ class ClusterLink(Link):
         return bool(known != mark)
 
 
-def _hosts() -> set[str]:
-    """Names of the hosts of all nodes that are alive."""
-    return {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-
-
-def _plasma() -> float:
-    """Bytes that the object stores of all nodes hold; 0 when unknown."""
-    return float(ray.cluster_resources().get("object_store_memory", 0))
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _mark(value: Any) -> Any:

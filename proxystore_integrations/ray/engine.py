@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
-import re
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle.cloudpickle as our_pickle
 
 from proxystore_core import MissingExtraError, SerializationError
+from proxystore_integrations.ray.releases import TESTED, check_minimum, numbers_of
 
 try:
     import ray
@@ -34,10 +33,8 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "MINIMUM",
     "OWN",
     "SETUP_HOOK",
-    "TESTED",
     "ActorClass",
     "ActorHandle",
     "RemoteFunction",
@@ -57,10 +54,6 @@ __all__ = [
     "watch",
     "watch_actor",
 ]
-
-MINIMUM = (2, 60)
-TESTED = (2, 60)
-"""The lowest and the highest release of Ray that the tests ran on."""
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Environment variable of a setup hook that another driver of the same job has chosen."""
@@ -93,14 +86,11 @@ def check_release(release: str) -> None:
         release: Ray's version.
 
     Raises:
-        MissingExtraError: it is too old, or a name is not there any more; says which.
+        MissingExtraError: it is too old or not tested, or a name is not there any more; says which.
     """
-    numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
-    if numbers < MINIMUM:
-        raise MissingExtraError(
-            f"Ray {release} is too old for this integration",
-            remedy='Run: pip install --upgrade "proxystore-integrations[ray]".',
-        )
+    check_minimum(release)
+    this = f"{TESTED[0]}.{TESTED[1]}"
+    remedy = f"Use Ray {this}, or a newer proxystore-integrations."
     missing = [
         f"{place.__name__}.{name}"
         for place, names in _METHODS.items()
@@ -109,15 +99,11 @@ def check_release(release: str) -> None:
     ]
     if missing:
         raise MissingExtraError(
-            f"Ray {release} has no {', '.join(missing)}, which this integration needs",
-            remedy=f"Use Ray {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
+            f"Ray {release} has no {', '.join(missing)}, which this integration needs", remedy=remedy
         )
-    if numbers > TESTED:
-        warnings.warn(
-            f"proxystore-integrations was tested with Ray up to {TESTED[0]}.{TESTED[1]}, this is {release}. "
-            "All names that it uses are there.",
-            RuntimeWarning,
-            stacklevel=2,
+    if numbers_of(release) > TESTED:
+        raise MissingExtraError(
+            f"this integration was tested with Ray up to {this}, this is {release}", remedy=remedy
         )
 
 

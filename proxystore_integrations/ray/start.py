@@ -10,6 +10,7 @@ from typing import Any
 
 from proxystore_core import ConfigurationError, StoreError
 from proxystore_integrations.ray import engine
+from proxystore_integrations.ray.cluster import check_address, settings_among
 from proxystore_integrations.ray.hooks import install
 from proxystore_integrations.ray.link import RayLink, Terms, current, joined, leave, use
 
@@ -18,7 +19,6 @@ __all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
 _TERMS = "_PROXYSTORE_RAY"
 _THEIRS = "_PROXYSTORE_RAY_SETUP_HOOK"
 _HOOK = "worker_process_setup_hook"
-_SETTINGS = ("threshold", "store", "inputs", "results", "on_store_error", "lease")
 
 
 def init(*args: Any, **kwargs: Any) -> Any:
@@ -37,13 +37,8 @@ def init(*args: Any, **kwargs: Any) -> Any:
         ConfigurationError: a setting is unknown or wrong, or the address is a Ray Client's.
         StoreError: the store cannot be opened, and the settings want that raised.
     """
-    settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
-    address = args[0] if args else kwargs.get("address") or os.environ.get("RAY_ADDRESS") or ""
-    if str(address).startswith("ray://"):
-        raise ConfigurationError(
-            "Ray Client (ray://) pickles by itself and keeps this integration out",
-            remedy="Run the driver on a node of the cluster, or submit it as a job (ray job submit).",
-        )
+    settings = settings_among(kwargs)
+    check_address(args, kwargs)
     settled = RayLink.settled(**settings)
     if engine.ray.is_initialized():
         context = engine.ray.init(*args, **kwargs)  # raises, unless the user wants it ignored
