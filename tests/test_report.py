@@ -209,15 +209,3 @@ def test_a_ledger_that_cannot_be_written_is_no_error(tmp_path):
     ledger.trouble("x")
     ledger.by_value("dask", "small", 1)
     ledger.flush()
-
-
-def test_dask_and_joblib_tell_tasks_by_name(tmp_path):
-    for name, tasks in (("joblib", {"fit"}), ("dask", {"inc", "total", "inv"})):
-        file = tmp_path / f"{name}.json"
-        done = run("--threshold=100 kB", "--json", str(file), str(TUTORIALS / f"{name}_tutorial.py"))
-        assert done.returncode == 0, done.stderr
-        found = json.loads(file.read_text())
-        assert tasks <= {one["task"] for one in found["biggest"]}
-        assert found["leaks"] == 0
-        assert set(found["engines"]) == {name}
-        assert found["engines"][name]["arguments"]["count"] > 4

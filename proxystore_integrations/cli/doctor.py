@@ -65,11 +65,25 @@ class Finding(msgspec.Struct):
 
 @click.command(short_help="Check settings, engines and the store, with a remedy for each problem.")
 @click.option("--store", metavar="URL", help="The store; by default the configured one.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(sorted(ENGINES)),
+    help="Check this one; by default all.",
+)
 @click.option("--dask", metavar="ADDRESS", help="A Dask scheduler, whose workers are asked, too.")
 @click.option("--ray", metavar="ADDRESS", help="A Ray cluster, whose nodes are asked, too.")
 @click.option("--strict", is_flag=True, help="Let warnings count as problems.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def doctor(store: str | None, dask: str | None, ray: str | None, strict: bool, as_json: bool) -> int:
+def doctor(
+    store: str | None,
+    engines: tuple[str, ...],
+    dask: str | None,
+    ray: str | None,
+    strict: bool,
+    as_json: bool,
+) -> int:
     """Check which settings hold and where they come from, the versions of the engines, and the store.
 
     Of the store: its reach and credentials from here and from workers, a round trip, room, and what dead
@@ -83,7 +97,7 @@ def doctor(store: str | None, dask: str | None, ray: str | None, strict: bool, a
       proxystore doctor --store redis://localhost:6379 --dask tcp://scheduler:8786
       proxystore doctor --strict --json
     """
-    findings = list(_all(store, dask, ray))
+    findings = list(_all(store, engines or tuple(ENGINES), dask, ray))
     screen = console()
     if as_json:
         click.echo(msgspec.json.encode(findings))
@@ -96,7 +110,7 @@ def doctor(store: str | None, dask: str | None, ray: str | None, strict: bool, a
     return 1 if count else 0
 
 
-def _all(store: str | None, dask: str | None, ray: str | None) -> Iterator[Finding]:
+def _all(store: str | None, engines: tuple[str, ...], dask: str | None, ray: str | None) -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()}, proxystore-integrations {__version__}")
     settings: Settings | None = None
     try:
@@ -105,7 +119,7 @@ def _all(store: str | None, dask: str | None, ray: str | None) -> Iterator[Findi
         yield _problem("settings", error)
     else:
         yield from _settings(settings)
-    for name in ENGINES:
+    for name in engines:
         yield _engine(name)
     if settings is not None:
         yield from _store(settings, [("dask", dask, _ask_dask), ("ray", ray, _ask_ray)])
