@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ TASKS = {
 def test_a_tutorial_says_the_same(name, tmp_path):
     script = str(TUTORIALS / f"{name}_tutorial.py")
     figures = tmp_path / "run.json"
-    bare, ours = python(script), run("--threshold=100 kB", "--json", str(figures), script)
+    with ThreadPoolExecutor(2) as both:
+        waiting = both.submit(python, script)
+        ours = run("--threshold=100 kB", "--json", str(figures), script)
+        bare = waiting.result()
     assert bare.returncode == 0, bare.stderr
     assert (ours.stdout, ours.returncode) == (bare.stdout, 0), ours.stderr
     assert "Warning" not in ours.stderr

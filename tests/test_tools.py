@@ -176,7 +176,7 @@ def test_doctor_asks_the_workers_of_a_cluster(cluster, url):
     done = doctor("--store", url, "--dask", cluster.scheduler_address, "--json")
     answers = [one for one in json.loads(done.stdout) if one["what"].startswith("dask worker")]
     assert [one["level"] for one in answers] == ["ok", "ok"]
-    done = doctor("--store", url, "--dask", "none://127.0.0.1:1")
+    done = doctor("--store", url, "--dask", "tcp://127.0.0.1:1")
     assert done.returncode == 1
     assert "cannot be asked" in done.stdout
 

@@ -262,7 +262,7 @@ def _look(recipe: str, key: str) -> str:
 def _ask_dask(address: str, recipe: str, key: str) -> dict[str, str]:
     import distributed
 
-    with distributed.Client(address, timeout=10, set_as_default=False) as client:
+    with distributed.Client(address, timeout=5, set_as_default=False) as client:
         return dict(client.run(_look, recipe, key, on_error="return"))
 
 
