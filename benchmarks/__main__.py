@@ -15,6 +15,7 @@ from benchmarks import (
     connectors_work,
     core_work,
     dask_work,
+    far_work,
     futures_work,
     globus_work,
     machine,
@@ -38,6 +39,7 @@ ALONE = (
     globus_work.WORKS,
     connectors_work.WORKS,
     ray_work.WORKS,
+    far_work.WORKS,
 )
 """Works that need nothing which others share."""
 NAMES = (

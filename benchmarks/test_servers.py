@@ -10,7 +10,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-__all__ = ["directory", "object_server", "redis_6", "redis_cluster", "sftp_server"]
+__all__ = [
+    "daos",
+    "directory",
+    "endpoints",
+    "globus",
+    "object_server",
+    "redis_6",
+    "redis_cluster",
+    "relay",
+    "sftp_server",
+]
 
 _TESTS = str(Path(__file__).parent.parent / "tests")
 
@@ -62,6 +72,71 @@ def redis_cluster(stack: ExitStack) -> str:
     """
     servers = stack.enter_context(_module("redis_servers").serving_cluster(directory(stack)))
     return ",".join(server.address for server in servers)
+
+
+def endpoints(stack: ExitStack) -> tuple[Any, Any]:
+    """Connectors to two endpoints that reach each other, as two hosts have them, until ``stack`` ends.
+
+    Raises:
+        ImportError: aiortc is not installed.
+    """
+    from proxystore_core.connectors.webrtc import EndpointConnector
+
+    servers = _module("endpoint_sites")
+    found = []
+    for endpoint in stack.enter_context(servers.sites()).endpoints.values():
+        connector = EndpointConnector([endpoint.id])
+        stack.callback(connector.close, clear=True)
+        connector.sessions()
+        found.append(connector)
+    return found[0], found[1]
+
+
+def globus(stack: ExitStack) -> tuple[Any, Any]:
+    """A fake of Globus Transfer, and a connector at one of two sites, until ``stack`` ends.
+
+    Raises:
+        ImportError: globus-sdk is not installed.
+    """
+    from proxystore_core.connectors.globus import GlobusConnector, GlobusEndpoint
+
+    servers = _module("globus_transfer_fake")
+    service = stack.enter_context(servers.serving_globus())
+    stack.enter_context(servers.guard(service.url, directory(stack)))
+    roots = [directory(stack), directory(stack)]
+    ends = [GlobusEndpoint(service.collection(root), "/store", str(root / "store")) for root in roots]
+    connector = GlobusConnector(ends)  # every host is at the first
+    stack.callback(connector.close)
+    return service, connector
+
+
+def daos(stack: ExitStack) -> tuple[dict[str, int], Any]:
+    """What a fake of pydaos counts, and a connector on it, until ``stack`` ends."""
+    fake = _module("daos_fake")
+    stack.enter_context(fake.installed(directory(stack)))
+    from proxystore_core.connectors.daos import DAOSConnector
+
+    return fake.calls, DAOSConnector("tank", "box")
+
+
+def relay(stack: ExitStack) -> tuple[int, str, str, str]:
+    """A relay's process, URL, authority's certificate and token, until ``stack`` ends.
+
+    Raises:
+        ImportError: websockets or trustme is not installed.
+    """
+    import trustme
+
+    servers = _module("endpoint_sites")
+    place = directory(stack)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(place / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(place / "cert.pem"))
+    token = "0" * 64
+    options = ["--cert", str(place / "cert.pem")]
+    started = servers.RelayProcess(place, {"group": token}, *options, scheme="wss")
+    stack.callback(started.stop)
+    return started.process.pid, started.url, str(place / "ca.pem"), token
 
 
 def _module(name: str) -> Any:
