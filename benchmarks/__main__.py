@@ -21,6 +21,8 @@ from benchmarks import (
     machine,
     objects_work,
     parsl_work,
+    patterns_plot,
+    patterns_work,
     process_work,
     ray_work,
     redis_server,
@@ -40,6 +42,7 @@ ALONE = (
     connectors_work.WORKS,
     ray_work.WORKS,
     far_work.WORKS,
+    patterns_work.WORKS,
 )
 """Works that need nothing which others share."""
 NAMES = (
@@ -71,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_line(row), flush=True)
     elapsed = time.perf_counter() - begin
     written = report.write(Path(asked.out), rows, described, elapsed)
+    written += patterns_plot.draw(Path(asked.out), rows)
     verdicts = [verdict for row in rows for verdict in row.verdicts]
     met = sum(verdict.met is True for verdict in verdicts)
     print(f"\n{met} of {len(verdicts)} targets met, {elapsed:.0f} s; written: {', '.join(written)}")

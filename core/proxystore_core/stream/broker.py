@@ -1,0 +1,119 @@
+"""What a stream needs of a broker: `Publisher` and `Subscriber`, one file of this package a broker.
+
+| broker | who gets a message | guarantee |
+|---|---|---|
+| `queue` | one subscriber | in one process; what nobody acknowledged dies with it |
+| `redis_streams` | one of each group | at least once: what a dead consumer had is claimed by another |
+| `redis_lists` | one subscriber | at most once: a dead consumer's message is lost |
+| `redis_pubsub` | every subscriber that is there | at most once; a slow one is dropped by the server |
+| `zmq` | every subscriber that is there | at most once; nothing is dropped while both live |
+| `kafka` | one of each group | at least once; exactly once with transactions, where the broker has them |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from proxystore_core.errors import ConfigurationError
+
+__all__ = ["Message", "Publisher", "Subscriber", "topics_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message as it came.
+
+    Attributes:
+        topic: its topic.
+        data: its bytes.
+        mark: what the subscriber acknowledges it by.
+        again: whether somebody had it before, and did not acknowledge it.
+    """
+
+    topic: str
+    data: bytes
+    mark: Any = None
+    again: bool = False
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """Sends messages. Safe in threads."""
+
+    def send(self, topic: str, message: bytes) -> None:
+        """Send a message; it is the broker's, as far as its guarantee goes, when this returns.
+
+        Raises:
+            UnreachableError, DeadlineError, RefusedError: as their names say.
+        """
+        ...
+
+    def send_end(self, topic: str, message: bytes) -> None:
+        """Send the last message of a topic, which every subscriber has to see."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Subscriber(Protocol):
+    """Receives messages of some topics. For one thread at a time."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics."""
+        ...
+
+    def receive(self, timeout: float | None) -> Message | None:
+        """The next message; None when there is none within ``timeout`` seconds (None: for ever).
+
+        Raises:
+            UnreachableError, DeadlineError, RefusedError: as their names say.
+        """
+        ...
+
+    def acknowledge(self, message: Message) -> None:
+        """The message is dealt with: nobody needs to get it again."""
+        ...
+
+    def share(self, end: Message, data: bytes) -> None:
+        """Put the end of a topic back behind all that is there, for others who share the topic's messages.
+
+        Args:
+            end: as it came.
+            data: what to put in its place.
+        """
+        ...
+
+    def drained(self, topic: str, producers: int) -> bool:
+        """Whether nothing that came before the end of a topic may come (back) to this subscriber.
+
+        Args:
+            topic: whose end came.
+            producers: so many ends make the end.
+        """
+        ...
+
+    def leave(self, topic: str) -> None:
+        """Receive nothing more of a topic."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
+
+
+def topics_of(topics: str | Sequence[str]) -> tuple[str, ...]:
+    """One topic or several, as several.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = (topics,) if isinstance(topics, str) else tuple(topics)
+    if not found or not all(found):
+        raise ConfigurationError(f"{topics!r} names no topic: expected a name, or several")
+    return found

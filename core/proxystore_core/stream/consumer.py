@@ -1,0 +1,281 @@
+"""The receiving side of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from proxystore_core.errors import ConfigurationError, DeadlineError
+from proxystore_core.proxy import Proxy
+from proxystore_core.registry import store_for
+from proxystore_core.stream.broker import Message, Subscriber
+from proxystore_core.stream.events import End, Event, decode, encode
+
+__all__ = ["Item", "StreamConsumer"]
+
+T = TypeVar("T")
+
+_PAUSE = 0.02  # seconds before an end that is not all is put back
+
+
+@dataclasses.dataclass(frozen=True)
+class Item(Generic[T]):
+    """One item of a stream.
+
+    Attributes:
+        topic: its topic.
+        proxy: of its object.
+        metadata: the producer's.
+        event: all that the broker carried.
+    """
+
+    topic: str
+    proxy: Proxy[T]
+    metadata: Mapping[str, Any]
+    event: Event
+
+
+class _Arrived:
+    """A message whose items are not all dealt with."""
+
+    def __init__(self, message: Message, count: int) -> None:
+        self.message = message
+        self.left = count
+
+
+class StreamConsumer(Generic[T]):
+    """Iterates over the items of a stream until all its producers have ended.
+
+    ``for proxy in consumer`` hands items on: an object leaves the store when its proxy is first resolved,
+    wherever that is. ``for obj in consumer.iter_objects()`` works on them here: an object leaves the store
+    when the next one is asked for, and only then its message is acknowledged, so that nothing is lost
+    with a consumer that dies. Both also with ``async for``. For one thread at a time.
+
+    Args:
+        subscriber: to the broker.
+        filter_: a function of an item's metadata; items for which it is true are dropped.
+        producers: how many producers of each topic have to end before the stream does.
+        timeout: seconds without an item after which iterating raises; None for no end.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        *,
+        filter_: Callable[[Mapping[str, Any]], bool] | None = None,
+        producers: int = 1,
+        timeout: float | None = None,
+    ) -> None:
+        if producers < 1:
+            raise ConfigurationError(f"producers is {producers!r}: expected a number from 1 on")
+        self.subscriber = subscriber
+        self._filter = filter_
+        self._producers = producers
+        self._timeout = timeout
+        self._open = set(subscriber.topics)
+        self._ended: dict[str, set[str]] = {}
+        self._ready: deque[tuple[_Arrived, Event]] = deque()
+        self._given: list[tuple[_Arrived, Event | None]] = []  # not acknowledged yet; to be evicted first
+        self._worker: ThreadPoolExecutor | None = None
+        self._asked: Future[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"StreamConsumer({self.subscriber!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(acknowledge=kind is None)
+
+    # One item at a time.
+
+    def next(self, timeout: float | None = None) -> Proxy[T]:
+        """The next item's proxy. Acknowledges what was given before.
+
+        Args:
+            timeout: seconds to wait at most; the consumer's own by default.
+
+        Raises:
+            StopIteration: the stream has ended.
+            DeadlineError: no item in time.
+            CorruptError: a message of the broker is none of a stream.
+            StoreError: the broker or a store failed.
+        """
+        return self.next_item(timeout).proxy
+
+    def next_item(self, timeout: float | None = None) -> Item[T]:
+        """As `next`, with the item's topic and metadata."""
+        return self._item(*self._next(timeout), evict=True)
+
+    def next_object(self, timeout: float | None = None) -> T:
+        """The next item's object, loaded. It leaves the store when the next one is asked for.
+
+        Raises:
+            GoneError: the object is not there. An item that had been given to a consumer that died, and whose
+                object is gone, was dealt with: it is skipped.
+            StopIteration, DeadlineError, CorruptError, StoreError: as `next`.
+        """
+        return self._object(timeout)[1]
+
+    def next_object_with_metadata(self, timeout: float | None = None) -> tuple[T, Mapping[str, Any]]:
+        """As `next_object`, with the item's metadata."""
+        event, obj = self._object(timeout)
+        return obj, event.metadata
+
+    def acknowledge(self) -> None:
+        """Acknowledge all that was given so far, as the next `next` does."""
+        given, self._given = self._given, []
+        for place, (arrived, event) in enumerate(given):
+            try:
+                if event is not None:
+                    store_for(event.recipe).evict(event.key)
+                arrived.left -= 1
+                if not arrived.left:
+                    self.subscriber.acknowledge(arrived.message)
+            except BaseException:
+                self._given = given[place:] + self._given
+                raise
+
+    # All items.
+
+    def __iter__(self) -> Iterator[Proxy[T]]:
+        return (item.proxy for item in self.items())
+
+    def items(self) -> Iterator[Item[T]]:
+        """All items: proxies with topics and metadata."""
+        return self._all(self.next_item)
+
+    def iter_objects(self) -> Iterator[T]:
+        """All objects, loaded."""
+        return self._all(self.next_object)
+
+    def iter_objects_with_metadata(self) -> Iterator[tuple[T, Mapping[str, Any]]]:
+        """All objects, loaded, with their metadata."""
+        return self._all(self.next_object_with_metadata)
+
+    def __aiter__(self) -> AsyncIterator[Proxy[T]]:
+        return self._all_async(self.next)
+
+    def items_async(self) -> AsyncIterator[Item[T]]:
+        """As `items`, for ``async for``."""
+        return self._all_async(self.next_item)
+
+    def iter_objects_async(self) -> AsyncIterator[T]:
+        """As `iter_objects`, for ``async for``."""
+        return self._all_async(self.next_object)
+
+    def close(self, *, acknowledge: bool = True) -> None:
+        """Close the subscriber. May be called twice.
+
+        Args:
+            acknowledge: whether what was given is dealt with.
+        """
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+        if acknowledge:
+            self.acknowledge()
+        self._given.clear()
+        self.subscriber.close()
+
+    def _all(self, ask: Callable[[], Any]) -> Iterator[Any]:
+        while True:
+            try:
+                found = ask()
+            except StopIteration:
+                return
+            yield found
+
+    async def _all_async(self, ask: Callable[[], Any]) -> AsyncIterator[Any]:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxystore-stream")
+
+        def asked() -> tuple[Any, ...]:
+            try:
+                return (ask(),)
+            except StopIteration:  # which no future carries
+                return ()
+
+        while True:
+            if self._asked is None:
+                self._asked = self._worker.submit(asked)
+            # An item that came for a task that was cancelled is for the next one.
+            found = await asyncio.shield(asyncio.wrap_future(self._asked))
+            self._asked = None
+            if not found:
+                return
+            yield found[0]
+
+    # The way of the messages.
+
+    def _object(self, timeout: float | None) -> tuple[Event, T]:
+        while True:
+            arrived, event = self._next(timeout)
+            store = store_for(event.recipe)
+            if arrived.message.again and event.evict and not store.exists(event.key):
+                self._given.append((arrived, None))
+                continue
+            self._given.append((arrived, event if event.evict else None))
+            return event, store.load(event.reference(evict=False))
+
+    def _item(self, arrived: _Arrived, event: Event, *, evict: bool) -> Item[T]:
+        self._given.append((arrived, None))
+        proxy: Proxy[T] = Proxy(event.reference(evict=evict and event.evict))
+        return Item(arrived.message.topic, proxy, event.metadata, event)
+
+    def _next(self, timeout: float | None) -> tuple[_Arrived, Event]:
+        self.acknowledge()
+        limit = self._timeout if timeout is None else timeout
+        while not self._ready:
+            if not self._open:
+                raise StopIteration
+            message = self.subscriber.receive(limit)
+            if message is None:
+                raise DeadlineError(
+                    f"no item came within {limit:g} s",
+                    remedy="Does a producer run? Give timeout= more seconds, or None.",
+                )
+            self._take(message)
+        return self._ready.popleft()
+
+    def _take(self, message: Message) -> None:
+        batch = decode(message.data)
+        if isinstance(batch, End):
+            self._end(message, batch)
+            return
+        wanted = [event for event in batch if self._filter is None or not self._filter(event.metadata)]
+        arrived = _Arrived(message, len(wanted))
+        dropped = [event for event in batch if event not in wanted]
+        for event in dropped:
+            if event.evict:
+                store_for(event.recipe).evict(event.key)
+        if not wanted:
+            self.subscriber.acknowledge(message)
+        self._ready.extend((arrived, event) for event in wanted)
+
+    def _end(self, message: Message, end: End) -> None:
+        topic = message.topic
+        known = self._ended.setdefault(topic, set())
+        known |= end.producers
+        over = len(known) >= self._producers and self.subscriber.drained(topic, self._producers)
+        if not over:
+            time.sleep(_PAUSE)  # it comes round again until the others have come
+        self.subscriber.share(message, encode(End(frozenset(known))))
+        self.subscriber.acknowledge(message)
+        if over:
+            self.subscriber.leave(topic)
+            self._open.discard(topic)

@@ -1,0 +1,113 @@
+"""What travels by a broker: where an item's object is, some metadata, never the object, never a pickle.
+
+    [1, "<recipe>", [["<key>", <size>, "<kind>", <evict>, {<metadata>}], ...]]     a batch of events
+    [1, null, ["<producer>", ...]]                                                 the end of a topic
+as JSON in UTF-8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxystore_core.connectors.base import Key
+from proxystore_core.errors import ConfigurationError, CorruptError
+from proxystore_core.reference import Reference
+
+__all__ = ["End", "Event", "decode", "encode"]
+
+_VERSION = 1
+_LIMIT = 1 << 20  # bytes of a message that is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One item.
+
+    Attributes:
+        key: of its object.
+        recipe: how to open the object's store.
+        size: of the object, in bytes.
+        kind: ``module:name`` of its class; empty when unknown.
+        evict: whether the object leaves the store once it is consumed.
+        metadata: the producer's own; what JSON holds.
+    """
+
+    key: Key
+    recipe: str
+    size: int = 0
+    kind: str = ""
+    evict: bool = True
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def reference(self, *, evict: bool) -> Reference:
+        """The object's reference."""
+        return Reference(self.key, self.recipe, self.size, self.kind, evict)
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """No more items come from some producers.
+
+    Attributes:
+        producers: their unique names.
+    """
+
+    producers: frozenset[str]
+
+
+def encode(batch: Sequence[Event] | End) -> bytes:
+    """The message of some events of one store, or of an end.
+
+    Raises:
+        ConfigurationError: metadata is not what JSON holds, or the message would exceed 1 MiB.
+    """
+    if isinstance(batch, End):
+        return json.dumps([_VERSION, None, sorted(batch.producers)]).encode()
+    events = [[event.key, event.size, event.kind, event.evict, dict(event.metadata)] for event in batch]
+    try:
+        text = json.dumps([_VERSION, batch[0].recipe, events], separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"an item's metadata cannot be sent: {error}",
+            remedy="Metadata are numbers, texts, lists and dicts; send anything else as the object.",
+        ) from error
+    if len(text) > _LIMIT:
+        raise ConfigurationError(
+            f"events of {len(text)} bytes are too big for a broker",
+            remedy="Keep metadata small, or batches smaller (batch_size=).",
+        )
+    return text.encode()
+
+
+def decode(message: bytes) -> list[Event] | End:
+    """The inverse of `encode`.
+
+    Raises:
+        CorruptError: the message is none of a stream.
+    """
+    try:
+        if len(message) > _LIMIT:
+            raise ValueError(f"{len(message)} bytes")
+        version, recipe, rest = json.loads(message)
+        if version != _VERSION:
+            raise ValueError(f"version {version!r}")
+        if recipe is None:
+            if type(rest) is not list or not all(type(name) is str for name in rest):
+                raise ValueError("no producers")
+            return End(frozenset(rest))
+        events = []
+        for key, size, kind, evict, metadata in rest:
+            event = Event(key, recipe, size, kind, evict, metadata)
+            fields = (key, recipe, size, kind, evict, metadata)
+            if tuple(map(type, fields)) != (str, str, int, str, bool, dict):
+                raise ValueError(f"fields of other types: {event!r}")
+            events.append(event)
+        return events
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptError(
+            f"a message of the broker is none of a stream ({error}): {bytes(message[:40])!r}",
+            remedy="Does something else write to this topic, or another version of this library?",
+        ) from error

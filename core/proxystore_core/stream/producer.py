@@ -1,0 +1,234 @@
+"""The sending side of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError
+from proxystore_core.reference import Reference
+from proxystore_core.store import Store
+from proxystore_core.stream.broker import Publisher
+from proxystore_core.stream.events import End, Event, encode
+
+__all__ = ["StreamProducer"]
+
+T = TypeVar("T")
+
+_PAUSES = 0.001, 0.05  # seconds between two looks at what is still unconsumed: first, and longest
+
+
+class StreamProducer(Generic[T]):
+    """Stores objects and tells a stream's consumers of them. Safe in threads.
+
+    Args:
+        publisher: to the broker.
+        stores: the store of all topics, or a store for each; that of None is for topics not named.
+        aggregator: makes one object of the objects of a batch, which are then one item.
+        batch_size: items of a topic that are sent as one message; the rest with `flush` or `close`.
+        filter_: a function of an item's metadata; items for which it is true are not sent.
+        max_pending: items of a topic that may be stored and not yet consumed: `send` waits. None for any
+            number. Only items that are evicted when consumed count.
+        session: the session that the objects belong to; the store's own by default.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        stores: Store[Any] | Mapping[str | None, Store[Any]],
+        *,
+        aggregator: Callable[[list[T]], T] | None = None,
+        batch_size: int = 1,
+        filter_: Callable[[Mapping[str, Any]], bool] | None = None,
+        max_pending: int | None = None,
+        session: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size is {batch_size!r}: expected items, 1 or more")
+        if max_pending is not None and max_pending < batch_size:
+            raise ConfigurationError(
+                f"max_pending is {max_pending!r}: expected items, at least batch_size ({batch_size}) or None"
+            )
+        self.publisher = publisher
+        self.name = secrets.token_hex(8)
+        self._stores: Mapping[str | None, Store[Any]]
+        self._stores = {None: stores} if isinstance(stores, Store) else dict(stores)
+        self._aggregator = aggregator
+        self._batch_size = batch_size
+        self._filter = filter_
+        self._max_pending = max_pending
+        self._session = session
+        self._lock = threading.Lock()
+        self._topics: dict[str, list[tuple[T, bool, Mapping[str, Any]]]] = {}
+        self._pending: dict[str, list[tuple[Store[Any], str]]] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"StreamProducer({self.publisher!r}, topics={sorted(self._topics)})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(topics=kind is None)
+
+    def send(
+        self,
+        topic: str,
+        obj: T,
+        *,
+        evict: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Send an item, or keep it for the next batch.
+
+        Args:
+            topic: where to.
+            obj: its object.
+            evict: whether the object leaves the store once it is consumed.
+            metadata: small things that travel with the event: numbers, texts, lists and dicts.
+            timeout: seconds to wait while too many items are unconsumed; None for no end.
+
+        Raises:
+            ConfigurationError: the topic has no store, or the metadata cannot be sent.
+            DeadlineError: nobody consumed in time. The item is not sent.
+            StoreError: the store or the broker failed.
+        """
+        metadata = metadata or {}
+        if self._filter is not None and self._filter(metadata):
+            return
+        self._store(topic)
+        self._wait(topic, timeout)
+        with self._lock:
+            if self._closed:
+                raise ConfigurationError("this producer is closed")
+            batch = self._topics.setdefault(topic, [])
+            batch.append((obj, evict, metadata))
+            full = len(batch) >= self._batch_size
+        if full:
+            self.flush(topic)
+
+    def send_batch(self, topic: str, objs: Iterable[T], **options: Any) -> None:
+        """`send` for each."""
+        for obj in objs:
+            self.send(topic, obj, **options)
+
+    def flush(self, topic: str | None = None) -> None:
+        """Send what is kept for batches; of all topics by default. Raises as `send`.
+
+        What could not be sent is kept, and its objects are not left in the store.
+        """
+        for each in list(self._topics) if topic is None else [topic]:
+            with self._lock:
+                batch, self._topics[each] = self._topics.get(each, []), []
+            if not batch:
+                continue
+            try:
+                self._send(each, batch)
+            except BaseException:
+                with self._lock:
+                    self._topics[each] = batch + self._topics[each]
+                raise
+
+    def close_topics(self, *topics: str) -> None:
+        """Flush topics, and tell their consumers that nothing more comes from this producer.
+
+        Raises:
+            StoreError: as `send`.
+        """
+        for topic in topics:
+            self.flush(topic)
+            self.publisher.send_end(topic, encode(End(frozenset([self.name]))))
+            with self._lock:
+                self._topics.pop(topic, None)
+
+    def close(self, *, topics: bool = True) -> None:
+        """Flush, end all topics that something was sent to, and close the publisher. May be called twice.
+
+        Args:
+            topics: whether to end the topics; their consumers wait for another producer otherwise.
+        """
+        if self._closed:
+            return
+        try:
+            if topics:
+                self.close_topics(*list(self._topics))
+            else:
+                self.flush()
+        finally:
+            self._closed = True
+            self.publisher.close()
+
+    def _store(self, topic: str) -> Store[Any]:
+        store = self._stores.get(topic) or self._stores.get(None)
+        if store is None:
+            raise ConfigurationError(
+                f"the topic {topic!r} has no store", remedy="Name one in stores, or one for None: all others."
+            )
+        return store
+
+    def _send(self, topic: str, batch: Sequence[tuple[T, bool, Mapping[str, Any]]]) -> None:
+        store = self._store(topic)
+        if self._aggregator is not None:
+            merged: dict[str, Any] = {}
+            for _, _, metadata in batch:
+                merged.update(metadata)
+            evicted = all(evict for _, evict, _ in batch)
+            batch = [(self._aggregator([obj for obj, _, _ in batch]), evicted, merged)]
+        references: list[Reference] = store.reference_batch(
+            [obj for obj, _, _ in batch], session=self._session
+        )
+        try:
+            events = [
+                Event(reference.key, reference.recipe, reference.size, reference.kind, evict, metadata)
+                for reference, (_, evict, metadata) in zip(references, batch, strict=True)
+            ]
+            self.publisher.send(topic, encode(events))
+        except BaseException:
+            for reference in references:
+                with contextlib.suppress(StoreError):
+                    store.evict(reference.key)
+            raise
+        if self._max_pending is not None:
+            with self._lock:
+                pending = self._pending.setdefault(topic, [])
+                pending += [(store, event.key) for event in events if event.evict]
+
+    def _wait(self, topic: str, timeout: float | None) -> None:
+        if self._max_pending is None:
+            return
+        until = None if timeout is None else time.monotonic() + timeout
+        pause = _PAUSES[0]
+        while True:
+            with self._lock:
+                pending = list(self._pending.get(topic, ()))
+            if len(pending) + len(self._topics.get(topic, ())) < self._max_pending:
+                return
+            consumed = [each for each in pending if not each[0].exists(each[1])]
+            if consumed:
+                with self._lock:
+                    self._pending[topic] = [each for each in self._pending[topic] if each not in consumed]
+                continue
+            if until is not None and time.monotonic() >= until:
+                raise DeadlineError(
+                    f"{len(pending)} items of topic {topic!r} are stored and nobody consumed one in "
+                    f"{timeout:g} s",
+                    store=self._store(topic).recipe,
+                    remedy="Start more consumers, or let max_pending be greater.",
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSES[1])

@@ -1,0 +1,81 @@
+"""Streams within one process: a queue a topic."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from proxystore_core.stream.broker import Message
+
+__all__ = ["QueuePublisher", "QueueSubscriber"]
+
+
+class _Broker:
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.messages: dict[str, deque[bytes]] = {}
+
+
+class QueuePublisher:
+    """Sends to the subscribers of this process that are made from it: `QueueSubscriber`."""
+
+    def __init__(self) -> None:
+        self.broker = _Broker()
+
+    def send(self, topic: str, message: bytes) -> None:
+        with self.broker.changed:
+            self.broker.messages.setdefault(topic, deque()).append(message)
+            self.broker.changed.notify_all()
+
+    def send_end(self, topic: str, message: bytes) -> None:
+        self.send(topic, message)
+
+    def close(self) -> None:
+        pass
+
+
+class QueueSubscriber:
+    """Receives from a publisher of this process; each message goes to one subscriber.
+
+    Args:
+        publisher: the publisher.
+        topics: one topic, or several.
+    """
+
+    def __init__(self, publisher: QueuePublisher, topics: str | Sequence[str]) -> None:
+        self._publisher = publisher
+        self._topics = (topics,) if isinstance(topics, str) else tuple(topics)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return self._topics
+
+    def receive(self, timeout: float | None) -> Message | None:
+        broker = self._publisher.broker
+        until = None if timeout is None else time.monotonic() + timeout
+        with broker.changed:
+            while True:
+                for topic in self._topics:
+                    if broker.messages.get(topic):
+                        return Message(topic, broker.messages[topic].popleft())
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                broker.changed.wait(left)
+
+    def acknowledge(self, message: Message) -> None:
+        pass
+
+    def share(self, end: Message, data: bytes) -> None:
+        self._publisher.send(end.topic, data)
+
+    def drained(self, topic: str, producers: int) -> bool:
+        return True
+
+    def leave(self, topic: str) -> None:
+        self._topics = tuple(other for other in self._topics if other != topic)
+
+    def close(self) -> None:
+        pass

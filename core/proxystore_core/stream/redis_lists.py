@@ -1,0 +1,71 @@
+"""Streams over Redis lists: a queue that any number of consumers share.
+
+At most once: a message that was popped is its consumer's, and is lost with it. What nobody has popped
+is kept by the server, as far as that keeps anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.redis_broker import RedisBroker
+
+__all__ = ["RedisQueuePublisher", "RedisQueueSubscriber"]
+
+_BLOCK = 5.0  # seconds that the server is asked to wait at a time
+
+
+class RedisQueuePublisher(RedisBroker):
+    """Appends to one list a topic. Arguments as `RedisBroker`."""
+
+    def send(self, topic: str, message: bytes) -> None:
+        self._requests.run([("RPUSH", self._key(topic), message)])
+
+    def send_end(self, topic: str, message: bytes) -> None:
+        self.send(topic, message)
+
+
+class RedisQueueSubscriber(RedisBroker):
+    """Pops from lists.
+
+    Args:
+        hostname: as `RedisBroker`.
+        port: as `RedisBroker`.
+        topics: one topic, or several.
+        options: as `RedisBroker`.
+    """
+
+    def __init__(self, hostname: str, port: int, topics: str | Sequence[str], **options: Any) -> None:
+        super().__init__(hostname, port, **options)
+        self._topics = topics_of(topics)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return self._topics
+
+    def receive(self, timeout: float | None) -> Message | None:
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        while self._topics:
+            left = min(until - time.monotonic(), _BLOCK)
+            if left <= 0:
+                return None
+            command = ("BLPOP", *map(self._key, self._topics), f"{left:.3f}")
+            (found,) = self._requests.run([command], time.monotonic() + left + 30.0)
+            if found is not None:
+                return Message(self._topic(found[0]), found[1])
+        return None
+
+    def acknowledge(self, message: Message) -> None:
+        pass
+
+    def share(self, end: Message, data: bytes) -> None:
+        self._requests.run([("RPUSH", self._key(end.topic), data)])
+
+    def drained(self, topic: str, producers: int) -> bool:
+        return True
+
+    def leave(self, topic: str) -> None:
+        self._topics = tuple(other for other in self._topics if other != topic)

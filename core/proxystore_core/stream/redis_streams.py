@@ -1,0 +1,146 @@
+"""Streams over Redis streams: consumer groups, and what a dead consumer had is claimed by another.
+
+At least once: an entry stays pending until it is acknowledged. It is claimed from a consumer that has not
+been heard of for ``idle`` seconds; set that longer than the work on one item may take.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.redis_broker import RedisBroker
+
+__all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
+
+_BLOCK = 5.0  # seconds that the server is asked to wait at a time
+_LOOK = 1.0  # seconds between two looks for what dead consumers had
+
+
+class RedisStreamPublisher(RedisBroker):
+    """Appends to one Redis stream a topic. Arguments as `RedisBroker`."""
+
+    def send(self, topic: str, message: bytes) -> None:
+        self._requests.run([("XADD", self._key(topic), "*", "m", message)])
+
+    def send_end(self, topic: str, message: bytes) -> None:
+        self.send(topic, message)
+
+
+class RedisStreamSubscriber(RedisBroker):
+    """Reads Redis streams as one consumer of a group.
+
+    Args:
+        hostname: the server's host.
+        port: its TCP port.
+        topics: one topic, or several.
+        group: each message goes to one consumer of each group. A new group starts with what is there.
+        consumer: unique name in the group; made up when not given. A consumer that comes back under its
+            name gets first what it had not acknowledged.
+        idle: seconds after which what a silent consumer had not acknowledged goes to another.
+        options: as `RedisBroker`.
+    """
+
+    def __init__(
+        self,
+        hostname: str,
+        port: int,
+        topics: str | Sequence[str],
+        *,
+        group: str = "proxystore",
+        consumer: str | None = None,
+        idle: float = 60.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(hostname, port, **options)
+        self.group = group
+        self.consumer = consumer or secrets.token_hex(6)
+        self.idle = idle
+        self._topics = topics_of(topics)
+        self._ready: deque[Message] = deque()
+        self._looked = 0.0
+        self._first = consumer is not None
+        for topic in self._topics:
+            self._requests.persist(lambda client, topic=topic: self._make_group(client, topic))
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return self._topics
+
+    def receive(self, timeout: float | None) -> Message | None:
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        if self._first:
+            self._first = False
+            self._read("0", 0.0, again=True)
+        while not self._ready:
+            now = time.monotonic()
+            if now - self._looked >= min(_LOOK, self.idle):
+                self._looked = now
+                self._claim()
+                if self._ready:
+                    break
+            left = until - now
+            if left <= 0 or not self._topics:
+                return None
+            self._read(">", min(left, _BLOCK, _LOOK), again=False)
+        return self._ready.popleft()
+
+    def acknowledge(self, message: Message) -> None:
+        key = self._key(message.topic)
+        self._requests.run([("XACK", key, self.group, message.mark)])
+
+    def share(self, end: Message, data: bytes) -> None:
+        self._requests.run([("XADD", self._key(end.topic), "*", "m", data)])
+
+    def drained(self, topic: str, producers: int) -> bool:
+        (pending,) = self._requests.run([("XPENDING", self._key(topic), self.group)])
+        count = pending["pending"] if isinstance(pending, dict) else pending[0]
+        return int(count) <= 1  # the end itself
+
+    def leave(self, topic: str) -> None:
+        self._topics = tuple(other for other in self._topics if other != topic)
+
+    def _make_group(self, client: Any, topic: str) -> None:
+        import redis
+
+        try:
+            client.execute_command("XGROUP CREATE", self._key(topic), self.group, "0", "MKSTREAM")
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _read(self, start: str, seconds: float, *, again: bool) -> None:
+        keys = [self._key(topic) for topic in self._topics]
+        block = () if start != ">" else ("BLOCK", max(1, int(seconds * 1000)))
+        command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", 16 if again else 1, *block)
+        command += ("STREAMS", *keys, *[start] * len(keys))
+        (found,) = self._requests.run([command], time.monotonic() + seconds + 30.0)
+        pairs = found.items() if isinstance(found, dict) else found or ()
+        for key, entries in pairs:
+            topic = self._topic(key)
+            for mark, fields in _entries(entries):
+                self._ready.append(Message(topic, fields[b"m"], mark, again))
+
+    def _claim(self) -> None:
+        for topic in self._topics:
+            key = self._key(topic)
+            command = ("XAUTOCLAIM", key, self.group, self.consumer, int(self.idle * 1000), "0", "COUNT", 16)
+            (found,) = self._requests.run([command])
+            for mark, fields in _entries(found[1]):
+                self._ready.append(Message(topic, fields[b"m"], mark, True))
+
+
+def _entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Entries as redis-py gives them, whichever of its parsers is at work."""
+    entries = found[0] if len(found) == 1 and found[0] and isinstance(found[0], list) else found
+    result = []
+    for mark, fields in entries:
+        if fields is None:
+            continue  # trimmed
+        pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
+        result.append((mark, pairs))
+    return result
