@@ -314,6 +314,7 @@ class _Over:
             return
         borrowed, self.borrowed = self.borrowed, []
         if self.done():
+            self.futures = []  # done for ever; whatever their results hold may go
             for proxy in borrowed:
                 borrowing = _borrowing_of(proxy)
                 if borrowing is not None:

@@ -41,7 +41,7 @@ __all__ = [
     "SerializationContext",
     "check_release",
     "connected",
-    "is_error",
+    "ended",
     "load_class",
     "module_of",
     "on_disconnect",
@@ -117,6 +117,22 @@ def connected() -> bool:
     worker = worker_module.global_worker
     modes = (worker_module.SCRIPT_MODE, worker_module.WORKER_MODE)
     return worker.connected and worker.mode in modes and not client_mode_should_convert()
+
+
+def ended(reference: Any, seconds: float | None) -> bool:
+    """Wait for a call's end, and leave its result where it is.
+
+    Args:
+        reference: ObjectRef of the result.
+        seconds: None for no end.
+
+    Returns:
+        Whether it has ended, or nobody can tell any more.
+    """
+    try:
+        return bool(ray.wait([reference], timeout=seconds, fetch_local=False)[0])
+    except Exception:  # disconnected
+        return not connected()
 
 
 def watch(reference: Any, gone: Callable[[], None]) -> bool:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.carriers import RayOutgoing
 from proxystore_integrations.ray.link import RayLink, current, leave
@@ -41,7 +42,8 @@ def install() -> None:
 def _calling(remote: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(remote)
     def _remote(self: Any, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
-        return _sent(remote, self, (), args, kwargs, others, options)
+        borrowed = borrows_in((args, kwargs))
+        return _lent(_sent(remote, self, (), args, kwargs, others, options), borrowed)
 
     return _remote
 
@@ -51,7 +53,8 @@ def _calling_method(call: Callable[..., Any]) -> Callable[..., Any]:
     def _actor_method_call(
         self: Any, method: str, args: Any = None, kwargs: Any = None, *others: Any, **options: Any
     ) -> Any:
-        return _sent(call, self, (method,), args, kwargs, others, options)
+        borrowed = borrows_in((args, kwargs))
+        return _lent(_sent(call, self, (method,), args, kwargs, others, options), borrowed)
 
     return _actor_method_call
 
@@ -99,6 +102,35 @@ def _sent(
         del ticket
     if options.get("max_restarts"):
         link.keep(sent, (reference.key for reference in outgoing.references))
+    return sent
+
+
+class _Task:
+    """A call as one whose end can be waited for; its result stays where it is."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return engine.ended(self.reference, 0)
+
+    def add_done_callback(self, function: Callable[[Any], None]) -> None:
+        """Call a function, in a thread, when it has ended."""
+
+        def wait() -> None:
+            while not engine.ended(self.reference, None):
+                pass
+            function(self)
+
+        threading.Thread(target=wait, name="proxystore-borrowed", daemon=True).start()
+
+
+def _lent(sent: Any, borrowed: list[Any]) -> Any:
+    """What was sent; what was borrowed for it ends with it."""
+    references = sent if isinstance(sent, list) else [sent]
+    if borrowed and all(isinstance(reference, engine.ray.ObjectRef) for reference in references):
+        end_with([_Task(reference) for reference in references], borrowed)
     return sent
 
 

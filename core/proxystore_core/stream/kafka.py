@@ -212,17 +212,16 @@ class KafkaSubscriber:
 
     def leave(self, topic: str) -> None:
         self._left.add(topic)
-        open_topics = [other for other in self._topics if other not in self._left]
-        with _translated(self.bootstrap):
-            if open_topics:
-                self._consumer.subscribe(open_topics, on_revoke=self._revoke)
-            else:
-                self._consumer.unsubscribe()  # its partitions are for those who wait for the end
+        if self._left.issuperset(self._topics):
+            self._leave_group()  # its partitions are for those who wait for the end
 
     def close(self) -> None:
         if self._publisher is not None:
             self._publisher.close()
-        with contextlib.suppress(RuntimeError):  # it is closed
+        self._leave_group()
+
+    def _leave_group(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has left
             self._consumer.close()
 
     def _note_end(self, place: tuple[str, int], data: bytes) -> None:
