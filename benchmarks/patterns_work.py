@@ -40,6 +40,7 @@ CHAIN = 4
 FRACTIONS = (0.2, 0.4, 0.6)
 ITEM = 1_000_000
 ITEMS = 200
+LIVE = 100_000  # objects of a session
 WORKERS = 4
 SERIES: dict[str, list[tuple[float, float]]] = {}
 """Memory over time, by contender: (seconds, bytes)."""
@@ -267,8 +268,32 @@ def _watching(workers: ProcessPoolExecutor) -> Iterator[list[tuple[float, float]
         thread.join()
 
 
+def lease(plan: Plan) -> Iterator[Row]:
+    """One renewal of the lease of a session with very many objects; there is one every 150 s."""
+    with ExitStack() as stack:
+        server = stack.enter_context(serving())
+        for where, url in (("shm", f"shm://{secrets.token_hex(4)}"), ("Redis", server.url("TCP"))):
+            opened = stack.enter_context(Store.from_url(url))
+            connector: Any = opened.connector
+            connector.renew("many", 600)
+            for _ in range(0, LIVE, 1000):
+                opened.put_batch([b"x"] * 1000, session="many")
+
+            def sample(connector: Any = connector) -> Figures:
+                begin = time.perf_counter()
+                connector.renew("many", 600)
+                return {"": time.perf_counter() - begin}
+
+            outcomes = interleave({OURS: sample}, 5 * plan.repeat)
+            connector.end("many")
+            row = Row(f"Renewing a lease, {LIVE} live objects, {where}", "s", outcomes.of())
+            row.at_most(OURS, 1.5, claim=f"{row.title}: under 1 % of a core")
+            yield row
+
+
 WORKS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "patterns-waking": waking,
+    "patterns-lease": lease,
     "patterns-pipelining": pipelining,
     "patterns-streams": streams,
     "patterns-memory": memory,

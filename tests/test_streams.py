@@ -29,6 +29,7 @@ from proxystore_core.errors import (
     CorruptError,
     DeadlineError,
     GoneError,
+    RefusedError,
     UnreachableError,
 )
 from proxystore_core.stream import (
@@ -363,6 +364,17 @@ def test_messages_of_others(broker: Broker, store: Store[Any]) -> None:
     consumer.close(acknowledge=False)
 
 
+def test_stores_that_nobody_gave(store: Store[Any], tmp_path: Any) -> None:
+    with Store.from_url(f"file://{tmp_path}/theirs") as theirs:
+        broker = QueueBroker()
+        with StreamProducer[Any](broker.publisher(), {None: theirs}) as producer:
+            producer.send(broker.topic, Evil())
+        consumer = StreamConsumer[Any](broker.subscriber(), timeout=WAIT, stores=[store])
+        with pytest.raises(RefusedError, match="stores="):
+            consumer.next_object()
+        assert not Evil.ran
+
+
 class Evil:
     ran = False
 
@@ -498,6 +510,16 @@ def test_a_message_whose_object_is_gone_is_an_error(store: Store[Any]) -> None:
     store.close(clear=True)
     with pytest.raises(GoneError):
         consumer.next_object()
+
+
+def test_a_topic_does_not_stay_on_the_server_for_ever(server: Server, store: Store[Any]) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    for kind in (RedisStreamPublisher, RedisQueuePublisher):
+        with StreamProducer[Any](kind("127.0.0.1", server.port, prefix=kind.__name__), store) as producer:
+            producer.send(topic, 1)
+        assert 600_000 < server.witness.ttl(f"{kind.__name__}:{topic}") <= 604_800
+    with pytest.raises(ConfigurationError, match="keep"):
+        RedisStreamPublisher("127.0.0.1", server.port, keep=0)
 
 
 def test_redis_lists_lose_one_item_with_a_consumer(server: Server, store: Store[Any]) -> None:

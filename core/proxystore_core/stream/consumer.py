@@ -6,14 +6,15 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from proxystore_core.errors import ConfigurationError, DeadlineError
+from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError
 from proxystore_core.proxy import Proxy
 from proxystore_core.registry import store_for
+from proxystore_core.store import Store
 from proxystore_core.stream.broker import Message, Subscriber
 from proxystore_core.stream.events import End, Event, decode, encode
 
@@ -62,6 +63,8 @@ class StreamConsumer(Generic[T]):
         filter_: a function of an item's metadata; items for which it is true are dropped.
         producers: how many producers of each topic have to end before the stream does.
         timeout: seconds without an item after which iterating raises; None for no end.
+        stores: the stores, open or as their `recipe`, whose objects are taken. By default all: then whoever
+            may write to the broker says which store is opened, and what is loaded from it.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -74,6 +77,7 @@ class StreamConsumer(Generic[T]):
         filter_: Callable[[Mapping[str, Any]], bool] | None = None,
         producers: int = 1,
         timeout: float | None = None,
+        stores: Iterable[Store[Any] | str] | None = None,
     ) -> None:
         if producers < 1:
             raise ConfigurationError(f"producers is {producers!r}: expected a number from 1 on")
@@ -81,6 +85,11 @@ class StreamConsumer(Generic[T]):
         self._filter = filter_
         self._producers = producers
         self._timeout = timeout
+        self._recipes = (
+            None
+            if stores is None
+            else {store if isinstance(store, str) else store.recipe for store in stores}
+        )
         self._open = set(subscriber.topics)
         self._ended: dict[str, set[str]] = {}
         self._ready: deque[tuple[_Arrived, Event]] = deque()
@@ -257,6 +266,14 @@ class StreamConsumer(Generic[T]):
         if isinstance(batch, End):
             self._end(message, batch)
             return
+        for event in batch:
+            if self._recipes is not None and event.recipe not in self._recipes:
+                raise RefusedError(
+                    f"an item of topic {message.topic!r} is in a store that this consumer was not given",
+                    store=event.recipe,
+                    key=event.key,
+                    remedy="Name the store in stores=, if you trust who writes to the broker.",
+                )
         wanted = [event for event in batch if self._filter is None or not self._filter(event.metadata)]
         arrived = _Arrived(message, len(wanted))
         dropped = [event for event in batch if event not in wanted]

@@ -10,6 +10,8 @@ from proxystore_core.recipe import open_connector
 
 __all__ = ["RedisBroker"]
 
+_KEEP = 7 * 24 * 3600.0
+
 
 class RedisBroker:
     """A connection to a Redis server that carries streams' messages.
@@ -19,6 +21,8 @@ class RedisBroker:
             which says all.
         port: its TCP port.
         prefix: start of the topics' keys.
+        keep: seconds after its last message that the server drops a topic, and what nobody fetched of it;
+            None for never.
         options: as `proxystore_core.connectors.redis.RedisConnector`.
 
     Raises:
@@ -27,7 +31,13 @@ class RedisBroker:
     """
 
     def __init__(
-        self, hostname: str = "localhost", port: int = 6379, *, prefix: str = "ps.stream", **options: Any
+        self,
+        hostname: str = "localhost",
+        port: int = 6379,
+        *,
+        prefix: str = "ps.stream",
+        keep: float | None = _KEEP,
+        **options: Any,
     ) -> None:
         if "://" in hostname:
             connector: Any = open_connector(hostname)
@@ -38,7 +48,10 @@ class RedisBroker:
             raise ConfigurationError(
                 f"{hostname!r} is no Redis server: expected a host, or redis://host:6379"
             )
+        if keep is not None and not keep > 0:
+            raise ConfigurationError(f"keep is {keep!r}: expected seconds, more than 0, or None")
         self.prefix = prefix
+        self.keep = keep
         self._connector = connector
         self._requests = connector._requests
 
@@ -47,6 +60,14 @@ class RedisBroker:
 
     def close(self) -> None:
         self._connector.close()
+
+    def _append(self, verb: str, topic: str, *arguments: Any) -> None:
+        """Write to a topic that is kept on the server, and say how long it stays."""
+        key = self._key(topic)
+        commands: list[tuple[Any, ...]] = [(verb, key, *arguments)]
+        if self.keep is not None:
+            commands.append(("PEXPIRE", key, round(self.keep * 1000)))
+        self._requests.run(commands)
 
     def _key(self, topic: str) -> str:
         return f"{self.prefix}:{topic}"

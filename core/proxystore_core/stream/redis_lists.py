@@ -22,7 +22,7 @@ class RedisQueuePublisher(RedisBroker):
     """Appends to one list a topic. Arguments as `RedisBroker`."""
 
     def send(self, topic: str, message: bytes) -> None:
-        self._requests.run([("RPUSH", self._key(topic), message)])
+        self._append("RPUSH", topic, message)
 
     def send_end(self, topic: str, message: bytes) -> None:
         self.send(topic, message)
@@ -62,7 +62,7 @@ class RedisQueueSubscriber(RedisBroker):
         pass
 
     def share(self, end: Message, data: bytes) -> None:
-        self._requests.run([("RPUSH", self._key(end.topic), data)])
+        self._append("RPUSH", end.topic, data)
 
     def drained(self, topic: str, producers: int) -> bool:
         return True

@@ -25,7 +25,7 @@ class RedisStreamPublisher(RedisBroker):
     """Appends to one Redis stream a topic. Arguments as `RedisBroker`."""
 
     def send(self, topic: str, message: bytes) -> None:
-        self._requests.run([("XADD", self._key(topic), "*", "m", message)])
+        self._append("XADD", topic, "*", "m", message)
 
     def send_end(self, topic: str, message: bytes) -> None:
         self.send(topic, message)
@@ -94,7 +94,7 @@ class RedisStreamSubscriber(RedisBroker):
         self._requests.run([("XACK", key, self.group, message.mark)])
 
     def share(self, end: Message, data: bytes) -> None:
-        self._requests.run([("XADD", self._key(end.topic), "*", "m", data)])
+        self._append("XADD", end.topic, "*", "m", data)
 
     def drained(self, topic: str, producers: int) -> bool:
         (pending,) = self._requests.run([("XPENDING", self._key(topic), self.group)])
