@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import pickle
 import secrets
@@ -626,6 +627,10 @@ def test_a_redis_server_that_comes_back(tmp_path: Any, store: Store[Any]) -> Non
 
 
 def test_brokers_that_are_not_there(store: Store[Any]) -> None:
+    def unheard() -> None:
+        with contextlib.closing(ZeroMQPublisher(timeout=0.1)) as publisher:
+            StreamProducer[Any](publisher, store).send("t", 1)
+
     makers: list[Callable[[], Any]] = [
         lambda: StreamProducer[Any](
             RedisStreamPublisher("127.0.0.1", 1, connect_timeout=0.1, deadline=0.5), store
@@ -634,7 +639,7 @@ def test_brokers_that_are_not_there(store: Store[Any]) -> None:
         lambda: RedisSubscriber("127.0.0.1", 1, "t", connect_timeout=0.1, deadline=0.5),
         lambda: StreamProducer[Any](KafkaPublisher("127.0.0.1:1", deadline=1), store).send("t", 1),
         lambda: ZeroMQPublisher("192.0.2.1", 1),
-        lambda: StreamProducer[Any](ZeroMQPublisher(timeout=0.1), store).send("t", 1),
+        unheard,
     ]
     for make in makers:
         with pytest.raises((UnreachableError, DeadlineError)):
