@@ -51,6 +51,8 @@ from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStre
 from proxystore_core.stream.zmq import ZeroMQPublisher, ZeroMQSubscriber
 
 WAIT = 30.0
+# A group waits half its session for those who may join, too.
+GROUP = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 200}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ class KafkaKind(Broker):
         return KafkaPublisher(self._bootstrap)
 
     def subscriber(self, *topics: str) -> Subscriber:
-        return KafkaSubscriber(self._bootstrap, topics or self.topic, group=self.topic)
+        return KafkaSubscriber(self._bootstrap, topics or self.topic, group=self.topic, options=GROUP)
 
 
 @pytest.fixture(params=["queue", "redis streams", "redis lists", "redis pubsub", "zmq", "kafka"])
@@ -535,7 +537,7 @@ def test_redis_lists_lose_one_item_with_a_consumer(server: Server, store: Store[
 
 def test_kafka_loses_nothing_with_a_consumer(bootstrap: str, store: Store[Any]) -> None:
     topic = kafka_broker.new_topic(bootstrap)
-    options = {"group": topic, "options": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}}
+    options: dict[str, Any] = {"group": topic, "options": GROUP}
     with StreamProducer[Any](KafkaPublisher(bootstrap), store) as producer:
         producer.send_batch(topic, range(6))
     assert dies_at(2, KafkaSubscriber, bootstrap, topic, **options) == [0, 1, 2]
@@ -565,7 +567,7 @@ def test_a_killed_producer_leaves_whole_items(
         bootstrap = request.getfixturevalue("bootstrap")
         topic = kafka_broker.new_topic(bootstrap)
         publisher: tuple[Any, ...] = (KafkaPublisher, (bootstrap,))
-        subscriber: Subscriber = KafkaSubscriber(bootstrap, topic, group=topic)
+        subscriber: Subscriber = KafkaSubscriber(bootstrap, topic, group=topic, options=GROUP)
     else:
         server = request.getfixturevalue("server")
         topic = f"t{secrets.token_hex(4)}"
@@ -589,14 +591,17 @@ def test_kafka_transactions(bootstrap: str, store: Store[Any]) -> None:
     first = KafkaPublisher(bootstrap, transactional_id=topic)
     with StreamProducer[Any](first, store, batch_size=2) as producer:
         producer.send_batch(topic, range(6))
-    with StreamConsumer[Any](KafkaSubscriber(bootstrap, topic, group=topic), timeout=WAIT) as consumer:
+    with StreamConsumer[Any](
+        KafkaSubscriber(bootstrap, topic, group=topic, options=GROUP), timeout=WAIT
+    ) as consumer:
         assert list(consumer.iter_objects()) == list(range(6))
 
 
 def test_several_partitions(bootstrap: str, store: Store[Any]) -> None:
     topic = kafka_broker.new_topic(bootstrap, partitions=3)
     consumers = [
-        StreamConsumer[Any](KafkaSubscriber(bootstrap, topic, group=topic), timeout=WAIT) for _ in range(2)
+        StreamConsumer[Any](KafkaSubscriber(bootstrap, topic, group=topic, options=GROUP), timeout=WAIT)
+        for _ in range(2)
     ]
     with StreamProducer[Any](KafkaPublisher(bootstrap), store) as producer:
         producer.send_batch(topic, range(60))
