@@ -45,7 +45,7 @@ class RayEngine(Engine):
 
     def submit(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         def plain(value: Any) -> Any:
-            return value.reference if isinstance(value, RayFuture) else value
+            return value.reference if type(value) is RayFuture else value
 
         if type(function).__name__ != "function" or function.__closure__:
             args, function = (function, *args), ray_tasks.call
