@@ -37,7 +37,7 @@ def touched(item: Any) -> int:
 
 def produce(publisher: Any, url: str, topic: str, count: int, size: int) -> None:
     """Send a stream's items: events by the broker, objects by the store."""
-    kind, args = publisher
+    kind, args, _ = publisher
     with Store.from_url(url) as store, StreamProducer[Any](kind(*args), store, max_pending=64) as producer:
         for number in range(count):
             producer.send(topic, np.full(size, number % 256, np.uint8))
@@ -45,8 +45,8 @@ def produce(publisher: Any, url: str, topic: str, count: int, size: int) -> None
 
 def produce_bare(publisher: Any, topic: str, count: int, size: int) -> None:
     """Send the items themselves through the broker."""
-    kind, args = publisher
-    sender = kind(*args)
+    kind, args, options = publisher
+    sender = kind(*args, **options)
     for number in range(count):
         sender.send(topic, np.full(size, number % 256, np.uint8).tobytes())
     sender.close()

@@ -42,6 +42,7 @@ ITEM = 1_000_000
 ITEMS = 200
 LIVE = 100_000  # objects of a session
 WORKERS = 4
+_GROUP = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 200}  # a group waits for half of it at first
 SERIES: dict[str, list[tuple[float, float]]] = {}
 """Memory over time, by contender: (seconds, bytes)."""
 
@@ -133,15 +134,15 @@ def streams(plan: Plan) -> Iterator[Row]:
         address = ("127.0.0.1", server.port)
         brokers: dict[str, tuple[Any, Callable[[str], Any]]] = {
             "Redis streams": (
-                (RedisStreamPublisher, address),
+                (RedisStreamPublisher, address, {}),
                 lambda topic: RedisStreamSubscriber(*address, topic),
             )
         }
         kafka = attempt(lambda: stack.enter_context(_kafka()))
         if not isinstance(kafka, Absent):
             brokers["Kafka"] = (
-                (KafkaPublisher, (kafka,)),
-                lambda topic: KafkaSubscriber(kafka, topic, group=topic),
+                (KafkaPublisher, (kafka,), {"options": {"message.max.bytes": 2 * ITEM}}),
+                lambda topic: KafkaSubscriber(kafka, topic, group=topic, options=_GROUP),
             )
         for broker, (publisher, subscribe) in brokers.items():
             run = functools.partial(_stream, workers, producer, publisher, subscribe)
@@ -168,7 +169,8 @@ def _stream(workers: Any, producer: Any, publisher: Any, subscribe: Any, url: st
         sent = producer.submit(tasks.produce_bare, publisher, topic, ITEMS, ITEM)
         done = []
         while len(done) < ITEMS:
-            message = subscriber.receive(60)
+            message = subscriber.receive(20)
+            assert message is not None
             done.append(workers.submit(tasks.touched, message.data))
             subscriber.acknowledge(message)
         subscriber.close()
