@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
@@ -15,15 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import until
 
-from proxystore_core.endpoint.settings import DIRECTORY, ENDPOINT, relay_token
+from proxystore_core.endpoint import daemon
+from proxystore_core.endpoint.settings import DIRECTORY, ENDPOINT, EndpointSettings, relay_token
+from proxystore_core.errors import ConfigurationError
 
 PYTHON = [sys.executable, "-m", "proxystore_integrations"]
 SECRET = secrets.token_urlsafe(32)
-PUT = """
-import hashlib, os
+BEGIN = """
+import hashlib, os, sys
 from proxystore_core.connectors.webrtc import EndpointConnector
+from proxystore_core.endpoint import daemon
+from proxystore_core.endpoint.settings import EndpointSettings
+daemon.start(EndpointSettings.create("default", sys.argv[2], relay=sys.argv[1]))
 data = os.urandom(1_500_000)
 print(EndpointConnector().put([data]), hashlib.sha256(data).hexdigest())
 """
@@ -126,10 +129,6 @@ def directory(host: str, place: Path) -> Iterator[None]:
         yield
 
 
-def _registered(hosts: Hosts, test: list[str]) -> bool:
-    return "relay: connected" in hosts.run(*test)
-
-
 def meet(hosts: Hosts, relay: str, ends: tuple[str, str]) -> None:
     """Start a relay and two endpoints; each gets what the other has."""
     with tempfile.TemporaryDirectory(prefix="n") as scratch:
@@ -142,24 +141,19 @@ def meet(hosts: Hosts, relay: str, ends: tuple[str, str]) -> None:
         assert process.stdout is not None
         try:
             assert process.stdout.readline().startswith("relay at ")
-            for host in ends:
-                with directory(host, place), pytest.MonkeyPatch.context() as patch:
-                    patch.setenv("PROXYSTORE_ENDPOINT_SECRET", SECRET)
-                    hosts.on(host, *PYTHON, "endpoint", "configure", "--relay", f"ws://{relay}:8765")
-                    hosts.on(host, *PYTHON, "endpoint", "start")
+            stored = {}
             for host in ends:
                 with directory(host, place):
-                    test = hosts.command(host, *PYTHON, "endpoint", "test")
-                    until(functools.partial(_registered, hosts, test))
+                    words = (sys.executable, "-c", BEGIN, f"ws://{relay}:8765", SECRET)
+                    stored[host] = hosts.on(host, *words).split()
             for one, other in (ends, ends[::-1]):
-                with directory(one, place):
-                    key, digest = hosts.on(one, sys.executable, "-c", PUT).split()
+                key, digest = stored[one]
                 with directory(other, place):
                     assert hosts.on(other, sys.executable, "-c", GET, key).strip() == digest
         finally:
             for host in ends:
-                with directory(host, place), contextlib.suppress(AssertionError):
-                    hosts.on(host, *PYTHON, "endpoint", "stop", "--clear")
+                with directory(host, place), contextlib.suppress(ConfigurationError):
+                    daemon.stop(EndpointSettings.load("default"), clear=True)
             process.send_signal(signal.SIGTERM)
             process.wait()
             process.stdout.close()

@@ -187,6 +187,12 @@ class DAOSConnector:
                 self._delete(bucket, [keys[place] for place in places])
         self._own.difference_update([(os.getpid(), key) for key in keys])
 
+    def keys(self, session: str) -> list[Key]:
+        check_session(session, self.url)
+        with self._translated():
+            fields = [field for field in self._bucket(session) if field.startswith(f"{session}.")]
+        return list({field.rpartition(".")[0] for field in fields})
+
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
         with self._translated():

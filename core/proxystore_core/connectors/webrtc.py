@@ -119,7 +119,7 @@ class EndpointConnector:
     def get(self, key: Key) -> Buffer | None:
         lines, inner = self._place(key)
         if inner is None:
-            return lines.get(key, self._deadline)
+            return lines.get(Request(Operation.GET, key=key, seconds=self._deadline))
         assert lines.memory is not None
         with self._named(key):
             return lines.memory.get(inner)
@@ -158,13 +158,18 @@ class EndpointConnector:
         return self._at_home().ask(request).size
 
     def sessions(self) -> dict[str, float]:
-        found: dict[str, float] = json.loads(self._at_home().ask(Request(Operation.SESSIONS)).data)
+        found: dict[str, float] = self._at_home().list(Request(Operation.SESSIONS, seconds=self._deadline))
         return found
 
     def sweep(self) -> list[str]:
-        found: list[str] = json.loads(
-            self._at_home().ask(Request(Operation.SWEEP, seconds=self._deadline)).data
-        )
+        found: list[str] = self._at_home().list(Request(Operation.SWEEP, seconds=self._deadline))
+        return found
+
+    def keys(self, session: str) -> list[Key]:
+        """The keys of what a session has at this host's endpoint."""
+        check_session(session, self.url)
+        request = Request(Operation.KEYS, session=session, seconds=self._deadline)
+        found: list[Key] = self._at_home().list(request)
         return found
 
     def health(self) -> dict[str, Any]:
@@ -282,9 +287,15 @@ class _Lines:
             answer = _receive(link)
         return self._checked(answer, None).data.decode()
 
-    def get(self, key: Key, seconds: float) -> Buffer | None:
-        with self._link(seconds) as link:
-            _send(link, Request(Operation.GET, key=key, seconds=seconds).encode())
+    def list(self, request: Request) -> Any:
+        """What the daemon lists, be it long."""
+        return json.loads(bytes(self.get(request) or b"null"))
+
+    def get(self, request: Request) -> Buffer | None:
+        """What the daemon says in several answers: an object's bytes; None where there is none."""
+        key = request.key or None
+        with self._link(request.seconds) as link:
+            _send(link, request.encode())
             answer = _receive(link)
             if answer.status is Status.MISSING:
                 return None

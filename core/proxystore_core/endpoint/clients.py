@@ -25,6 +25,7 @@ __all__ = ["Clients"]
 
 _CLIENTS = 512
 _FETCHES = 32  # objects on their way from peers: each has up to 2 MiB of the endpoint's memory
+_LISTS = (Operation.SESSIONS, Operation.SWEEP, Operation.KEYS)
 _LENGTH = struct.Struct("!I")
 _ENDS = 2.0  # seconds that peers have to end a session that ends here
 _log = logging.getLogger("proxystore_core.endpoint")
@@ -115,6 +116,9 @@ class Clients:
             if request.operation is Operation.GET:
                 await self._get(request, writer)
                 return
+            if request.operation in _LISTS:
+                await _in_parts(writer, request.number, await asyncio.to_thread(self._list, request))
+                return
             if request.operation is Operation.PUT:
                 answer = await self._put(request, reader, writer)
             else:
@@ -187,6 +191,19 @@ class Clients:
                 self._room_changed.notify_all()
         return Answer(Status.OK, request.number, size, data=key.encode())
 
+    def _list(self, request: Request) -> bytes:
+        """What there is, as JSON."""
+        store = self._objects.store
+        found: Any
+        match request.operation:
+            case Operation.SESSIONS:
+                found = store.sessions()
+            case Operation.SWEEP:
+                found = store.sweep()
+            case _:
+                found = [self._objects.outer(key) for key in store.keys(request.session)]
+        return json.dumps(found).encode()
+
     async def _answer(self, request: Request) -> Answer:
         number, patience = request.number, request.seconds
         match request.operation:
@@ -194,13 +211,6 @@ class Clients:
                 return Answer(Status.OK, number, data=json.dumps(self._health()).encode()[:CHUNK])
             case Operation.EXISTS | Operation.EVICT | Operation.PING if not self._is_ours(request.key):
                 return await self._peers.ask(request.key.partition(".")[0], request, patience)
-            case Operation.SESSIONS:
-                return Answer(
-                    Status.OK, number, data=json.dumps(self._objects.store.sessions()).encode()[:CHUNK]
-                )
-            case Operation.SWEEP:
-                swept = await asyncio.to_thread(self._objects.store.sweep)
-                return Answer(Status.OK, number, data=_listed(swept))
             case Operation.RENEW | Operation.END:
                 await self._to_peers(request)
         return await self.serve(request)
@@ -255,16 +265,10 @@ class Clients:
         return where == self._settings.id
 
 
-def _listed(found: Any) -> bytes:
-    """As JSON that fits into an answer.
-
-    Raises:
-        FullError: it does not.
-    """
-    data = json.dumps(found).encode()
-    if len(data) > CHUNK:
-        raise FullError(f"the endpoint has {len(found)} sessions, more than fit into one answer")
-    return data
+async def _in_parts(writer: asyncio.StreamWriter, number: int, data: bytes) -> None:
+    """Send something of any length as if it were an object."""
+    for start in range(0, len(data), CHUNK):
+        await _send(writer, Answer(Status.OK, number, len(data), start, data[start : start + CHUNK]))
 
 
 async def _request(reader: asyncio.StreamReader) -> Request:

@@ -59,6 +59,7 @@ class Operation(enum.IntEnum):
     SESSIONS = 10
     SWEEP = 11
     PING = 12
+    KEYS = 13
 
 
 class Status(enum.IntEnum):
