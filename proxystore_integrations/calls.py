@@ -250,13 +250,16 @@ class CallLink(Link):
         Nearly every call of a fine-grained workflow is: what is spared there is a share of its time.
         """
         over = self.policy.over
-        return (
-            ledger.book is None  # which wants to know of each argument
-            and self.reached
+        small = (
+            self.reached
             and not any(map(over, args))
             and not (kwargs and any(map(over, kwargs.values())))
             and not carries_large(function, self.policy, self.main_by_value)
         )
+        if small and (book := ledger.book) is not None:
+            for value in (*args, *kwargs.values()):
+                book.small(self.engine, value, self.policy.threshold)
+        return small
 
     def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What to submit in place of a function, with arguments as they are; the same for the same one."""

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
-from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
@@ -190,7 +189,7 @@ class Terms(NamedTuple):
         """
         if type(result) is Proxy or not Policy(self.threshold).over(result):
             if ledger.book is not None and type(result) is not Proxy:
-                ledger.book.by_value(self.engine, "small", sizeof(result, limit=self.threshold))
+                ledger.book.small(self.engine, result, self.threshold)
             return result
         start = time.perf_counter()
         if self.should_proxy is not None and not self.should_proxy(result):

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from proxystore_core.sizeof import sizeof
 from proxystore_integrations.functions import users_function
 
 __all__ = ["RUN", "Ledger", "book", "counting"]
@@ -27,6 +28,7 @@ RUN = "PROXYSTORE_RUN"
 _LINES = 50_000  # of one process; then it counts on without details
 _EVERY = 0.5  # seconds between two lines of counts
 _FRAMES = 60
+_NUMBERS = frozenset({int, float, bool, complex, type(None)})
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
@@ -118,6 +120,17 @@ class Ledger:
         counts[1] += size
         if time.monotonic() > self._due:
             self.flush()
+
+    def small(self, engine: str, value: Any, threshold: int) -> None:
+        """A value under the threshold went the engine's own way. Plain numbers are not worth a note.
+
+        Args:
+            engine: whose.
+            value: as it was given.
+            threshold: bytes.
+        """
+        if type(value) not in _NUMBERS:
+            self.by_value(engine, "small", sizeof(value, limit=threshold))
 
     def session(self, engine: str, session: str, recipe: str, threshold: int) -> None:
         """A client opened a store."""

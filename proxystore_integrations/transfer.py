@@ -178,7 +178,7 @@ class Outgoing:
 
     def _small(self, value: Any) -> Any:
         if ledger.book is not None:
-            ledger.book.by_value(self.engine, "small", sizeof(value, limit=self.policy.threshold))
+            ledger.book.small(self.engine, value, self.policy.threshold)
         return value
 
     def _carried(self, value: Any) -> Any:

@@ -71,7 +71,7 @@ def test_the_summary_says_it_in_a_few_lines(pool_run):
     done, _ = pool_run
     assert done.stdout.startswith("completed [")
     assert "concurrent.futures" in done.stderr
-    assert "6 under 100 kB" in done.stderr
+    assert re.search(r"[1-9] under 100 kB", done.stderr)
     assert "0 leaks" in done.stderr
     assert "\x1b" not in done.stderr
 
