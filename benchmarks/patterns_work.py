@@ -160,6 +160,8 @@ def streams(plan: Plan) -> Iterator[Row]:
 def _stream(workers: Any, producer: Any, publisher: Any, subscribe: Any, url: str) -> Figures:
     topic = f"t{secrets.token_hex(4)}"
     subscriber = subscribe(topic)
+    if isinstance(subscriber, KafkaSubscriber):
+        subscriber.receive(2.5)  # until the group has formed
     begin = time.perf_counter()
     if url:
         sent = producer.submit(tasks.produce, publisher, url, topic, ITEMS, ITEM)
