@@ -135,7 +135,7 @@ def streams(plan: Plan) -> Iterator[Row]:
         brokers: dict[str, tuple[Any, Callable[[str], Any]]] = {
             "Redis streams": (
                 (RedisStreamPublisher, address, {}),
-                lambda topic: RedisStreamSubscriber(*address, topic),
+                lambda topic: RedisStreamSubscriber(*address, topic, prefetch=8),
             )
         }
         kafka = attempt(lambda: stack.enter_context(_kafka()))

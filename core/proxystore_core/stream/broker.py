@@ -77,7 +77,11 @@ class Subscriber(Protocol):
         ...
 
     def acknowledge(self, message: Message) -> None:
-        """The message is dealt with: nobody needs to get it again."""
+        """The message is dealt with: the broker learns of it with the next `receive` or `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Let the broker know of all that is acknowledged."""
         ...
 
     def share(self, end: Message, data: bytes) -> None:

@@ -148,6 +148,10 @@ class StreamConsumer(Generic[T]):
 
     def acknowledge(self) -> None:
         """Acknowledge all that was given so far, as the next `next` does."""
+        self._settle()
+        self.subscriber.flush()
+
+    def _settle(self) -> None:
         given, self._given = self._given, []
         for place, (arrived, event) in enumerate(given):
             try:
@@ -197,7 +201,7 @@ class StreamConsumer(Generic[T]):
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
         if acknowledge:
-            self.acknowledge()
+            self._settle()
         self._given.clear()
         self.subscriber.close()
 
@@ -247,7 +251,7 @@ class StreamConsumer(Generic[T]):
         return Item(arrived.message.topic, proxy, event.metadata, event)
 
     def _next(self, timeout: float | None) -> tuple[_Arrived, Event]:
-        self.acknowledge()
+        self._settle()
         limit = self._timeout if timeout is None else timeout
         while not self._ready:
             if not self._open:
@@ -293,6 +297,7 @@ class StreamConsumer(Generic[T]):
             time.sleep(_PAUSE)  # it comes round again until the others have come
         self.subscriber.share(message, encode(End(frozenset(known))))
         self.subscriber.acknowledge(message)
+        self.subscriber.flush()
         if over:
             self.subscriber.leave(topic)
             self._open.discard(topic)

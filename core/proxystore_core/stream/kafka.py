@@ -200,6 +200,9 @@ class KafkaSubscriber:
                 offsets=[kafka.TopicPartition(topic, partition, offset + 1)], asynchronous=False
             )
 
+    def flush(self) -> None:
+        pass  # a commit is at the broker when it returns
+
     def share(self, end: Message, data: bytes) -> None:
         if self._publisher is None:
             self._publisher = KafkaPublisher(self.bootstrap, deadline=self._deadline)

@@ -68,6 +68,9 @@ class QueueSubscriber:
     def acknowledge(self, message: Message) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def share(self, end: Message, data: bytes) -> None:
         self._publisher.send(end.topic, data)
 

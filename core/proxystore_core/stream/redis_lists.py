@@ -61,6 +61,9 @@ class RedisQueueSubscriber(RedisBroker):
     def acknowledge(self, message: Message) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def share(self, end: Message, data: bytes) -> None:
         self._append("RPUSH", end.topic, data)
 

@@ -63,6 +63,9 @@ class RedisSubscriber(RedisBroker):
     def acknowledge(self, message: Message) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def share(self, end: Message, data: bytes) -> None:
         pass  # all others have it
 

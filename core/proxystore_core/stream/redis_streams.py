@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from proxystore_core.errors import ConfigurationError
 from proxystore_core.stream.broker import Message, topics_of
 from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
 
 _BLOCK = 5.0  # seconds that the server is asked to wait at a time
+_AGAIN = 16  # messages that are taken over at a time
 _LOOK = 1.0  # seconds between two looks for what dead consumers had
 
 
@@ -41,6 +43,7 @@ class RedisStreamSubscriber(RedisBroker):
         group: each message goes to one consumer of each group. A new group starts with what is there.
         consumer: unique name in the group; made up when not given. A consumer that comes back under its
             name gets first what it had not acknowledged.
+        prefetch: messages that are fetched at a time; others get none of them while this consumer lives.
         idle: seconds after which what a silent consumer had not acknowledged goes to another.
         options: as `RedisBroker`.
     """
@@ -53,15 +56,20 @@ class RedisStreamSubscriber(RedisBroker):
         *,
         group: str = "proxystore",
         consumer: str | None = None,
+        prefetch: int = 1,
         idle: float = 60.0,
         **options: Any,
     ) -> None:
         super().__init__(hostname, port, **options)
         self.group = group
         self.consumer = consumer or secrets.token_hex(6)
+        if prefetch < 1:
+            raise ConfigurationError(f"prefetch is {prefetch!r}: expected messages, 1 or more")
+        self.prefetch = prefetch
         self.idle = idle
         self._topics = topics_of(topics)
         self._ready: deque[Message] = deque()
+        self._acknowledged: list[tuple[Any, ...]] = []  # which the server learns of with the next trip
         self._looked = 0.0
         self._first = consumer is not None
         for topic in self._topics:
@@ -90,16 +98,26 @@ class RedisStreamSubscriber(RedisBroker):
         return self._ready.popleft()
 
     def acknowledge(self, message: Message) -> None:
-        key = self._key(message.topic)
-        self._requests.run([("XACK", key, self.group, message.mark)])
+        self._acknowledged.append(("XACK", self._key(message.topic), self.group, message.mark))
+
+    def flush(self) -> None:
+        self._requests.run(self._acknowledged)
+        self._acknowledged = []
 
     def share(self, end: Message, data: bytes) -> None:
         self._append("XADD", end.topic, "*", "m", data)
 
     def drained(self, topic: str, producers: int) -> bool:
+        self.flush()
         (pending,) = self._requests.run([("XPENDING", self._key(topic), self.group)])
         count = pending["pending"] if isinstance(pending, dict) else pending[0]
         return int(count) <= 1  # the end itself
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            super().close()
 
     def leave(self, topic: str) -> None:
         self._topics = tuple(other for other in self._topics if other != topic)
@@ -116,9 +134,18 @@ class RedisStreamSubscriber(RedisBroker):
     def _read(self, start: str, seconds: float, *, again: bool) -> None:
         keys = [self._key(topic) for topic in self._topics]
         block = () if start != ">" else ("BLOCK", max(1, int(seconds * 1000)))
-        command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", 16 if again else 1, *block)
+        command = (
+            "XREADGROUP",
+            "GROUP",
+            self.group,
+            self.consumer,
+            "COUNT",
+            16 if again else self.prefetch,
+            *block,
+        )
         command += ("STREAMS", *keys, *[start] * len(keys))
-        (found,) = self._requests.run([command], time.monotonic() + seconds + 30.0)
+        *_, found = self._requests.run([*self._acknowledged, command], time.monotonic() + seconds + 30.0)
+        self._acknowledged = []
         pairs = found.items() if isinstance(found, dict) else found or ()
         for key, entries in pairs:
             topic = self._topic(key)
@@ -128,7 +155,16 @@ class RedisStreamSubscriber(RedisBroker):
     def _claim(self) -> None:
         for topic in self._topics:
             key = self._key(topic)
-            command = ("XAUTOCLAIM", key, self.group, self.consumer, int(self.idle * 1000), "0", "COUNT", 16)
+            command = (
+                "XAUTOCLAIM",
+                key,
+                self.group,
+                self.consumer,
+                int(self.idle * 1000),
+                "0",
+                "COUNT",
+                _AGAIN,
+            )
             (found,) = self._requests.run([command])
             for mark, fields in _entries(found[1]):
                 self._ready.append(Message(topic, fields[b"m"], mark, True))

@@ -143,6 +143,9 @@ class ZeroMQSubscriber:
     def acknowledge(self, message: Message) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def share(self, end: Message, data: bytes) -> None:
         pass  # all others have it
 
