@@ -1,14 +1,15 @@
 """A fake of Globus Transfer for the unmodified globus-sdk: it really copies files. And of the tokens of Auth.
 
-It answers what `proxystore_core.connectors.globus` asks: submission ids, transfers, deletes, tasks (one, all,
-cancelled) and listings of directories, plus client-credential tokens. Collections are local directories.
-`guard` makes it impossible that anything here reaches the real services.
+It answers what `proxystore_core.connectors.globus` asks: submission ids, transfers, deletes, tasks (one,
+all, cancelled) and listings of directories, and gives tokens to a service account and to a user.
+Collections are local directories. `guard` makes it impossible that anything here reaches the real services.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import os
 import shutil
@@ -22,8 +23,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 
+CODE = "code-of-a-user"
+USER = "00000000-0000-0000-0000-0000000000aa"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 
 
@@ -155,6 +161,15 @@ class GlobusFake:
         match (method, steps):
             case ("POST", ["v2", "oauth2", "token"]):
                 return _token(dict(urllib.parse.parse_qsl(body.decode())))
+            case ("POST", ["v2", "oauth2", "token", "revoke"]):
+                return {"active": False}
+            case ("GET", [".well-known", "openid-configuration"]):
+                return {
+                    "id_token_signing_alg_values_supported": ["RS512"],
+                    "jwks_uri": f"{self.url}/jwk.json",
+                }
+            case ("GET", ["jwk.json"]):
+                return {"keys": [json.loads(RSAAlgorithm.to_jwk(_key().public_key()))]}
             case ("GET", ["v0.10", "submission_id"]):
                 return {"DATA_TYPE": "submission_id", "value": str(uuid.uuid4())}
             case ("POST", ["v0.10", "transfer"]):
@@ -206,8 +221,9 @@ class _AnswerError(Exception):
 
 
 def _token(form: dict[str, str]) -> dict[str, Any]:
-    if form.get("grant_type") != "client_credentials":
-        raise _AnswerError(400, "invalid_grant", "this fake knows client credentials only")
+    kind = form.get("grant_type")
+    if kind == "authorization_code" and form.get("code") != CODE:
+        raise _AnswerError(400, "invalid_grant", "no such code")
 
     def token(server: str, scope: str) -> dict[str, Any]:
         return {
@@ -216,14 +232,24 @@ def _token(form: dict[str, str]) -> dict[str, Any]:
             "expires_in": 172_800,
             "token_type": "Bearer",
             "resource_server": server,
+            **({} if kind == "client_credentials" else {"refresh_token": f"refresh-of-{server}"}),
         }
 
+    scope = form.get("scope", "transfer openid")
     known = [
-        token("transfer.api.globus.org", TRANSFER_SCOPE) if "transfer" in form["scope"] else None,
-        token("auth.globus.org", "openid") if "openid" in form["scope"] else None,
+        token("transfer.api.globus.org", TRANSFER_SCOPE) if "transfer" in scope else None,
+        token("auth.globus.org", "openid") if "openid" in scope else None,
     ]
     first, *others = [each for each in known if each]
+    if kind == "authorization_code":
+        said = {"sub": USER, "aud": form["client_id"], "iat": time.time() - 1, "exp": time.time() + 600}
+        first["id_token"] = jwt.encode(said, _key(), "RS512")
     return {**first, "other_tokens": others}
+
+
+@functools.cache
+def _key() -> Any:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @contextlib.contextmanager

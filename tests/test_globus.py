@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from globus_transfer_fake import GlobusFake, guard, now_is, serving_globus
+from globus_transfer_fake import CODE, GlobusFake, guard, now_is, serving_globus
 from waiting import until
 
 from proxystore_core.connectors import globus_login
@@ -433,6 +433,26 @@ def test_a_client_id_is_remembered(monkeypatch, tmp_path):
     globus_login.log_in(client)
     monkeypatch.delenv("PROXYSTORE_GLOBUS_CLIENT_ID")
     assert globus_login.client_id() == client
+
+
+def test_a_user_logs_in_once(service, sites, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PROXYSTORE_GLOBUS_CLIENT_SECRET")
+
+    def login(*words: str, given: str = "") -> str:
+        command = [sys.executable, "-m", "proxystore_integrations", "login", "globus", *words]
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = login(given=f"{CODE}\n")
+    assert f"{service.url}/v2/oauth2/authorize?client_id=" in shown
+    assert "Logged in" in shown
+    assert "already" in login()
+    assert sites.at(1).get(sites.at(0).put([b"data"])) == b"data"  # with the tokens of the storage
+    assert "Logged out" in login("--logout")
+    with pytest.raises(RefusedError, match="proxystore login globus"):
+        sites.at(0).put([b"data"])
 
 
 def test_login_from_the_command_line(service, monkeypatch, tmp_path):
