@@ -109,6 +109,10 @@ class Stores:
     def _webrtc(self) -> str:
         return self.far["webrtc"]
 
+    def _ucx(self) -> str:
+        pytest.importorskip("ucxx")
+        return f"ucx://{self.place.name}"
+
     def _multi(self) -> str:
         near = {"url": f"file://{self.place}/near", "max_size": 250_000}
         return multi_url({"near": near, "far": {"url": self["redis"].replace("engines", "multi")}})

@@ -149,6 +149,19 @@ def test_what_is_truncated_or_lacks_a_part(server: ObjectServer, connector: S3Co
         assert connector.get(key) is None
 
 
+def test_a_key_that_exaggerates(server: ObjectServer, connector: S3Connector) -> None:
+    key = connector.put([bytes(1000)])
+    forged = key.rpartition(".")[0] + ".ffffffffff"
+    assert connector.get(forged) is None
+    assert not connector.exists(forged)
+    connector.evict(forged)
+    name = f"user/{key.split('.')[1]}.ffffffffff.0"
+    server.witness().put(f"{connector.prefix}/{name}", bytes(1000))
+    with pytest.raises(CorruptError):
+        connector.get(forged)
+    assert connector.get(key) == bytes(1000)
+
+
 def test_forks_of_forks(connector: S3Connector) -> None:
     key = connector.put([b"first"])
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
-from proxystore_core.connectors.objects import BucketReader
+from proxystore_core.connectors.objects_reader import BucketReader
 from proxystore_core.errors import ConfigurationError, RefusedError
 from proxystore_core.urls import StoreURL
 

@@ -17,212 +17,25 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-from proxystore_core.buffers import byte_views, fresh_buffer, split
+from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
-from proxystore_core.connectors.objects_library import diagnosis, library
-from proxystore_core.errors import (
-    ConfigurationError,
-    CorruptError,
-    DeadlineError,
-    RefusedError,
-    StoreError,
-)
+from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, parts_of
+from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.urls import StoreURL
 
-__all__ = ["AzureConnector", "BucketReader", "GCSConnector", "ObjectConnector", "S3Connector"]
+__all__ = ["AzureConnector", "GCSConnector", "ObjectConnector", "S3Connector"]
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-_PART = 8 << 20  # bytes; part of the layout: another number cannot read what this one has written
-_CHUNK = 512 << 10  # bytes that a part's reader holds besides the object
-_ABREAST = 4  # parts of one object that move at the same time
-_SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_PAGE = 1000  # objects that are listed or removed with one request
 _ENDS = 20  # an object may be published between the last listing and the lease's removal
-_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,11}))")
-_PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,11}))\.(0|[1-9][0-9]*)")
+_PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9}))\.(0|[1-9][0-9]*)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LEASE = "lease"
 PREFIX = "proxystore"
 """Where objects go in a bucket unless the URL says so."""
-
-
-class BucketReader:
-    """Reads what an `ObjectConnector` has written; a subclass says how to reach it.
-
-    Args:
-        deadline: seconds that an operation may take, besides moving its bytes.
-        connect_timeout: seconds for opening a connection, and for a server to come back.
-        ca: path of the certificate of the authority to trust, besides the system's.
-        given: arguments of the subclass that are no default.
-
-    Raises:
-        ConfigurationError: an argument is wrong.
-    """
-
-    schemes: ClassVar[tuple[str, ...]] = ()
-    checksum: ClassVar[bool] = True
-    cheap_get: ClassVar[bool] = False
-    far: ClassVar[bool] = True
-
-    _OPTIONS: ClassVar[dict[str, Callable[[str], Any]]] = {
-        "deadline": float,
-        "connect_timeout": float,
-        "ca": str,
-    }
-
-    def __init__(
-        self,
-        place: str,
-        *,
-        deadline: float = 30.0,
-        connect_timeout: float = 5.0,
-        ca: str | None = None,
-        **given: Any,
-    ) -> None:
-        options = {"deadline": deadline, "connect_timeout": connect_timeout}
-        for name, value in options.items():
-            if not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}: expected seconds, more than 0")
-        self.deadline = deadline
-        self.connect_timeout = connect_timeout
-        self.ca = ca
-        usual = {"deadline": 30.0, "connect_timeout": 5.0, "ca": None}
-        self._given = {**given, **options, "ca": ca}
-        query = {
-            name: value
-            for name, value in self._given.items()
-            if value is not None and value != usual.get(name)
-        }
-        text = urllib.parse.urlencode(query, safe="/:")
-        self._url = f"{place}{'?' if text else ''}{text}"
-        self._stores: dict[int, tuple[Any, Any]] = {}  # by process: obstore and a client of it
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
-    @property
-    def url(self) -> str:
-        return self._url
-
-    def get(self, key: Key) -> Buffer | None:
-        session, name, size = self._parse(key)
-        paths = [f"{session}/{name}.{part}" for part in range(_parts(size))]
-        until = self._until(size)
-        if len(paths) == 1:
-            found = self._run(lambda obs, client: obs.get(client, paths[0]), until, key)
-            return None if found is None else self._taken(found, size, until, key)
-        whole = fresh_buffer(size)
-        view = memoryview(whole)
-
-        def fetch(part: int) -> bool:
-            target = view[part * _PART : (part + 1) * _PART]
-            found = self._run(lambda obs, client: obs.get(client, paths[part]), until, key)
-            return found is not None and self._fill(found, target, until, key)
-
-        return whole if all(_abreast(fetch, range(len(paths)))) else None
-
-    def exists(self, key: Key) -> bool:
-        session, name, size = self._parse(key)
-        last = f"{session}/{name}.{_parts(size) - 1}"
-        return self._run(lambda obs, client: obs.head(client, last), self._until(), key) is not None
-
-    def close(self, *, clear: bool = False) -> None:
-        self._stores.pop(os.getpid(), None)
-
-    # What a connector to other servers changes.
-
-    def _connect(self, obs: Any, options: dict[str, Any]) -> Any:
-        """A client of obstore, which connects when it is used."""
-        raise NotImplementedError
-
-    def _parse(self, key: Key) -> tuple[str, str, int]:
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise RefusedError("not a key of an object store", store=self.url, key=key[:200])
-        return match[1], match[2], int(match[3], 16)
-
-    # The rest is the same for all.
-
-    def _taken(self, found: Any, size: int, until: float, key: Key) -> Buffer:
-        """The bytes of an object of one part."""
-        if found.meta["size"] != size:
-            raise self._altered(key)
-        if size <= _CHUNK:
-            data: Any = self._run(lambda obs, client: found.bytes(), until, key)
-            return bytearray(data)  # the caller may change it
-        whole = fresh_buffer(size)
-        self._fill(found, memoryview(whole), until, key)
-        return whole
-
-    def _fill(self, found: Any, target: memoryview, until: float, key: Key) -> bool:
-        if found.meta["size"] != target.nbytes:
-            raise self._altered(key)
-
-        def read(obs: Any, client: Any) -> int:
-            done = 0
-            for chunk in found.stream(min_chunk_size=_CHUNK):
-                target[done : done + len(chunk)] = chunk
-                done += len(chunk)
-            return done
-
-        if self._run(read, until, key) != target.nbytes:
-            raise self._altered(key)
-        return True
-
-    def _altered(self, key: Key) -> CorruptError:
-        return CorruptError("a part has another length than was stored", store=self.url, key=key)
-
-    def _until(self, moved: int = 0) -> float:
-        return time.monotonic() + self.deadline + moved / _SLOWEST
-
-    def _client(self) -> tuple[Any, Any]:
-        process = os.getpid()
-        known = self._stores.get(process)
-        if known is None:
-            obs = library()
-            second = dt.timedelta(seconds=1)
-            timeout = (self.deadline + _PART / _SLOWEST) * second
-            http: dict[str, Any] = {"timeout": timeout, "connect_timeout": self.connect_timeout * second}
-            if self.ca is not None:
-                http["root_certificate"] = self._certificate()
-            backoff = {"init_backoff": second / 20, "max_backoff": second}
-            retries = {"max_retries": 20, "retry_timeout": self.connect_timeout * second, "backoff": backoff}
-            client = self._connect(obs, {"client_options": http, "retry_config": retries})
-            known = self._stores.setdefault(process, (obs, client))
-        return known
-
-    def _certificate(self) -> bytes:
-        assert self.ca is not None
-        try:
-            with open(self.ca, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ConfigurationError(
-                f"a certificate cannot be read: {error}",
-                store=self.url,
-                remedy="?ca= is the path of a PEM file.",
-            ) from error
-
-    def _run(self, do: Callable[[Any, Any], Any], until: float, key: Key | None = None) -> Any:
-        """What ``do`` says with obstore and a client of it; None when there is no such object."""
-        if time.monotonic() > until:
-            remedy = "Look at the server's load and the network, or name a longer ?deadline= (seconds)."
-            raise DeadlineError("no answer in time", store=self.url, key=key, remedy=remedy)
-        try:
-            return do(*self._client())
-        except (StoreError, KeyboardInterrupt, SystemExit):
-            raise
-        except Exception as error:
-            found = diagnosis(error)
-            if isinstance(error, FileNotFoundError) and found.kind is not ConfigurationError:
-                return None
-            raise found.kind(found.problem, store=self.url, key=key, remedy=found.remedy) from error
 
 
 class ObjectConnector(BucketReader):
@@ -287,11 +100,11 @@ class ObjectConnector(BucketReader):
             self._run(lambda obs, client: obs.put(client, path, body, use_multipart=False), until)
 
         try:
-            _abreast(write, list(enumerate(split(views, _PART))))
+            abreast(write, list(enumerate(split(views, PART))))
         except BaseException:
-            if size > _PART:
+            if size > PART:
                 with contextlib.suppress(StoreError):  # else it goes with its session
-                    self._remove([f"{session}/{name}.{part}" for part in range(_parts(size))])
+                    self._remove([f"{session}/{name}.{part}" for part in range(parts_of(size))])
             raise
         key = f"{session}.{name}"
         if session == USER_SESSION:
@@ -300,7 +113,9 @@ class ObjectConnector(BucketReader):
 
     def evict(self, key: Key) -> None:
         session, name, size = self._parse(key)
-        self._remove([f"{session}/{name}.{part}" for part in range(_parts(size))])
+        count = parts_of(size)
+        if count <= _PAGE or self.exists(key):  # a forged key may exaggerate
+            self._remove([f"{session}/{name}.{part}" for part in range(count)])
         self._own.discard((os.getpid(), key))
 
     def keys(self, session: str) -> list[Key]:
@@ -334,7 +149,7 @@ class ObjectConnector(BucketReader):
         names = [
             name for name in names if name != USER_SESSION and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)
         ]
-        expiries = zip(names, _abreast(self._expiry, names), strict=True)
+        expiries = zip(names, abreast(self._expiry, names), strict=True)
         now = time.time()
         return {name: expiry - now for name, expiry in expiries if expiry is not None}
 
@@ -387,7 +202,9 @@ class ObjectConnector(BucketReader):
 
     def _pages(self, session: str | None) -> Iterator[Sequence[Any]]:
         """What obstore says of all that is there, or of what a session has there."""
-        stream: Any = self._run(lambda obs, client: obs.list(client, session, chunk_size=1000), self._until())
+        stream: Any = self._run(
+            lambda obs, client: obs.list(client, session, chunk_size=_PAGE), self._until()
+        )
         while page := self._run(lambda obs, client: next(stream, None), self._until()):
             yield page
 
@@ -498,23 +315,6 @@ class AzureConnector(ObjectConnector):
         config = {"account_name": self._given["account"]} | ({"endpoint": endpoint} if endpoint else {})
         options["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
         return obs.store.AzureStore(self.bucket, prefix=self.prefix, config=config, **options)
-
-
-def _abreast(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """The function's results, several items at a time; the first error is raised once all have ended."""
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), _ABREAST), thread_name_prefix="proxystore-objects") as executor:
-        futures = [executor.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _parts(size: int) -> int:
-    return max(1, -(-size // _PART))
 
 
 def _checked(endpoint: str | None) -> str | None:
