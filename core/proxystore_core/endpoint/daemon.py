@@ -29,6 +29,7 @@ __all__ = ["run", "start", "stop"]
 
 _SWEEP = 30.0  # seconds between two looks for dead sessions
 _TICK = 5.0
+_LOOKS = 0.5  # seconds in which those who only look at the lock have let go of it
 _STARTS = 20.0  # seconds that a daemon has to be there
 _children: list[subprocess.Popen[bytes]] = []  # daemons that this process has to wait for when they end
 _log = logging.getLogger("proxystore_core.endpoint")
@@ -204,10 +205,15 @@ def _locked(settings: EndpointSettings) -> Iterator[None]:
     """Hold the lock that says that the daemon runs, with its process id in the file."""
     fd = os.open(settings.directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"endpoint {settings.name!r} runs already") from None
+        until = time.monotonic() + _LOOKS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # or somebody looks whether it runs
+                if time.monotonic() > until:
+                    raise ConfigurationError(f"endpoint {settings.name!r} runs already") from None
+                time.sleep(0.01)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield

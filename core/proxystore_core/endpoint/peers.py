@@ -259,6 +259,8 @@ class Peers:
             parts = urllib.parse.urlsplit(self._settings.relay)
             host = parts.hostname or ""
             stun = f"{host}:{parts.port or (443 if parts.scheme == 'wss' else 80)}" if host else ""
+            if ":" in host:  # IPv6 has no need of it
+                stun = ""
             with contextlib.suppress(ValueError):
                 if ipaddress.ip_address(host).is_loopback:
                     stun = ""  # it would see what this host knows itself
