@@ -103,36 +103,40 @@ def _sampled(
     return interleave(samples, rounds)
 
 
-def by_size(plan: Plan) -> Iterator[Row]:
-    """Arguments, results and chains, with the settings' defaults."""
+def defaults(plan: Plan) -> Iterator[Row]:
+    """What is passed once, of every size, and what a hundred tasks share; with the settings' defaults."""
     with _drivers() as drivers:
         rounds = 60 * plan.repeat
         yield Row("Ray: empty task", "s", _sampled(drivers, "empty", 0, rounds, peer=False).of())
         for title, work in (("argument", "argument"), ("result", "result"), ("chain of 5", "chain")):
-            for size in plan.sizes:
-                if size > HUNDRED_MB or size == 100_000:
-                    continue
-                rounds = plan.repeat * (30 if size <= 10_000 else 6 if size <= 1_000_000 else 3)
-                # By hand, results stay in plasma: a proxy for what Ray moves well helps nobody.
-                outcomes = _sampled(drivers, work, size, rounds, peer=work != "result")
-                row = Row(f"Ray: {title}", "s", outcomes.of(), size)
-                row.at_most_times(OURS, RAY, 1.05)
-                yield row
+            yield from _by_size(plan, drivers, f"Ray: {title}", work)
+        yield from _shared(plan, drivers)
 
 
-def shared(plan: Plan) -> Iterator[Row]:
+def _by_size(plan: Plan, drivers: Mapping[str, Any], title: str, work: str) -> Iterator[Row]:
+    for size in plan.sizes:
+        if size > HUNDRED_MB or size == 100_000:
+            continue
+        rounds = plan.repeat * (50 if size <= 10_000 else 20 if size <= 1_000_000 else 6)
+        # By hand, results stay in plasma: a proxy for what Ray moves well helps nobody.
+        outcomes = _sampled(drivers, work, size, rounds, peer=work != "result")
+        row = Row(title, "s", outcomes.of(), size)
+        row.at_most_times(OURS, RAY, 1.05)
+        yield row
+
+
+def _shared(plan: Plan, drivers: Mapping[str, Any]) -> Iterator[Row]:
     """A hundred tasks get one array by value; ProxyStore's user makes one proxy for all."""
     size = 10_000_000
-    with _drivers() as drivers:
-        outcomes = _sampled(drivers, "shared", size, plan.repeat, count=TASKS)
-        title = f"Ray: {TASKS} tasks with one argument by value"
-        row = Row(title, "s", outcomes.of(), size)
-        row.times_faster(OURS, RAY, 3.0)
-        yield row
-        stored = outcomes.of("stored")
-        row = Row(f"{title}, times stored", "count", {OURS: stored.get(OURS, Absent("not measured"))}, size)
-        row.at_most(OURS, 1)
-        yield row
+    outcomes = _sampled(drivers, "shared", size, plan.repeat * 2, count=TASKS)
+    title = f"Ray: {TASKS} tasks with one argument by value"
+    row = Row(title, "s", outcomes.of(), size)
+    row.times_faster(OURS, RAY, 3.0)
+    yield row
+    stored = outcomes.of("stored")
+    row = Row(f"{title}, times stored", "count", {OURS: stored.get(OURS, Absent("not measured"))}, size)
+    row.at_most(OURS, 1)
+    yield row
 
 
 def modify(plan: Plan) -> Iterator[Row]:
@@ -156,8 +160,7 @@ def small_plasma(plan: Plan) -> Iterator[Row]:
 
 
 WORKS = {
-    "ray-sizes": by_size,
-    "ray-shared": shared,
+    "ray-sizes": defaults,
     "ray-modify": modify,
     "ray-small-plasma": small_plasma,
 }

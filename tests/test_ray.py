@@ -375,6 +375,38 @@ mine.evict(key)
     assert "7.0 outlives the job" in out
 
 
+def test_what_a_lost_node_had_made_is_made_again() -> None:
+    out = script(
+        """
+import sys, os, gc
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from ray.cluster_utils import Cluster
+from waiting import until
+from proxystore_integrations.ray import init, link
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False})
+far = {"num_cpus": 1, "resources": {"far": 1}, "object_store_memory": 100_000_000}
+node = cluster.add_node(**far)
+init(cluster.address, runtime_env=work.OPTIONS["runtime_env"], log_to_driver=False, results="never")
+result = work.add.options(resources={"far": 1}).remote(work.big(1))
+ray.wait([result], fetch_local=False)
+gc.collect()
+print("stored", len(work.stored(link.current())))
+cluster.remove_node(node, allow_graceful=False)
+cluster.add_node(**far)
+print("again", ray.get(result, timeout=60)[0])
+del result
+until(lambda: not work.stored(link.current()))
+ray.shutdown()
+cluster.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "stored 1" in out  # the node's death is reported there, too
+    assert "again 2.0" in out
+
+
 def test_a_killed_driver_leaves_no_lease_that_is_renewed(tmp_path: Path) -> None:
     text = """
 import sys, os, signal
