@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import dask
 import dask_tasks as tasks
@@ -172,6 +173,19 @@ def test_a_script_left_as_it_is(tmp_path):
     count, joined = line.split()[1:]
     assert joined == "True"
     assert int(count) >= 4
+
+
+def test_a_tutorial_under_yaml_alone(tmp_path):
+    script = (Path(__file__).parent / "tutorials" / "dask_tutorial.py").read_text()
+    parts = "".join(f"  {part}:\n    preload: [{PRELOAD}]\n" for part in ("client", "scheduler", "worker"))
+    bare = run(script, tmp_path, "")
+    ours = run(script, tmp_path, f"distributed:\n{parts}")
+    assert ours.stdout == bare.stdout
+    assert ours.stdout.startswith("submit ")
+    nowhere = f"proxystore:\n  store: file://{tmp_path / 'script.py'}\n"
+    fallen_back = run(script, tmp_path, f"distributed:\n{parts}{nowhere}")
+    assert fallen_back.stdout == bare.stdout
+    assert "Values go through the engine instead" in fallen_back.stderr
 
 
 def test_a_wrong_setting_in_dasks_configuration_is_named(tmp_path):
