@@ -28,6 +28,7 @@ from benchmarks import (
     redis_server,
     redis_work,
     report,
+    run_work,
 )
 from benchmarks.contenders import attempt
 from benchmarks.rows import Plan, Row, amount
@@ -36,6 +37,7 @@ from benchmarks.timing import Absent
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 ALONE = (
     process_work.WORKS,
+    run_work.WORKS,
     core_work.WORKS,
     futures_work.WORKS,
     globus_work.WORKS,

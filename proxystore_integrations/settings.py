@@ -88,7 +88,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         from proxystore_integrations import tuned
 
         found = tuned.threshold_for(self.store)
-        return int(_DEFAULTS["threshold"]) if found is None else found
+        if found is not None:
+            return found
+        rest = {name: origin for name, origin in self.origins.items() if name != "threshold"}
+        msgspec.structs.force_setattr(self, "origins", rest)  # an engine may have a default of its own
+        return int(_DEFAULTS["threshold"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):

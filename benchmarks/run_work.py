@@ -1,0 +1,111 @@
+"""What `proxystore run` adds to a script, and what its report adds to that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.contenders import OURS
+from benchmarks.rows import Plan, Row
+from benchmarks.timing import Figures, Sample, interleave
+
+__all__ = ["WORKS"]
+
+BARE = "python"
+REPORTED = "with a report"
+_RUN = ("-m", "proxystore_integrations", "run")
+
+_SMALL = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+def work(text):
+    end = time.process_time() + 0.005
+    while time.process_time() < end:
+        pass
+    return text
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(work, "first").result()
+        begin = time.perf_counter()
+        assert len(list(pool.map(work, map(str, range(400))))) == 400
+        print(time.perf_counter() - begin)
+"""
+_LARGE = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+import numpy as np
+
+if __name__ == "__main__":
+    arrays = [np.full(125_000, float(i)) for i in range(200)]
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(np.negative, arrays[0]).result()
+        begin = time.perf_counter()
+        assert all(array[0] <= 0 for array in pool.map(np.negative, arrays))
+        print(time.perf_counter() - begin)
+"""
+
+
+def starting(plan: Plan) -> Iterator[Row]:
+    """An empty script, from the command to its end."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = _script(directory, "print(0)")
+        samples = {BARE: _sample(script), OURS: _sample(*_RUN, script)}
+        row = Row("proxystore run: an empty script", "s", interleave(samples, 4 * plan.repeat).of("whole"))
+    row.at_most_beyond(OURS, BARE, 0.15)
+    yield row
+
+
+def running(plan: Plan) -> Iterator[Row]:
+    """400 tasks of 5 ms in a pool, of which nothing is large: from the second task on, and as a whole."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = _script(directory, _SMALL)
+        samples = {BARE: _sample(script), OURS: _sample(*_RUN, script)}
+        outcomes = interleave(samples, 2 * plan.repeat)
+    inner = Row("proxystore run: 400 small tasks of 5 ms", "s", outcomes.of("inner"))
+    inner.at_most_times(OURS, BARE, 1.02)
+    yield inner
+    yield Row("proxystore run: the whole script around them", "s", outcomes.of("whole"))
+
+
+def reporting(plan: Plan) -> Iterator[Row]:
+    """200 arguments and results of 1 MB in a pool, with and without the report's bookkeeping."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = _script(directory, _LARGE)
+        quiet = (*_RUN, "--threshold", "100 kB", "--quiet")
+        told = (*_RUN, "--threshold", "100 kB", "--json", f"{directory}/run.json")
+        samples = {BARE: _sample(script), OURS: _sample(*quiet, script), REPORTED: _sample(*told, script)}
+        outcomes = interleave(samples, 2 * plan.repeat)
+    row = Row("proxystore run: 200 arguments and results of 1 MB", "s", outcomes.of("inner"))
+    row.at_most_times(REPORTED, OURS, 1.01)
+    yield row
+
+
+def _script(directory: str, text: str) -> str:
+    path = Path(directory) / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+def _sample(*words: str) -> Sample:
+    def sample() -> Figures:
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *words], check=True, capture_output=True, text=True, timeout=120
+        )
+        whole = time.perf_counter() - begin
+        return {"whole": whole, "inner": float(done.stdout.split()[-1])}
+
+    return sample
+
+
+WORKS: Mapping[str, Callable[[Plan], Iterator[Row]]] = {
+    "run-start": starting,
+    "run-small": running,
+    "run-report": reporting,
+}
