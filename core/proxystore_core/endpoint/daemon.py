@@ -191,6 +191,10 @@ def stop(settings: EndpointSettings, *, clear: bool = False, patience: float = 2
                     remedy=f"kill -9 {process}",
                 )
             time.sleep(0.05)
+        for child in _children:
+            if child.pid == process:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(patience)
     _children[:] = [child for child in _children if child.poll() is None]
     if clear:
         store = shared_memory(settings)

@@ -107,6 +107,7 @@ class Relay:
                     port,
                     ssl=context,
                     open_timeout=_OPENING,
+                    close_timeout=2.0,  # who is told to go and does not answer is gone
                     # Each endpoint costs memory for as long as it is there, and says next to nothing.
                     compression=None,
                     max_size=MESSAGE,
