@@ -260,10 +260,10 @@ def test_auto_is_what_was_measured_on_this_machine_else_the_default(monkeypatch,
     assert Settings.load(threshold="auto").threshold == 100_000
     settings = Settings.load(threshold="auto", store="redis://host:1")
     assert settings.threshold == 100_000  # another user of it
+    assert settings.origin("threshold") == "default"
     settings = Settings.load(threshold="auto", store="redis://:secret@host:1")
     assert settings.threshold == 300_000
     assert settings.origin("threshold") == "keyword argument"
-    assert settings.origin("threshold") == "default"
     Path(tuned.path()).write_text("no json")
     assert Settings.load(threshold="auto").threshold == 100_000
     with pytest.raises(ConfigurationError, match="automatic"):
