@@ -21,7 +21,8 @@ import pytest
 from redis_servers import serving
 from waiting import until
 
-from proxystore_core import Future, Proxy, Store, extract, get_key, is_resolved, resolve
+from proxystore_core import Future, Proxy, Store, extract, futures, get_key, is_resolved, resolve
+from proxystore_core.connectors import redis_later, watch
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.errors import ConfigurationError, DeadlineError, GoneError, RefusedError
 from proxystore_core.futures import RemoteError
@@ -94,6 +95,21 @@ def test_a_proxy_waits(store: Store[Any]) -> None:
         assert not any(wait.done() for wait in waits)
         future.set_result(41)
         assert [wait.result(20) for wait in waits] == [42, 41, None]
+
+
+def test_a_waiter_is_woken_and_does_not_look_again(
+    store: Store[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LOOK_ALL_THE_SAME", 600.0)
+    monkeypatch.setattr(redis_later, "_LOOK", 600.0)
+    for module in (futures, redis_later):
+        monkeypatch.setattr(module, "_PAUSES" if module is futures else "_POLL", None)  # looking would fail
+    future = store.future()
+    with ThreadPoolExecutor(1) as executor:
+        wait = executor.submit(future.result)
+        time.sleep(0.1)
+        future.set_result("woken")
+        assert wait.result(60) == "woken"
 
 
 def test_an_exception(store: Store[Any]) -> None:
