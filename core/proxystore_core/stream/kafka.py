@@ -156,6 +156,9 @@ class KafkaSubscriber:
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
             "fetch.wait.max.ms": 100,
+            # A topic that is made after its consumers are there: they learn of it then.
+            "allow.auto.create.topics": True,
+            "topic.metadata.refresh.interval.ms": 2000,
         }
         with _translated(bootstrap):
             self._consumer = kafka.Consumer({**settings, **(options or {})})
