@@ -50,6 +50,7 @@ CONNECTORS: Mapping[str, Callable[[ExitStack], str]] = {
     "sftp": _sftp,
     "zmq, same node": lambda stack: "zmq://bench",
     "ucx, same node": lambda stack: "ucx://bench",
+    "kafka": lambda stack: f"kafka://{test_servers.kafka_broker(stack).address}/bench",
     "multi": _multi,
 }
 """The URL of each, once its server runs; a new connector is one more line."""

@@ -13,9 +13,10 @@ from typing import Any
 from benchmarks.contenders import OURS, attempt
 from benchmarks.rows import Plan, Row
 from benchmarks.tasks import fresh
+from benchmarks.test_servers import peaks_of
 from benchmarks.timing import Absent, Figures, Sample, interleave
 
-__all__ = ["WORKS"]
+__all__ = ["WORKS", "sample_of"]
 
 OBSTORE = "obstore"
 OBSTORE_WHOLE = "obstore, no multipart"
@@ -44,7 +45,10 @@ def put_get(plan: Plan, server: Any) -> Iterator[Row]:
             yield row
 
 
-def _sample(size: int, put: Callable[[Any], Any], get: Callable[[], Any], evict: Callable[[], Any]) -> Sample:
+def sample_of(
+    size: int, put: Callable[[Any], Any], get: Callable[[], Any], evict: Callable[[], Any]
+) -> Sample:
+    """Figures of putting and getting fresh bytes, each checked and then evicted."""
     count = REPEATS if size <= KILOBYTE else 1
 
     def sample() -> Figures:
@@ -66,7 +70,7 @@ def _sample(size: int, put: Callable[[Any], Any], get: Callable[[], Any], evict:
 
 
 def _plain(witness: Any, size: int, options: dict[str, Any]) -> Sample:
-    return _sample(
+    return sample_of(
         size,
         lambda value: witness.put("raw", value, **options),
         lambda: witness.get("raw").bytes(),
@@ -79,7 +83,7 @@ def _stored(stack: ExitStack, server: Any, size: int) -> Sample:
 
     store = stack.enter_context(Store.from_url(server.url("bench"), near=False, cache_size=0))
     keys: list[Any] = []
-    return _sample(
+    return sample_of(
         size,
         lambda value: keys.append(store.put(value)),
         lambda: store.get(keys[-1]),
@@ -90,21 +94,13 @@ def _stored(stack: ExitStack, server: Any, size: int) -> Sample:
 def allocation(plan: Plan, server: Any) -> Iterator[Row]:
     """Peaks of memory while 100 MB are put and got, in a process that does nothing else."""
     size = min(HUNDRED_MB, plan.sizes[-1])
-    samples = {OURS: partial(_peaks, server.url("bench"), size)}
+    samples = {OURS: partial(peaks_of, server.url("bench"), size)}
     outcomes = interleave(samples, 3, warm=0)
     for step, limit in (("put", 0.2), ("get", 1.2)):
         # The bytes that are put are there before: what counts is what comes on top of them.
         row = Row(f"Memory, S3: resident, gained at the peak of {step}", "B", outcomes.of(step), size)
         row.at_most(OURS, size * limit)
         yield row
-
-
-def _peaks(url: str, size: int) -> Figures:
-    from benchmarks.test_servers import _module
-    from proxystore_core.testing import in_new_process
-
-    put, get = in_new_process(_module("measures").peaks, url, size)
-    return {"put": max(put, 0.0) * size, "get": max(get, 0.0) * size}
 
 
 def parallel(plan: Plan, server: Any) -> Iterator[Row]:

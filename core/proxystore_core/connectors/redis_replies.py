@@ -11,9 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from redis import exceptions as said
 
@@ -54,16 +52,23 @@ def receive(pools: Sequence[Any], parts: Sequence[Part], until: float, window: i
         RedisError, OSError: as redis-py would raise it.
     """
     lanes: dict[Any, _Lane] = {}
-    with ExitStack() as stack:
+    sound = False
+    try:
         for pool, part in zip(pools, parts, strict=True):
-            if pool not in lanes:
-                lanes[pool] = stack.enter_context(_Lane(pool, until, window))
-            lanes[pool].wanted.append(part)
-        if not all(lane.is_plain() for lane in lanes.values()):
-            return None
+            lane = lanes.get(pool)
+            if lane is None:
+                lane = lanes[pool] = _Lane(pool, until, window)
+            lane.wanted.append(part)
+        found = None
+        if all(lane.is_plain() for lane in lanes.values()):
+            for lane in lanes.values():
+                lane.ask()
+            found = [lanes[pool].read(part) for pool, part in zip(pools, parts, strict=True)]
+        sound = True
+        return found
+    finally:
         for lane in lanes.values():
-            lane.ask()
-        return [lanes[pool].read(part) for pool, part in zip(pools, parts, strict=True)]
+            lane.leave(sound)
 
 
 class _Lane:
@@ -76,21 +81,14 @@ class _Lane:
         self._window = window
         self._owed = 0  # bytes that were asked for and not yet read
         self._spare = b""  # read, and not yet used
-
-    def __enter__(self) -> Self:
-        self._connection = self._pool.get_connection()
+        self._connection = pool.get_connection()
         self._wire: Any = getattr(self._connection, "_sock", None)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self, sound: bool) -> None:
+        """Give the connection back; who knows what one would still say on which anything went wrong."""
         try:
-            if error is not None:
-                self._connection.disconnect()  # who knows what else it would say
+            if not sound:
+                self._connection.disconnect()
             elif self.is_plain():
                 self._wire.settimeout(self._connection.socket_timeout)
         finally:

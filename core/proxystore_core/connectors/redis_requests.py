@@ -27,6 +27,7 @@ _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get 
 _PAUSES = ExponentialBackoff(cap=1.0, base=0.01)  # seconds between tries
 _COPIED = 8  # parts that redis-py reads at a time, where it must
 _asked: set[str] = set()  # URLs of servers whose settings were looked at
+_droppers: set[str] = set()  # and of those that drop keys as they run full
 
 
 class Requests:
@@ -131,12 +132,22 @@ class Requests:
                 self._down = kind is UnreachableError
                 raise kind(found.problem, store=self._url, remedy=found.remedy) from error
 
+        try:
+            return attempt()
+        except FAILURES as error:
+            fail(error)
+        time.sleep(_PAUSES.compute(1))
         return Retry(_PAUSES, -1, FAILURES).call_with_retry(attempt, fail)
 
     def _client(self) -> Any:
         process = os.getpid()
         client = self._clients.get(process)
         return client if client is not None else self._clients.setdefault(process, self._connect(self._login))
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether the server was seen to drop keys as it runs full."""
+        return self._url in _droppers
 
     def warn_once_if_keys_may_be_dropped(self) -> None:
         """Warn when the server drops keys as it runs full: to us that is objects lost."""
@@ -152,6 +163,7 @@ class Requests:
             return
         policy = found.get("maxmemory-policy", "noeviction")
         if policy != "noeviction" and str(found.get("maxmemory")) != "0":
+            _droppers.add(self._url)
             warnings.warn(
                 f"the server of {self._url} may drop stored objects when it runs full: its maxmemory-policy "
                 f"is {policy}. Let it say so instead: CONFIG SET maxmemory-policy noeviction.",
