@@ -26,7 +26,7 @@ import redis_servers
 import sftp_servers
 from waiting import until
 
-from proxystore_core.connectors.base import leased, listed
+from proxystore_core.connectors.base import has_scattered_leases, leased, listed
 from proxystore_core.connectors.multi import multi_url
 from proxystore_core.recipe import open_connector
 from proxystore_integrations.testing import objects_of, tasks
@@ -276,8 +276,10 @@ def test_what_goes_in_comes_out_and_nothing_stays(
         del first, second, several
         gc.collect()
         opened.submit(tasks.give_back, 1).result(WAIT)  # an engine's own threads may keep the last future
+        # Where leases do not travel, Dask's workers look for an object that is there until the session ends.
+        probe = engine == "dask" and has_scattered_leases(opened.link._store.connector)
         if listed(opened.link._store.connector):
-            until(lambda: not objects_of(opened.link))
+            until(lambda: len(objects_of(opened.link)) <= probe)
     connector = open_connector(url)
     keeper, lister = leased(connector), listed(connector)
     assert keeper is not None
