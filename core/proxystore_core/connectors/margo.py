@@ -34,7 +34,7 @@ except ImportError as error:  # before 0.6
 
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
-from proxystore_core.connectors.node_protocol import REPLY_HEAD, count_of
+from proxystore_core.connectors.node_protocol import REPLY_HEAD, count_of, guard_of
 from proxystore_core.connectors.node_server import TICK, Respond
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
 
@@ -133,10 +133,9 @@ def listen(address: str, ports: Sequence[int], key: bytes, options: dict[str, An
 class _Listener:
     """See `node_server.Listener`."""
 
-    sealed: ClassVar[bool] = False
-
     def __init__(self, address: str, ports: Sequence[int], protocol: str) -> None:
         _take_nothing_but_plain_values()
+        self.guard = guard_of(address)
         problem: Exception | None = None
         for port in ports:
             try:

@@ -204,7 +204,7 @@ class NodeClient:
     ) -> tuple[Reply, Buffer]:
         head, data = channel.receive(into, until)
         reply = Reply.parse(head, self._key(), request.nonce)
-        reply.check(data)
+        reply.check(data, self._key())
         if reply.status is Status.REFUSED:
             raise RefusedError(f"the node server says: {_text(data)}")
         if reply.status is Status.FULL:

@@ -5,8 +5,7 @@
 
 Numbers are big-endian. The MAC is BLAKE2b (RFC 7693) keyed with the secret that all nodes of a store
 share; it covers all that stands before it, and a reply's covers the request's nonce, so that nobody
-without the secret can ask or answer. The digest is XXH3 of the body or the data; 0 where the transport
-seals what it carries.
+without the secret can ask or answer. The digest is that of the body or the data, see `Guard`.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ __all__ = [
     "LONGEST_REQUEST",
     "REPLY_HEAD",
     "ForgedError",
+    "Guard",
     "MalformedError",
     "Operation",
     "Reply",
@@ -36,6 +36,7 @@ __all__ = [
     "Status",
     "count_of",
     "digest_of",
+    "guard_of",
     "parse_request",
 ]
 
@@ -44,7 +45,7 @@ CHUNK = 1 << 20
 
 _MAGIC = b"PSN\x01"
 _REQUEST = struct.Struct("!4sBBBBBxxx16sQQdQ")
-_REPLY = struct.Struct("!4sBxxx16sQQQ")
+_REPLY = struct.Struct("!4sBBxx16sQQQ")
 _MAC = 16
 REPLY_HEAD = _REPLY.size + _MAC
 LONGEST_HEAD = _REQUEST.size + 4 * 255 + _MAC
@@ -76,12 +77,23 @@ class Status(enum.IntEnum):
     CONTENT = 6  # yes, or a chunk
 
 
+class Guard(enum.IntEnum):
+    """What tells that data were altered on their way; the MAC covers which of them it is."""
+
+    SEAL = 0  # the transport itself
+    SUM = 1  # XXH3: nobody is on the way, only faults
+    SIGNATURE = 2  # BLAKE2b with the secret, 64 bits; some 1 GB/s
+
+
 class MalformedError(ValueError):
     """Bytes that are no request."""
 
 
 class ForgedError(ValueError):
     """A request of somebody without the secret."""
+
+
+_STATUSES, _GUARDS = frozenset(Status), frozenset(Guard)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +139,7 @@ class Request:
             self.offset,
             self.length,
             self.seconds,
-            digest_of(self.body) if self.body else 0,
+            digest_of(self.body, Guard.SIGNATURE, key) if self.body else 0,
         )
         head += b"".join(texts)
         return head + _mac(key, head)
@@ -154,7 +166,7 @@ def parse_request(message: Buffer, key: bytes) -> Request:
     if not hmac.compare_digest(_mac(key, view[:end]), view[end : end + _MAC]):
         raise ForgedError("the request is signed with another secret")
     body = view[end + _MAC :]
-    if body.nbytes and digest_of(body) != digest:
+    if digest != (digest_of(body, Guard.SIGNATURE, key) if body.nbytes else 0):
         raise MalformedError("the bytes were altered on their way")
     texts = []
     start = _REQUEST.size
@@ -178,18 +190,21 @@ class Reply:
         size: bytes of the whole object, or a count.
         count: bytes of data that follow.
         digest: of them.
+        guard: which digest.
     """
 
     status: Status
     size: int
     count: int
     digest: int
+    guard: Guard
 
     @staticmethod
-    def pack(key: bytes, nonce: bytes, status: Status, size: int, data: Buffer, sealed: bool) -> bytes:
-        """A reply as it travels, without its data; ``sealed`` when the transport authenticates those."""
+    def pack(key: bytes, nonce: bytes, status: Status, size: int, data: Buffer, guard: Guard) -> bytes:
+        """A reply as it travels, without its data."""
         count = memoryview(data).nbytes
-        head = _REPLY.pack(_MAGIC, status, nonce, size, count, 0 if sealed or not count else digest_of(data))
+        digest = digest_of(data, guard, key) if count else 0
+        head = _REPLY.pack(_MAGIC, status, guard, nonce, size, count, digest)
         return head + _mac(key, head)
 
     @classmethod
@@ -204,34 +219,44 @@ class Reply:
             _mac(key, view[: _REPLY.size]), view[_REPLY.size :]
         )
         if good:
-            magic, status, answered, size, count, digest = _REPLY.unpack_from(view)
-            good = magic == _MAGIC and answered == nonce and status in set(Status)
+            magic, status, guard, answered, size, count, digest = _REPLY.unpack_from(view)
+            good = magic == _MAGIC and answered == nonce and status in _STATUSES and guard in _GUARDS
         if not good:
             raise RefusedError(
                 "whoever answers there has another secret than this process, or is no node server",
                 remedy="Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md).",
             )
-        return cls(Status(status), size, count, digest)
+        return cls(Status(status), size, count, digest, Guard(guard))
 
-    def check(self, data: Buffer) -> None:
+    def check(self, data: Buffer, key: bytes) -> None:
         """Verify the data that came with this reply.
 
         Raises:
             CorruptError: they are not what was sent.
         """
-        if memoryview(data).nbytes != self.count or (self.digest and digest_of(data) != self.digest):
+        count = memoryview(data).nbytes
+        if count != self.count or (count and digest_of(data, self.guard, key) != self.digest):
             raise CorruptError("the bytes were altered on their way")
+
+
+def guard_of(address: str) -> Guard:
+    """What data need that go out at an address: on loopback nobody is on the way."""
+    return Guard.SUM if address.startswith("127.") else Guard.SIGNATURE
 
 
 def count_of(head: Buffer) -> tuple[int, bytes]:
     """Bytes of data that a reply's head announces, and the nonce; not verified yet."""
-    _, _, nonce, _, count, _ = _REPLY.unpack_from(head)
+    _, _, _, nonce, _, count, _ = _REPLY.unpack_from(head)
     return count, nonce
 
 
-def digest_of(data: Buffer) -> int:
-    """XXH3 of some bytes; never 0, which stands for none."""
-    return xxhash.xxh3_64_intdigest(data) or 1
+def digest_of(data: Buffer, guard: Guard, key: bytes) -> int:
+    """The digest of some bytes."""
+    if guard is Guard.SEAL:
+        return 0
+    if guard is Guard.SUM:
+        return xxhash.xxh3_64_intdigest(data)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "big")
 
 
 def _mac(key: bytes, data: Buffer) -> bytes:

@@ -34,6 +34,7 @@ from proxystore_core.connectors.node_process import LIVE, SERVER, WHERE, remove
 from proxystore_core.connectors.node_protocol import (
     CHUNK,
     ForgedError,
+    Guard,
     MalformedError,
     Operation,
     Reply,
@@ -61,8 +62,8 @@ class Listener(Protocol):
     """A transport's side of the server: it receives messages and sends replies."""
 
     port: int
-    sealed: bool
-    """Whether the transport itself authenticates what it carries."""
+    guard: Guard
+    """What tells that data were altered on their way."""
 
     def serve(
         self,
@@ -85,17 +86,17 @@ class NodeServer:
         directory: the node's, see `node_process`.
         prefix: what the names of its shared memory begin with.
         key: of the MACs.
-        sealed: see `Listener`.
+        guard: see `Listener`.
         options: of `ShmConnector`.
     """
 
     def __init__(
-        self, directory: str, prefix: str, key: bytes, sealed: bool, options: dict[str, Any] | None = None
+        self, directory: str, prefix: str, key: bytes, guard: Guard, options: dict[str, Any] | None = None
     ) -> None:
         self.directory = directory
         self.prefix = prefix
         self.key = key
-        self.sealed = sealed
+        self.guard = guard
         self._options = {"stock": 0, **(options or {})}
         self._spaces: dict[str, ShmConnector] = {}
         self._maps: dict[tuple[str, str, str], tuple[memoryview, float]] = {}
@@ -173,7 +174,7 @@ class NodeServer:
             return Status.FAILED, 0, f"{type(error).__name__}: {error}"[:500].encode()
 
     def _respond(self, respond: Respond, nonce: bytes, status: Status, size: int, data: Buffer) -> None:
-        respond(Reply.pack(self.key, nonce, status, size, data, self.sealed), data)
+        respond(Reply.pack(self.key, nonce, status, size, data, self.guard), data)
 
     def _get(self, request: Request) -> tuple[Status, int, Buffer]:
         if request.length > CHUNK:
@@ -323,7 +324,7 @@ def main() -> None:
         refused = isinstance(error, StoreError)
         print("refuses" if refused else "fails", error if refused else repr(error))  # noqa: T201
         raise
-    node = NodeServer(order["directory"], order["prefix"], key, listener.sealed, order["storage"])
+    node = NodeServer(order["directory"], order["prefix"], key, listener.guard, order["storage"])
     _write(os.path.join(order["directory"], WHERE), str(Place.at(order["address"], listener.port)))
     over = threading.Event()
     live = os.open(os.path.join(order["directory"], LIVE), OPEN)

@@ -8,7 +8,8 @@ that is handed out.
     request     length (4 bytes), request, body
     reply       head, and data of up to 32 kB; more comes by UCX, tagged with the request's nonce
 
-The first request of a connection is a greeting, whose body is the address of the asking side's UCX worker.
+The first request of a connection is a greeting, whose body is the address of the asking side's UCX
+worker; without one all data come with their replies.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from proxystore_core.connectors.node_protocol import (
     Request,
     Status,
     count_of,
+    guard_of,
     parse_request,
 )
 from proxystore_core.connectors.node_server import TICK, Respond
@@ -64,7 +66,7 @@ _LENGTH = struct.Struct("!I")
 _AHEAD = 4 << 20  # bytes that a peer may leave unread before no more of its requests are looked at
 _CLOSING = 10**9  # nanoseconds that UCX may take at most to let go of a peer
 _LOOK = 0.5  # seconds between two looks at a worker that should have told
-_contexts: dict[int, Any] = {}  # by process; never closed
+_contexts: dict[int, Any] = {}  # of the process that used UCX first; never closed
 _lock = threading.Lock()
 
 
@@ -93,9 +95,14 @@ class UCXConnector(NodeConnector):
 
 
 def _worker(address: str) -> Any:
-    """A UCX worker, which reaches no further than loopback if that is where it is to talk."""
+    """A UCX worker, which reaches no further than loopback if that is where it is to talk.
+
+    None in a child that was forked after UCX was used: there its locks may be held by threads that are gone.
+    """
     process = os.getpid()
     with _lock:
+        if _contexts and process not in _contexts:
+            return None
         if process not in _contexts:
             options = {"RNDV_FRAG_MEM_TYPE": "host", **({"NET_DEVICES": "lo"} if address == LOOPBACK else {})}
             given = {name: value for name, value in options.items() if f"UCX_{name}" not in os.environ}
@@ -122,7 +129,8 @@ def connect(address: str, port: int, key: bytes, until: float) -> _Channel:
         raise UnreachableError(f"no connection: {error}") from error
     channel = _Channel(wire, _worker(address))
     try:
-        greeting = Request(Operation.GREET, body=bytes(memoryview(channel.worker.address)))
+        worker = channel.worker
+        greeting = Request(Operation.GREET, body=bytes(memoryview(worker.address)) if worker else b"")
         channel.send([greeting.pack(key), greeting.body])
         try:
             head, _ = channel.receive(None, until)
@@ -149,7 +157,8 @@ class _Channel:
         self.worker = worker
         self._poll = select.poll()
         self._poll.register(wire, select.POLLIN)
-        self._poll.register(worker.epoll_file_descriptor, select.POLLIN)
+        if worker is not None:
+            self._poll.register(worker.epoll_file_descriptor, select.POLLIN)
 
     def send(self, message: Sequence[Buffer]) -> None:
         whole = b"".join(message)
@@ -165,7 +174,7 @@ class _Channel:
         if count > CHUNK:
             raise CorruptError(f"a reply of {count} bytes")
         data = into[:count] if into is not None and count <= into.nbytes else memoryview(bytearray(count))
-        if count <= _INLINE:
+        if count <= _INLINE or self.worker is None:
             self._read(data, until)
         else:
             self._receive(data, nonce, until)
@@ -213,8 +222,9 @@ class _Channel:
     def close(self) -> None:
         self._wire.close()
         # What it still waits for would be written into memory that is somebody else's by then.
-        with contextlib.suppress(ucx.UCXError):
-            self.worker.cancel_inflight_requests()
+        if self.worker is not None and os.getpid() in _contexts:
+            with contextlib.suppress(ucx.UCXError):
+                self.worker.cancel_inflight_requests()
 
 
 def listen(address: str, ports: Sequence[int], key: bytes, options: dict[str, Any]) -> _Listener:
@@ -235,6 +245,7 @@ class _Peer:
     unsent: bytearray = dataclasses.field(default_factory=bytearray)
     sends: collections.deque[tuple[Any, Buffer]] = dataclasses.field(default_factory=collections.deque)
     endpoint: Any = None
+    greeted: bool = False
     open: bool = True
 
     def backlog(self) -> int:
@@ -244,10 +255,9 @@ class _Peer:
 class _Listener:
     """See `node_server.Listener`."""
 
-    sealed: ClassVar[bool] = False
-
     def __init__(self, address: str, ports: Sequence[int], key: bytes) -> None:
         self._key = key
+        self.guard = guard_of(address)
         self._wire = socket.socket()
         self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         problem: OSError | None = None
@@ -267,6 +277,7 @@ class _Listener:
         # Replies of other threads: the worker is one thread's.
         self._late: collections.deque[tuple[_Peer, bytes, Buffer]] = collections.deque()
         self._thread = 0
+        self._watching = False
         self._bell, self._ring = socket.socketpair()
         self._bell.setblocking(False)
         self._ring.setblocking(False)
@@ -285,12 +296,9 @@ class _Listener:
         self._thread = threading.get_ident()
         self._select.register(self._wire, selectors.EVENT_READ, self._accept)
         self._select.register(self._bell, selectors.EVENT_READ, self._hear)
-        self._select.register(self._worker.epoll_file_descriptor, selectors.EVENT_READ, lambda: None)
         ticked = time.monotonic()
         while not stop():
-            self._worker.progress()
-            self._settle(handle)
-            ready = self._select.select(self._patience())
+            ready = self._select.select(self._patience(handle))
             for entry, _ in ready:
                 if isinstance(entry.data, _Peer):
                     self._attend(entry.data, handle)
@@ -300,13 +308,29 @@ class _Listener:
                 self._send(*self._late.popleft())
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
+                self._worker.progress()
                 tick()
 
-    def _patience(self) -> float:
-        """Seconds until the next look: none while UCX has more to do than it could tell."""
-        if not self._worker.arm():
-            return 0.0
-        return _LOOK if any(peer.sends for peer in self._peers) else TICK
+    def _patience(self, handle: Callable[[Buffer, Respond], None]) -> float:
+        """Seconds until the next look: none while UCX has more to do than it could tell.
+
+        While nothing is being sent nobody looks after UCX: that costs more than a small request.
+        """
+        sending = any(peer.sends for peer in self._peers)
+        if sending:
+            self._worker.progress()
+            self._settle(handle)
+            sending = any(peer.sends for peer in self._peers)
+        if sending is not self._watching:
+            self._watching = sending
+            if sending:
+                fd = self._worker.epoll_file_descriptor
+                self._select.register(fd, selectors.EVENT_READ, lambda: None)
+            else:
+                self._select.unregister(self._worker.epoll_file_descriptor)
+        if not sending:
+            return TICK
+        return _LOOK if self._worker.arm() else 0.0
 
     def _hear(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -357,7 +381,7 @@ class _Listener:
                 break
             message = bytes(memoryview(peer.read)[_LENGTH.size : _LENGTH.size + length])
             del peer.read[: _LENGTH.size + length]
-            if peer.endpoint is None:
+            if not peer.greeted:
                 self._greet(peer, message)
             else:
                 handle(message, lambda head, data: self._respond(peer, head, data))
@@ -366,15 +390,17 @@ class _Listener:
     def _greet(self, peer: _Peer, message: bytes) -> None:
         try:
             request = parse_request(message, self._key)
-            if request.operation is not Operation.GREET or not 0 < len(request.body) < 10_000:
+            if request.operation is not Operation.GREET or len(request.body) > 10_000:
                 raise MalformedError("no greeting")
-            address = ucx.UCXAddress.create_from_buffer(bytes(request.body))
-            peer.endpoint = ucx.UCXEndpoint.create_from_worker_address(self._worker, address, True)
+            if len(request.body):
+                address = ucx.UCXAddress.create_from_buffer(bytes(request.body))
+                peer.endpoint = ucx.UCXEndpoint.create_from_worker_address(self._worker, address, True)
+            peer.greeted = True
         except (MalformedError, ForgedError, ucx.UCXError, ValueError):
-            self._send(peer, Reply.pack(self._key, bytes(16), Status.REFUSED, 0, b"", True), b"")
+            self._send(peer, Reply.pack(self._key, bytes(16), Status.REFUSED, 0, b"", self.guard), b"")
             self._drop(peer)
         else:
-            self._send(peer, Reply.pack(self._key, request.nonce, Status.DONE, 0, b"", True), b"")
+            self._send(peer, Reply.pack(self._key, request.nonce, Status.DONE, 0, b"", self.guard), b"")
 
     def _respond(self, peer: _Peer, head: bytes, data: Buffer) -> None:
         if threading.get_ident() == self._thread:
@@ -388,11 +414,12 @@ class _Listener:
             return
         size = memoryview(data).nbytes
         peer.unsent += head
-        if size <= _INLINE:
+        inline = size <= _INLINE or peer.endpoint is None
+        if inline:
             peer.unsent += data
         with contextlib.suppress(OSError):
             del peer.unsent[: peer.wire.send(peer.unsent)]
-        if size > _INLINE:
+        if not inline:
             try:
                 peer.sends.append((peer.endpoint.tag_send(Array(data), _tag(count_of(head)[1])), data))
             except ucx.UCXError:
