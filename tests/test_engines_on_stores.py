@@ -18,6 +18,7 @@ from typing import Any
 import daos_fake
 import endpoint_sites
 import globus_transfer_fake
+import kafka_broker
 import msgspec
 import numpy as np
 import object_servers
@@ -112,6 +113,9 @@ class Stores:
     def _ucx(self) -> str:
         pytest.importorskip("ucxx")
         return f"ucx://{self.place.name}"
+
+    def _kafka(self) -> str:
+        return f"kafka://{self._stack.enter_context(kafka_broker.broker())}/engines"
 
     def _multi(self) -> str:
         near = {"url": f"file://{self.place}/near", "max_size": 250_000}
@@ -282,7 +286,6 @@ def test_what_goes_in_comes_out_and_nothing_stays(
             until(lambda: len(objects_of(opened.link)) <= probe)
     connector = open_connector(url)
     keeper, lister = leased(connector), listed(connector)
-    assert keeper is not None
-    assert session not in keeper.sessions()
+    assert keeper is None or session not in keeper.sessions()
     assert lister is None or lister.keys(session) == []
     connector.close()
