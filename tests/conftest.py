@@ -18,6 +18,15 @@ from mounts import own_shared_memory
 from waiting import until
 
 SHARED_MEMORY = Path("/dev/shm")
+STARTS_RAY = {
+    "test_engines_on_stores",
+    "test_examples",
+    "test_ray",
+    "test_ray_contract",
+    "test_report",
+    "test_run",
+    "test_tools",
+}
 GRACE = 10.0  # seconds that workers told to stop get to evict what they hold
 
 
@@ -35,6 +44,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if os.geteuid():
         return 0
     return max(3, len(os.sched_getaffinity(0)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker has all that starts Ray: two that start at the same moment may choose the same port."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0]
+            return "Ray" if Path(name).stem in STARTS_RAY else name
+
+    return Scheduling(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

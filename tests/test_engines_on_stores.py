@@ -145,7 +145,7 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def pool(stores: Stores) -> Iterator[Any]:
-    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
@@ -167,7 +167,9 @@ def parsl_run(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def service(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from globus_fakes import FakeService, process_pool
 
-    with FakeService(process_pool(), tmp_path_factory.mktemp("globus")) as service:
+    # Not from a fork server, which another test may have started in another environment.
+    engine = process_pool(mp_context=get_context("spawn"))
+    with FakeService(engine, tmp_path_factory.mktemp("globus")) as service:
         yield service
 
 

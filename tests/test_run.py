@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,8 @@ def test_a_tutorial_says_the_same(name, tmp_path):
         bare = waiting.result()
     assert bare.returncode == 0, bare.stderr
     assert (ours.stdout, ours.returncode) == (bare.stdout, 0), ours.stderr
-    assert "Warning" not in ours.stderr
+    # Dask looks for its dashboard's usual port, which another test may have.
+    assert not re.search(r"Warning: (?!Port \d+ is already in use)", ours.stderr)
     found = json.loads(figures.read_text())
     engine = found["engines"][{"pool": "concurrent.futures"}.get(name, name)]
     if name != "ray":  # its own store may be as good

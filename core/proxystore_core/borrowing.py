@@ -172,10 +172,7 @@ class Borrowing:
         if self.record:
             reaper.end(self)
         else:
-            self.over = "its proxy is gone"
-            alive.discard(self)
-            self.ownership.borrowers.pop(id(self), None)
-            self.ownership.evict_if_over()
+            self._leave("its proxy is gone")
 
     def end(self, how: str) -> None:
         """Give the object back to its owner. Idempotent."""
@@ -195,10 +192,14 @@ class Borrowing:
                     if proxy is not None:
                         forget_target(proxy)
         finally:
-            self.over = how
-            alive.discard(self)
-            owner.borrowers.pop(id(self), None)
-            owner.evict_if_over()
+            self._leave(how)
+
+    def _leave(self, how: str) -> None:
+        alive.discard(self)
+        # First: what is over counts no more, and another thread may ask just now.
+        self.ownership.borrowers.pop(id(self), None)
+        self.over = how
+        self.ownership.evict_if_over()
 
 
 _endings = Flights()

@@ -23,7 +23,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print()
     table = Table(title="proxystore: what went through the store", title_justify="left", box=None)
     for name in ("engine", "arguments", "shared", "results", "off the engine", "by value", "why"):
-        table.add_column(name, justify="left" if name in ("engine", "why") else "right")
+        left = name in ("engine", "why")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "engine")
     for name, engine in report.engines.items():
         results = engine.results.count + engine.gathered.count
         why = ", ".join(
