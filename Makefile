@@ -22,7 +22,7 @@ demo-ray: $(VENV)/.demo ## the same for Ray
 	$(BIN)/python examples/ray_trajectory.py --compare
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import rules, spelling
 	$(BIN)/ruff check .

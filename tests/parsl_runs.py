@@ -80,7 +80,7 @@ class StoreRun:
         self.executor = wrap(htex("htex"))
         self.link = self.executor._link
         self.config = Config(
-            executors=[self.executor, htex("bare"), ThreadPoolExecutor(label="threads", max_threads=4)],
+            executors=[self.executor, htex("bare"), wrap(ThreadPoolExecutor(label="threads", max_threads=4))],
             dependency_resolver=DEEP_DEPENDENCY_RESOLVER,
             run_dir=str(directory),
             strategy="none",

@@ -36,7 +36,7 @@ def pool_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """One run of a pool's tutorial, with all reports."""
     directory = tmp_path_factory.mktemp("report")
     files = ["--report", str(directory / "run.html"), "--json", str(directory / "run.json")]
-    done = run("--threshold=100 kB", *files, "--summary", str(TUTORIALS / "pool_tutorial.py"))
+    done = run("--threshold=100 kB", *files, "--summary", str(TUTORIALS / "pool_tutorial.py"), COLUMNS="120")
     assert done.returncode == 0, done.stderr
     return done, directory
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from proxystore_core import ConfigurationError
+from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations.calls import CallLink
 from proxystore_integrations.parsl.engine import Config, ParslExecutor, ThreadPoolExecutor
 from proxystore_integrations.parsl.flow import StoreMixin, install
@@ -49,10 +50,25 @@ def wrap(target: T, **settings: Any) -> T:
                 remedy="Give the settings where it is wrapped first.",
             )
     for executor in executors:
-        if not isinstance(executor, StoreMixin | ThreadPoolExecutor):
+        if isinstance(executor, ThreadPoolExecutor):
+            _end_borrowings(executor)
+        elif not isinstance(executor, StoreMixin):
             _equip(executor, CallLink(loaded, store, "parsl"))
     install()
     return target
+
+
+def _end_borrowings(executor: Any) -> None:
+    """Let what is borrowed for a thread pool's task end with it: all else of it stays."""
+    if "submit" in vars(executor):
+        return
+    send = executor.submit
+
+    def submit(func: Any, resource_specification: Any, *args: Any, **kwargs: Any) -> Any:
+        borrowed = borrows_in((args, kwargs))
+        return end_with(send(func, resource_specification, *args, **kwargs), borrowed, retried=True)
+
+    executor.submit = submit
 
 
 def _equip(executor: Any, link: CallLink) -> None:
