@@ -70,10 +70,12 @@ class End:
 
     async def close(self) -> None:
         self.task.cancel()
-        await self.peers.close()
-        await asyncio.sleep(0.05)
-        self.objects.store.end(USER_SESSION)
-        self.objects.close()
+        try:
+            await self.peers.close()
+            await asyncio.sleep(0.05)
+        finally:
+            self.objects.store.end(USER_SESSION)
+            self.objects.close()
 
 
 @contextlib.asynccontextmanager
