@@ -235,8 +235,7 @@ class CallLink(Link):
             self.withdraw([reference.key for reference in outgoing.references])
             raise
         if not outgoing.references and not outgoing.results:
-            wrapped = wrapped and self._terms is not None
-            return Call(self, self._wrapped(function) if wrapped else function, args, kwargs)
+            return Call(self, self.small(function) if wrapped else function, args, kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
         if stored is not None:
             sent: Any = StoreFunction(None, self._terms, _name(function))
