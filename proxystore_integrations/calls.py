@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import atexit
 import functools
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from proxystore_core import Reference, Session, Store, StoreError
+from proxystore_core import Reference, Session, Store, StoreError, forks
 from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
     Filling,
@@ -169,7 +168,7 @@ class CallLink(Link):
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
         super().__init__(settings, store, engine)
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._calls = 0
         self._closing = False
         self._last: str | None = None  # an argument with a pin of ours

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from proxystore_core import forks
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations.functions import users_function
 
@@ -226,6 +227,7 @@ def _leave() -> None:
         book.flush()
 
 
+@forks.in_child
 def _after_fork() -> None:
     if book is not None:
         book._reset()
@@ -233,5 +235,3 @@ def _after_fork() -> None:
 
 if book is not None:
     atexit.register(_leave)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from proxystore_core import forks
 from proxystore_integrations.units import format_size
 
 __all__ = ["LONG", "PATIENCE", "VARIABLE", "shown"]
@@ -63,7 +64,7 @@ class _Bar:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._stopped = False
         self._progress: Any = None
 

@@ -6,13 +6,12 @@ box): it subclasses `Outgoing` and says how a reference travels and how a contai
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, store_for
+from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, forks, store_for
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
@@ -35,7 +34,7 @@ class ByValue:
 
     def __init__(self, on_store_error: str = "fallback") -> None:
         self.on_store_error = on_store_error
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._warned: set[str] = set()
 
     def accept(self, error: BaseException, doing: str) -> None:

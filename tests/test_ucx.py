@@ -12,6 +12,7 @@ import pytest
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
 from ucx_tasks import FarUCX
 
+from proxystore_core.connectors import ucx
 from proxystore_core.connectors.node_place import Place
 from proxystore_core.connectors.node_protocol import (
     LONGEST_REQUEST,
@@ -24,6 +25,7 @@ from proxystore_core.connectors.node_protocol import (
 from proxystore_core.connectors.shm import node
 from proxystore_core.connectors.ucx import UCXConnector
 from proxystore_core.errors import RefusedError, UnreachableError
+from proxystore_core.testing_processes import in_fork
 
 
 class TestUCXConnector(NodeContract):  # type: ignore[misc]
@@ -69,6 +71,16 @@ def test_messages_of_others() -> None:
     afar = FarUCX(name=near.name)
     assert afar.get(key) == b"data"
     assert server_of(near) == server
+    afar.evict(key)
+    afar.close()
+    near.close()
+
+
+def test_a_fork_while_a_thread_opens_a_connection() -> None:
+    near = UCXConnector(name=secrets.token_hex(4))
+    key, afar = near.put([b"data" * (64 << 10)]), FarUCX(name=near.name)
+    with ucx._lock:  # as that thread does while UCX makes its worker
+        assert in_fork(lambda: afar.get(key)) == b"data" * (64 << 10)
     afar.evict(key)
     afar.close()
     near.close()

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Key, deferred
 from proxystore_core.errors import CorruptError, RefusedError, StoreError
 from proxystore_core.flight import Flights
@@ -74,7 +75,7 @@ class Ownership:
         self.proxy: weakref.ref[Any] | None = None
         self.holder = holder  # where the owner was made, for people
         self.process = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = forks.lock()
         self.borrowers: dict[int, Borrowing] = {}
         self.moved = ""
         self.dropped = False
@@ -338,6 +339,7 @@ def _at_exit() -> None:
     reaper.finish()
 
 
+@forks.in_child
 def _after_fork() -> None:
     global reaper
     reaper = _Reaper()  # the child is nobody's owner
@@ -346,5 +348,3 @@ def _after_fork() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -6,15 +6,12 @@ hit never hands two tasks the same mutable object.
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 
-__all__ = ["ByteCache"]
+from proxystore_core import forks
 
-_caches: weakref.WeakSet[ByteCache] = weakref.WeakSet()
+__all__ = ["ByteCache"]
 
 
 class ByteCache:
@@ -30,9 +27,8 @@ class ByteCache:
         self.nbytes = 0
         self.hits = 0
         self.misses = 0
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._entries: OrderedDict[Hashable, memoryview] = OrderedDict()
-        _caches.add(self)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._entries
@@ -79,12 +75,3 @@ class ByteCache:
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
-
-
-def _after_fork() -> None:
-    for cache in list(_caches):
-        cache._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
+
+from proxystore_core import forks
 
 __all__ = ["Flights"]
 
@@ -105,10 +106,7 @@ class Flights:
 _instances: weakref.WeakSet[Flights] = weakref.WeakSet()
 
 
+@forks.in_child
 def _reset_all() -> None:
     for flights in list(_instances):
         flights._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Key, deferred, waiting
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, SerializationError
 from proxystore_core.proxy import Proxy
@@ -170,7 +171,7 @@ class Future(Generic[T]):
 
     def __init__(self, reference: Pending) -> None:
         self.reference = reference
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._callbacks: list[Callable[[Future[T]], object]] | None = None
 
     @classmethod

@@ -21,6 +21,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Connector, Key, Leased, leased, new_session
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.proxy import Proxy
@@ -120,7 +121,7 @@ class Lifetime:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._sessions: dict[str, Session] = {}  # by the store's recipe
         self._keys: list[tuple[Store[Any], Key]] = []
         self._over = False

@@ -15,11 +15,11 @@ import fcntl
 import hashlib
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
 
+from proxystore_core import forks
 from proxystore_core.buffers import MAP_FROM, map_private, read_file
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.file import FileConnector
@@ -68,7 +68,7 @@ class NearCopies:
         self._files: FileConnector | None = None
         self._live: list[int] = []  # the descriptor that is share-locked
         self._locks: set[int] = set()  # descriptors of what is being fetched
-        self._entering = threading.Lock()
+        self._entering = forks.lock()
         self._leave = weakref.finalize(self, _leave, self.directory, self._live)  # at exit, too
         _instances.add(self)
 
@@ -245,15 +245,11 @@ def _leave(directory: str, live: list[int]) -> None:
         os.close(fd)
 
 
+@forks.in_child
 def _after_fork() -> None:
     # The child's descriptors share the parent's locks: they would keep them, or remove what is in use.
     for near in list(_instances):
-        near._entering = threading.Lock()
         for fd in (*near._live, *near._locks):
             os.close(fd)
         near._live.clear()
         near._locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

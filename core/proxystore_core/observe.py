@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key
 
 __all__ = ["Metrics", "Observed", "Operation"]
@@ -38,9 +36,8 @@ class Metrics:
     """What a store did, by name of operation: put, get, exists, evict, serialize, deserialize."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._operations: dict[str, Operation] = {}
-        _all.add(self)
 
     def __getitem__(self, name: str) -> Operation:
         """A copy of one operation's counters; zeros when it never ran."""
@@ -78,18 +75,6 @@ class Metrics:
             one.slowest = max(one.slowest, seconds)
             one.nbytes += moved
         return result
-
-
-_all: weakref.WeakSet[Metrics] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for metrics in list(_all):
-        metrics._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Observed:

@@ -8,11 +8,11 @@ evicts it, after.
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Key
 from proxystore_core.reference import Reference
 
@@ -152,10 +152,7 @@ class Holdings:
 _all: weakref.WeakSet[Holdings] = weakref.WeakSet()
 
 
+@forks.in_child
 def _after_fork() -> None:
     for holdings in list(_all):
         holdings._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -11,11 +11,11 @@ import dataclasses
 import difflib
 import importlib
 import sys
-import threading
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Connector
 from proxystore_core.errors import ConfigurationError, MissingExtraError
 from proxystore_core.urls import StoreURL, redact
@@ -80,7 +80,7 @@ _ELSEWHERE = {
 """What to do where no package of pip brings a scheme's library."""
 
 _registered: dict[str, type[Connector]] = {}
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 def register_connector(kind: type[Any]) -> type[Any]:

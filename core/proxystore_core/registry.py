@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Key
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.flight import Flights
@@ -34,17 +33,8 @@ __all__ = [
 _by_name: dict[str, Store[Any]] = {}
 _by_recipe: dict[str, Store[Any]] = {}
 _open_stores: weakref.WeakValueDictionary[str, Store[Any]] = weakref.WeakValueDictionary()
-_lock = threading.RLock()
+_lock = forks.rlock()
 _openings = Flights()
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def note_store(store: Store[Any]) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import cloudpickle
 from dask.utils import key_split
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from proxystore_core import Reference, StoreError, store_for
+from proxystore_core import Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
 from proxystore_integrations import ledger
 from proxystore_integrations.dask.nodes import StoredResult, StoreTask
@@ -51,7 +50,7 @@ class StoreWorkerPlugin(WorkerPlugin):
     async def setup(self, worker: Worker) -> None:
         self.worker = worker
         self.inherited: tuple[str, dict[str, Any]] | None = None
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._update_data = worker.handlers["update_data"]
         self._dasks_get_client = worker._get_client
         worker._get_client = self.get_client  # type: ignore[method-assign]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import OrderedDict
 from typing import Any
 
-from proxystore_core import Proxy, Reference, StoreError
+from proxystore_core import Proxy, Reference, StoreError, forks
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.link import Guard, RayLink, Terms, joined
@@ -155,7 +154,7 @@ class RayOutgoing(Outgoing):
 # Where they arrive.
 
 _loaded: OrderedDict[str, dict[str, list[Any]]] = OrderedDict()
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 def _ticket(terms: tuple[Any, ...], guard: Any, call: str, adopt: bool) -> Ticket:

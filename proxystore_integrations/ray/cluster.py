@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -13,7 +12,7 @@ from typing import Any
 
 import ray
 
-from proxystore_core import ConfigurationError
+from proxystore_core import ConfigurationError, forks
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations.link import Link
 from proxystore_integrations.settings import Settings
@@ -51,7 +50,7 @@ class ClusterLink(Link):
 
     def __init__(self, settings: Settings, store: Any = None) -> None:
         super().__init__(settings, store, "ray")
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._looked = float("-inf")
         self._seen: OrderedDict[int, Any] = OrderedDict()
         self._plasma = 0.0  # bytes that Ray's own store holds on every node; 0 when unknown

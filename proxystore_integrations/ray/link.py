@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from proxystore_core import Session, Sharing, StoreError, store_for
+from proxystore_core import Session, Sharing, StoreError, forks, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_integrations.link import Evictions
 from proxystore_integrations.ray import engine
@@ -185,7 +184,7 @@ class RayLink(ClusterLink):
 # The link of this process.
 
 _current: RayLink | None = None
-_joining = threading.Lock()
+_joining = forks.lock()
 
 
 def current() -> RayLink | None:

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
@@ -99,7 +100,7 @@ class GlobusConnector:
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
         self._late: list[_Late] = []
         self._timer: tuple[int, threading.Timer | None] = 0, None
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._opened: tuple[int, FileConnector] | None = None
 
     def __repr__(self) -> str:

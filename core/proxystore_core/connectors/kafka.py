@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from proxystore_core import forks
 from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
 from proxystore_core.connectors.kafka_errors import STALE, failure, is_gone
@@ -414,6 +415,7 @@ def _record(name: bytes, part: int) -> bytes:
 _parents: list[Any] = []
 
 
+@forks.in_child
 def _after_fork() -> None:
     # A child has none of the threads of its parent's clients: it must not even free them.
     for connector in list(_instances):
@@ -424,7 +426,3 @@ def _after_fork() -> None:
             if client is not None:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
                 _parents.append(client)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

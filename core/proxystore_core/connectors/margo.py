@@ -32,6 +32,7 @@ except ImportError as error:  # before 0.6
     except ImportError:
         raise error from None
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_protocol import REPLY_HEAD, count_of, guard_of
@@ -44,7 +45,7 @@ _NAME = "proxystore_node"
 _INLINE = 4 << 10  # bytes of data up to which they are part of the response
 _Failed: Any = margo.MargoException
 _engines: dict[int, Any] = {}  # by process: an engine does not survive a fork
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 class MargoConnector(NodeConnector):

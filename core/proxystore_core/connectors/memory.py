@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
@@ -41,21 +42,17 @@ class _Space:
 
 
 _spaces: dict[str, _Space] = {}
-_lock = threading.Lock()
+_lock = forks.lock()
 _numbers = itertools.count()  # one series for all names: a key means nothing in another store
 _process = uuid.uuid4().hex[:12]
 
 
+@forks.in_child
 def _after_fork() -> None:
     # The child has copies of the objects but is nobody's owner: what it changes no one else sees.
-    global _lock, _process
-    _lock = threading.Lock()
+    global _process
     _process = uuid.uuid4().hex[:12]
     _spaces.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class MemoryConnector:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from proxystore_core import forks
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node_place import Place
@@ -90,11 +90,10 @@ class NodeClient:
         self._key = key
         self._deadline = deadline
         self._patience = patience
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._idle: dict[tuple[int, Place], list[Channel]] = {}  # with the process: none is used by a child
         self._down: set[Place] = set()  # and whoever asked has been told
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
-        _clients.add(self)
 
     def close(self) -> None:
         """Close all connections; the next request opens others."""
@@ -296,15 +295,3 @@ def _close_all(idle: dict[tuple[int, Place], list[Channel]]) -> None:
             while channels:
                 channels.pop().close()
             idle.pop((process, _), None)
-
-
-_clients: weakref.WeakSet[NodeClient] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for client in list(_clients):
-        client._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

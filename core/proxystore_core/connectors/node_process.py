@@ -22,7 +22,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import proxystore_core
+from proxystore_core import forks
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.node_place import Place
 from proxystore_core.errors import ConfigurationError, DeadlineError, UnreachableError
@@ -60,7 +60,7 @@ class NodeProcess:
         self._held: list[int] = []  # descriptors: of `live`, share-locked, and of `server`
         self._place: Place | None = None
         self.key: bytes | None = None  # that the directory keeps, as long as it is used
-        self._entering = threading.RLock()
+        self._entering = forks.rlock()
         self._leave = weakref.finalize(self, leave, directory, self._held)  # at exit, too
         _instances.add(self)
 
@@ -232,13 +232,9 @@ def _read_all(fd: int, until: float) -> str:
         data += more
 
 
+@forks.in_child
 def _after_fork() -> None:
     # The child's descriptors share the parent's locks: they would keep the server after the parent's end.
     for process in list(_instances):
-        process._entering = threading.RLock()
         process._place = None
         _close(process._held)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

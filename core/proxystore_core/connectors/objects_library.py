@@ -13,7 +13,6 @@ import importlib.util
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import obstore
 import obstore.store
 
+from proxystore_core import forks
 from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
@@ -34,7 +34,7 @@ __all__ = ["Diagnosis", "diagnosis", "library"]
 
 _COMPILED = "obstore._obstore"
 _libraries: dict[int, ModuleType] = {os.getpid(): obstore}  # by process
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 def library() -> Any:
@@ -46,15 +46,6 @@ def library() -> Any:
             if found is None:
                 found = _libraries[os.getpid()] = _copy()
     return found
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _copy() -> ModuleType:

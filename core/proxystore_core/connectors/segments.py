@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 
+from proxystore_core import forks
 from proxystore_core.buffers import MAP_FROM
 
 __all__ = ["SegmentStock"]
@@ -140,6 +141,7 @@ class SegmentStock:
             os.close(fd)
 
 
+@forks.in_child
 def _after_fork() -> None:
     # The child's descriptors are the parent's segments: used by both, one would overwrite the other's object.
     for stock in list(_stocks):
@@ -147,7 +149,3 @@ def _after_fork() -> None:
         for fd in held if stock._allocating is None else [*held, stock._allocating]:
             os.close(fd)
         stock._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -33,6 +33,7 @@ import ucxx._lib.libucxx as ucx
 from ucxx._lib.arr import Array
 from ucxx.types import Tag
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_place import LOOPBACK
@@ -66,8 +67,9 @@ _LENGTH = struct.Struct("!I")
 _AHEAD = 4 << 20  # bytes that a peer may leave unread before no more of its requests are looked at
 _CLOSING = 10**9  # nanoseconds that UCX may take at most to let go of a peer
 _LOOK = 0.5  # seconds between two looks at a worker that should have told
-_contexts: dict[int, Any] = {}  # of the process that used UCX first; never closed
-_lock = threading.Lock()
+_context: Any = None  # never closed
+_user = 0  # the process that used UCX first: a child finds its locks as another thread left them
+_lock = forks.lock()
 
 
 class UCXConnector(NodeConnector):
@@ -97,17 +99,18 @@ class UCXConnector(NodeConnector):
 def _worker(address: str) -> Any:
     """A UCX worker, which reaches no further than loopback if that is where it is to talk.
 
-    None in a child that was forked after UCX was used: there its locks may be held by threads that are gone.
+    None in a child that was forked after UCX was used.
     """
-    process = os.getpid()
+    global _context, _user
     with _lock:
-        if _contexts and process not in _contexts:
+        _user = _user or os.getpid()
+        if _user != os.getpid():
             return None
-        if process not in _contexts:
+        if _context is None:
             options = {"RNDV_FRAG_MEM_TYPE": "host", **({"NET_DEVICES": "lo"} if address == LOOPBACK else {})}
             given = {name: value for name, value in options.items() if f"UCX_{name}" not in os.environ}
-            _contexts[process] = ucx.UCXContext(given)
-        worker = ucx.UCXWorker(_contexts[process])
+            _context = ucx.UCXContext(given)
+        worker = ucx.UCXWorker(_context)
         worker.init_blocking_progress_mode()
         return worker
 
@@ -222,7 +225,7 @@ class _Channel:
     def close(self) -> None:
         self._wire.close()
         # What it still waits for would be written into memory that is somebody else's by then.
-        if self.worker is not None and os.getpid() in _contexts:
+        if self.worker is not None and os.getpid() == _user:
             with contextlib.suppress(ucx.UCXError):
                 self.worker.cancel_inflight_requests()
 

@@ -14,6 +14,8 @@ import struct
 import threading
 from collections.abc import Iterator
 
+from proxystore_core import forks
+
 __all__ = ["Change", "watching"]
 
 _FOR = (
@@ -150,13 +152,10 @@ def _libc() -> ctypes.CDLL | None:
 _inotify = _Inotify()
 
 
+@forks.in_child
 def _after_fork() -> None:
     # The instance is the parent's: to read from it would take away what its waiters are told.
     global _inotify
     if _inotify._fd >= 0:
         os.close(_inotify._fd)
     _inotify = _Inotify()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -21,6 +21,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from proxystore_core import forks
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, REPLY_HEAD, Guard, guard_of
@@ -39,7 +40,7 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _contexts: dict[int, zmq.Context[Any]] = {}  # by process; never closed, as sockets of any thread may be open
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 def _flag(text: str) -> bool:

@@ -6,11 +6,11 @@ import contextlib
 import json
 import socket
 import struct
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from proxystore_core import forks
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.shm import ShmConnector, node
@@ -48,7 +48,7 @@ class Lines:
         self._url = url
         self._deadline = deadline
         self._idle: list[socket.socket] = []
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         weakref.finalize(self, _close_all, self._idle)
         link, said = self._open()
         self._idle.append(link)

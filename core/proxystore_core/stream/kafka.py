@@ -8,13 +8,13 @@ under its id fences the one that was there. Brokers without transactions say so.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import confluent_kafka as kafka
 
+from proxystore_core import forks
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -69,7 +69,7 @@ class KafkaPublisher:
             self._producer = kafka.Producer({**settings, **(options or {})})
             if self._transactional:
                 self._producer.init_transactions(deadline)
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def __repr__(self) -> str:
         return f"KafkaPublisher({self.bootstrap!r})"

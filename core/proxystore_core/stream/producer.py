@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from proxystore_core import forks
 from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError
 from proxystore_core.reference import Reference
 from proxystore_core.store import Store
@@ -66,7 +66,7 @@ class StreamProducer(Generic[T]):
         self._filter = filter_
         self._max_pending = max_pending
         self._session = session
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._topics: dict[str, list[tuple[T, bool, Mapping[str, Any]]]] = {}
         self._pending: dict[str, list[tuple[Store[Any], str]]] = {}
         self._closed = False

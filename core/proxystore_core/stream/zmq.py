@@ -7,12 +7,12 @@ publisher and subscriber live nothing is dropped: a slow subscriber makes the pu
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Sequence
 
 import zmq
 
+from proxystore_core import forks
 from proxystore_core.errors import ConfigurationError, DeadlineError, UnreachableError
 from proxystore_core.stream.broker import Message, topics_of
 
@@ -63,7 +63,7 @@ class ZeroMQPublisher:
         self._subscribers = subscribers
         self._timeout = timeout
         self._there: dict[bytes, int] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def __repr__(self) -> str:
         return f"ZeroMQPublisher({self.hostname!r}, {self.port})"
