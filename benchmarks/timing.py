@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import statistics
 import sys
@@ -85,10 +86,12 @@ class Outcomes:
 def interleave(
     contenders: Mapping[str, Sample | Absent], rounds: int, *, warm: int = 1, budget: float = 12.0
 ) -> Outcomes:
-    """Sample the contenders in turns: A B C, A B C, ...
+    """Sample the contenders in turns, each round in a random order that is the same in every run.
 
-    A contender that raises is reported absent with its reason and the others go on. One that has
-    used up its time sits out the later rounds, once it has been sampled twice.
+    What one leaves behind (caches, freed memory, threads that still wind down) burdens the next one: in a
+    fixed order that would always be the same one. A contender that raises is reported absent with its
+    reason and the others go on. One that has used up its time sits out the later rounds, once it has been
+    sampled twice.
 
     Args:
         contenders: what to sample, in order, by contender's name.
@@ -99,8 +102,10 @@ def interleave(
     failed = {name: sample for name, sample in contenders.items() if isinstance(sample, Absent)}
     taken: dict[str, dict[str, list[float]]] = {}
     spent = dict.fromkeys(contenders, 0.0)
+    shuffle = random.Random(0)
     for turn in range(-warm, rounds):
-        for name, sample in contenders.items():
+        for name in shuffle.sample(list(contenders), len(contenders)):
+            sample = contenders[name]
             if name in failed or isinstance(sample, Absent) or (turn >= 2 and spent[name] > budget):
                 continue
             begin = time.perf_counter()

@@ -172,7 +172,7 @@ class CallLink(Link):
         self._calls = 0
         self._closing = False
         self._last: str | None = None  # an argument with a pin of ours
-        self._terms: tuple[Any, ...] | None = None
+        self._terms: Terms | None = None
         self._functions: dict[int, tuple[Any, StoreFunction]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
 
@@ -180,17 +180,14 @@ class CallLink(Link):
         session = super().open()
         if self.settings.results != "never":
             settings = self.settings
-            self._terms = tuple(
-                Terms(
-                    self.recipe,
-                    session.name,
-                    settings.threshold,
-                    settings.on_store_error,
-                    self.main_by_value,
-                    self.place,
-                    self.should_proxy,
-                    self.engine,
-                )
+            self._terms = Terms(
+                self.recipe,
+                session.name,
+                settings.threshold,
+                settings.on_store_error,
+                self.main_by_value,
+                self.place,
+                self.engine,
             )
         owners[session.name] = self
         _open.add(self)
@@ -237,7 +234,7 @@ class CallLink(Link):
             return Call(self, self.small(function) if wrapped else function, args, kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
         if stored is not None:
-            sent: Any = StoreFunction(None, self._terms, _name(function))
+            sent: Any = StoreFunction(None, self._terms, _name(function), self.should_proxy)
         else:
             sent = self._wrapped(function) if wrapped else function
         return Call(self, sent, (packed,), {}, outgoing)
@@ -280,7 +277,7 @@ class CallLink(Link):
         kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
             return kept[1]
-        wrapped = StoreFunction(function, self._terms, _name(function))
+        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy)
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()

@@ -12,7 +12,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
 from proxystore_core.connectors.base import place_of
@@ -153,7 +155,7 @@ class Filling:
         return seen[1]
 
 
-class Terms(NamedTuple):
+class Terms(msgspec.Struct, frozen=True, array_like=True):
     """How a worker treats results.
 
     Attributes:
@@ -163,7 +165,6 @@ class Terms(NamedTuple):
         on_store_error: ``"fallback"`` or ``"raise"``.
         main_by_value: whether what ``__main__`` defines is pickled by value.
         place: where the store is (see `connectors.base.place_of`); elsewhere it is another one.
-        should_proxy: a function of a result that may keep it out of the store.
         engine: whose call it is, for the ledger.
     """
 
@@ -173,26 +174,28 @@ class Terms(NamedTuple):
     on_store_error: str
     main_by_value: bool
     place: str
-    should_proxy: Callable[[Any], bool] | None = None
     engine: str = ""
 
-    def outgoing(self, result: Any, function: Any = None, name: str = "") -> Any:
+    def outgoing(
+        self, result: Any, function: Any, name: str, should_proxy: Callable[[Any], bool] | None
+    ) -> Any:
         """The result itself, or what stands for it when it is large.
 
         Args:
             result: what the function returned.
             function: that did, for the ledger.
             name: of it.
+            should_proxy: may keep a large result out of the store.
 
         Raises:
             StoreError: the store failed, and settings want that raised.
         """
-        if type(result) is Proxy or not Policy(self.threshold).over(result):
+        if not _policy(self.threshold).over(result):
             if ledger.book is not None and type(result) is not Proxy:
                 ledger.book.small(self.engine, result, self.threshold)
             return result
         start = time.perf_counter()
-        if self.should_proxy is not None and not self.should_proxy(result):
+        if should_proxy is not None and not should_proxy(result):
             return result
         try:
             store = store_for(self.recipe)
@@ -210,9 +213,8 @@ class Terms(NamedTuple):
         return StoredResult(reference, self.session)
 
 
-@cache
-def _by_value(on_store_error: str) -> ByValue:
-    return ByValue(on_store_error)
+_policy = cache(Policy)
+_by_value = cache(ByValue)
 
 
 class StoreFunction:
@@ -222,15 +224,26 @@ class StoreFunction:
         function: the user's; None when it is in the store itself.
         terms: for its result; None when results go by value.
         name: what the engine shows.
+        should_proxy: may keep a large result out of the store.
     """
 
-    def __init__(self, function: Callable[..., Any] | None, terms: tuple[Any, ...] | None, name: str) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any] | None,
+        terms: Terms | None,
+        name: str,
+        should_proxy: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.function = function
         self.terms = terms
         self.__name__ = name
+        self.should_proxy = should_proxy
 
-    def __reduce__(self) -> tuple[type[StoreFunction], tuple[Any, ...]]:
-        return StoreFunction, (self.function, self.terms and tuple(self.terms), self.__name__)
+    def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
+        # Engines pickle it with every call: its terms as a few bytes, which a worker reads once.
+        terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
+        given = (self.function, terms, self.__name__)
+        return _store_function, given if self.should_proxy is None else (*given, self.should_proxy)
 
     def __repr__(self) -> str:
         return f"<{self.__name__} with a store>"
@@ -241,7 +254,23 @@ class StoreFunction:
             stored, args, kwargs = args[0].delivered(f"{self.__name__}()")
             function = stored or function
         result = function(*args, **kwargs)
-        return result if self.terms is None else Terms(*self.terms).outgoing(result, function, self.__name__)
+        if self.terms is None:
+            return result
+        return self.terms.outgoing(result, function, self.__name__, self.should_proxy)
+
+
+@cache
+def _terms(encoded: bytes) -> Terms:
+    return msgspec.msgpack.decode(encoded, type=Terms)
+
+
+def _store_function(
+    function: Callable[..., Any] | None,
+    terms: bytes | None,
+    name: str,
+    should_proxy: Callable[[Any], bool] | None = None,
+) -> StoreFunction:
+    return StoreFunction(function, None if terms is None else _terms(terms), name, should_proxy)
 
 
 class Owner(Protocol):
