@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from proxystore_core import forks
 from proxystore_core.connectors.base import Key, deferred, waiting
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, SerializationError
-from proxystore_core.proxy import Proxy
+from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
 
@@ -214,7 +214,7 @@ class Future(Generic[T]):
         """The key of the result in its store."""
         return self.reference.key
 
-    def proxy(self) -> Proxy[T]:
+    def proxy(self) -> Proxied[T]:
         """A proxy of the result, as often as wanted. Its first use waits for the result, and loads it."""
         return Proxy(self.reference)
 

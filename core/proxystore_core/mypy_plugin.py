@@ -1,11 +1,13 @@
-"""A plugin of mypy by which attributes of a `Proxy[T]` have the types they have in T.
+"""A plugin of mypy by which a `Proxy[T]` passes for a T, and has the attributes of one.
 
 In ``pyproject.toml``::
 
     [tool.mypy]
     plugins = ["proxystore_core.mypy_plugin"]
 
-Without it they are Any, as operators are.
+What a store makes (`Store.proxy` and its like) is a proxy *and* a T: it passes for nothing else. What is only
+annotated as a ``Proxy[T]`` has T's attributes, but passes for anything: mypy knows no type that is another.
+Without the plugin attributes are Any, and a proxy passes for a proxy alone. Pyright needs no plugin.
 """
 
 from __future__ import annotations
@@ -14,20 +16,25 @@ from collections.abc import Callable
 from typing import Any
 
 from mypy.maptype import map_instance_to_supertype
-from mypy.plugin import AttributeContext, MethodContext, Plugin
+from mypy.plugin import AttributeContext, ClassDefContext, FunctionContext, MethodContext, Plugin
 from mypy.types import Instance, Type, get_proper_type
 
 __all__ = ["ProxyPlugin", "plugin"]
 
 _PROXY = "proxystore_core.proxy.Proxy"
-_PROXIES = (_PROXY, "proxystore_core.ownership.")
-_MAKERS = frozenset(
+_OWNERSHIP = "proxystore_core.ownership"
+_PROXIES = (_PROXY, f"{_OWNERSHIP}.")
+_METHODS = frozenset(
     {
         "proxystore_core.store.Store.proxy",
-        "proxystore_core.futures.Future.proxy",
+        "proxystore_core.store.Store.proxy_batch",
         "proxystore_core.store.Store.owned_proxy",
+        "proxystore_core.futures.Future.proxy",
+        "proxystore_core.proxy.ProxyLocker.unlock",
+        "proxystore_core.stream.consumer.StreamConsumer.next",
     }
 )
+_FUNCTIONS = frozenset(f"{_OWNERSHIP}.{name}" for name in ("borrow", "mut_borrow", "into_owned", "clone"))
 
 
 class ProxyPlugin(Plugin):
@@ -42,7 +49,19 @@ class ProxyPlugin(Plugin):
 
     def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
         """What a store returns is a proxy, and passes for its object."""
-        return _both if fullname in _MAKERS else None
+        return _made if fullname in _METHODS else None
+
+    def get_function_hook(self, fullname: str) -> Callable[[FunctionContext], Type] | None:
+        """What is borrowed, or owned, likewise; and a proxy of somebody's own factory."""
+        return _made if fullname in _FUNCTIONS or fullname == _PROXY else None
+
+    def get_customize_class_mro_hook(self, fullname: str) -> Callable[[ClassDefContext], None] | None:
+        """What is annotated as a proxy passes for its object, too."""
+        return _passes if fullname == _PROXY else None
+
+
+def _passes(context: ClassDefContext) -> None:
+    context.cls.info.fallback_to_any = True
 
 
 def _target(proxy: Type) -> Type | None:
@@ -64,15 +83,24 @@ def _attribute(context: AttributeContext, name: str) -> Type:
     return found
 
 
-def _both(context: MethodContext) -> Type:
-    proxy = get_proper_type(context.default_return_type)
-    target = _target(proxy)
+def _made(context: MethodContext | FunctionContext) -> Type:
+    return _both(context.default_return_type, context.api)
+
+
+def _both(found: Type, checker: Any) -> Type:
+    """A proxy and its target in one type; also in a list."""
+    found = get_proper_type(found)
+    if isinstance(found, Instance) and found.type.fullname == "builtins.list":
+        return found.copy_modified(args=[_both(found.args[0], checker)])
+    target = _target(found)
     target = None if target is None else get_proper_type(target)
-    if not isinstance(proxy, Instance) or not isinstance(target, Instance):
-        return proxy
-    checker: Any = context.api
-    both = checker.intersect_instances((proxy, target), [])
-    return proxy if both is None else both
+    if not isinstance(found, Instance) or not isinstance(target, Instance):
+        return found
+    both: Instance | None = checker.intersect_instances((found, target), [])
+    if both is None:
+        return found
+    both.type.fallback_to_any = False
+    return both
 
 
 def plugin(version: str) -> type[ProxyPlugin]:

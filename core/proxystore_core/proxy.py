@@ -24,13 +24,14 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, Union, runtime_checkable
 
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.flight import Flights
 from proxystore_core.operators import OPERATORS, PROXIES
 
 __all__ = [
+    "Proxied",
     "Proxy",
     "ProxyLocker",
     "ProxyOr",
@@ -94,6 +95,8 @@ class _Text(_OfTarget, str):  # noqa: SLOT000 (no slots may be added to a str)
 class _Annotations(_OfTarget, dict[str, Any]):
     attribute = "__annotations__"
 
+
+MYPY = False  # which mypy takes to be true
 
 if TYPE_CHECKING:
     from proxystore_core.operands import Operands as _Base
@@ -192,6 +195,22 @@ class Proxy(_Base[T]):
         return resolve_async(self).__await__()
 
 
+Proxied: TypeAlias = Proxy[T]
+"""What makes a proxy returns it as this."""
+
+if TYPE_CHECKING and not MYPY:
+    # The class above is mypy's, which learns the rest from `proxystore_core.mypy_plugin`. Other checkers have
+    # no plugins: for them any object passes for a Proxy of its class, by the one member that tells the class;
+    # a Proxy passes for anything, by the base Any; and what makes a proxy returns a T.
+    T_co = TypeVar("T_co", covariant=True)
+
+    @runtime_checkable
+    class Proxy(Any, Protocol[T_co]):
+        @property
+        def __class__(self) -> type[T_co]: ...
+
+    Proxied: TypeAlias = T
+
 ProxyOr: TypeAlias = Union[Proxy[T], T]  # noqa: UP007 (T may be a string)
 """A T, or a proxy of one."""
 
@@ -208,7 +227,7 @@ class ProxyLocker(Generic[T]):
     def __init__(self, proxy: Proxy[T]) -> None:
         self.__held = _checked(proxy)
 
-    def unlock(self) -> Proxy[T]:
+    def unlock(self) -> Proxied[T]:
         """The proxy."""
         return self.__held
 

@@ -30,7 +30,7 @@ from proxystore_core.futures import DEADLINE, Future
 from proxystore_core.near import NEAR_FROM, NearCopies
 from proxystore_core.observe import Metrics, Observed
 from proxystore_core.operators import PROXIES
-from proxystore_core.proxy import Proxy, ProxyLocker
+from proxystore_core.proxy import Proxied, Proxy, ProxyLocker
 from proxystore_core.recipe import Recipe, connector_class, import_name, imported, named, open_connector
 from proxystore_core.reference import Reference, class_name
 from proxystore_core.registry import (
@@ -425,7 +425,7 @@ class Store(Generic[C]):
         session: str | None = None,
         tags: Collection[str] = (),
         lifetime: Lifetime | None = None,
-    ) -> Proxy[T]:
+    ) -> Proxied[T]:
         """Store an object and return a proxy of it.
 
         Args:
@@ -456,7 +456,7 @@ class Store(Generic[C]):
         populate_target: bool | None = None,
         session: str | None = None,
         lifetime: Lifetime | None = None,
-    ) -> list[Proxy[T]]:
+    ) -> list[Proxied[T]]:
         """Store several objects, or none when one fails; their proxies in order. Raises as `proxy`."""
         objs = list(objs)
         for obj in objs:
@@ -521,7 +521,7 @@ class Store(Generic[C]):
             keys.append(future.key)
         return future
 
-    def _proxy(self, reference: Reference, obj: T, populate_target: bool | None) -> Proxy[T]:
+    def _proxy(self, reference: Reference, obj: T, populate_target: bool | None) -> Proxied[T]:
         if self.populate_target if populate_target is None else populate_target:
             return Proxy(reference, target=obj)
         return Proxy(reference)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError
-from proxystore_core.proxy import Proxy
+from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.registry import store_for
 from proxystore_core.store import Store
 from proxystore_core.stream.broker import Message, Subscriber
@@ -37,7 +37,7 @@ class Item(Generic[T]):
     """
 
     topic: str
-    proxy: Proxy[T]
+    proxy: Proxied[T]
     metadata: Mapping[str, Any]
     event: Event
 
@@ -113,7 +113,7 @@ class StreamConsumer(Generic[T]):
 
     # One item at a time.
 
-    def next(self, timeout: float | None = None) -> Proxy[T]:
+    def next(self, timeout: float | None = None) -> Proxied[T]:
         """The next item's proxy. Acknowledges what was given before.
 
         Args:
@@ -166,7 +166,7 @@ class StreamConsumer(Generic[T]):
 
     # All items.
 
-    def __iter__(self) -> Iterator[Proxy[T]]:
+    def __iter__(self) -> Iterator[Proxied[T]]:
         return (item.proxy for item in self.items())
 
     def items(self) -> Iterator[Item[T]]:
@@ -181,7 +181,7 @@ class StreamConsumer(Generic[T]):
         """All objects, loaded, with their metadata."""
         return self._all(self.next_object_with_metadata)
 
-    def __aiter__(self) -> AsyncIterator[Proxy[T]]:
+    def __aiter__(self) -> AsyncIterator[Proxied[T]]:
         return self._all_async(self.next)
 
     def items_async(self) -> AsyncIterator[Item[T]]:
