@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -100,6 +101,14 @@ def nothing_left_behind() -> Iterator[None]:
         while (left := stored_paths(SHARED_MEMORY, scratch) - before) and time.monotonic() < deadline:
             time.sleep(0.1)
     assert not left, "left behind:\n" + "\n".join(sorted(map(str, left)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier_modules_are_not_searched_for_garbage() -> None:
+    """Many tests collect garbage: of a process that has imported every engine that takes half a second."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 # -- Clusters ----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ from proxystore_core.testing import in_fork
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 PLAY = settings(
-    max_examples=300 if THOROUGH else 40,
+    max_examples=300 if THOROUGH else 15,
     stateful_step_count=60 if THOROUGH else 30,
     deadline=None,
     derandomize=not THOROUGH,

@@ -387,6 +387,7 @@ def test_a_killed_peer(sites, here):
     with at("mortal"):
         mortal = EndpointConnector()
         key = mortal.put([os.urandom(100_000)])
+    until(lambda: mortal.health()["relay"] == "connected")
     data = here.get(key)
     assert data == mortal.get(key)
     sites.kill("mortal")

@@ -97,7 +97,9 @@ VALUES: dict[str, Callable[[], Any]] = {
 def digest(value: Any) -> tuple[str, str]:
     """Type and content of a value, as something small."""
     kind = type(value)
-    if kind in (list, tuple):
+    if kind in (list, tuple) and set(map(type, value)) == {int}:
+        content = repr(value).encode()
+    elif kind in (list, tuple):
         content = repr([digest(item) for item in value]).encode()
     elif kind is dict:
         content = repr([(key, digest(item)) for key, item in value.items()]).encode()

@@ -33,7 +33,7 @@ from proxystore_core.connectors.base import (
     no_reservation,
 )
 from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
-from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, channel_of, wait_for
+from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, WAKE, channel_of, wait_for
 from proxystore_core.connectors.redis_login import Login, Options, TLSConnection, database
 from proxystore_core.connectors.redis_replies import Part
 from proxystore_core.connectors.redis_requests import Command, Requests
@@ -321,7 +321,19 @@ class RedisConnector:
         check_session(session, self.url)
         places = self._hashes(session)
         replies = self._requests.run([(verb, place) for place in places for verb in ("HKEYS", "UNLINK")])
-        return sum(field.endswith(b".0") for fields in replies[::2] for field in fields)
+        found = [
+            (place, field.decode())
+            for place, fields in zip(places, replies[::2], strict=True)
+            for field in fields
+        ]
+        waited: list[Command] = [
+            ("EVAL", WAKE, 1, place, channel_of(self._prefix, f"{session}.{field}"))
+            for place, field in found
+            if field.endswith(LATER)
+        ]
+        if waited:
+            self._requests.run(waited)
+        return sum(field.endswith(".0") for _, field in found)
 
     def _places(self) -> list[bytes]:
         """The hashes of all sessions: a walk over all keys of the database, on all servers."""

@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError
 from proxystore_core.connectors.base import Key
 from proxystore_core.connectors.redis_requests import Requests
 
-__all__ = ["GIVE_UP", "LATER", "SET", "channel_of", "wait_for"]
+__all__ = ["GIVE_UP", "LATER", "SET", "WAKE", "channel_of", "wait_for"]
 
 LATER = ".-"
 """Ends the keys that were reserved."""
@@ -32,6 +32,7 @@ GIVE_UP = (
     "local was=redis.call('HGET',KEYS[1],ARGV[1]) redis.call('HDEL',KEYS[1],ARGV[1]) "
     "redis.pcall('PUBLISH',ARGV[2],'') return was"
 )
+WAKE = "redis.pcall('PUBLISH',ARGV[1],'')"
 
 _LOOK = 5.0  # seconds between two looks of one who is told: a message is lost with its connection
 _POLL = 0.005, 0.1  # seconds between two looks of one who may not subscribe: first, and longest
