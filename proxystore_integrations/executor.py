@@ -42,19 +42,30 @@ class CallExecutor(Executor):
         """The call as it is to be sent."""
         return self._link.call(function, args, kwargs)
 
-    def _send(self, call: Call) -> Future[Any]:
-        """Hand a call to the engine; its future."""
+    def _send(self, call: Call, **options: Any) -> Future[Any]:
+        """Hand a call to the engine, with options of its own; its future."""
         raise NotImplementedError
 
     def _stop(self, wait: bool, cancel_futures: bool) -> None:
         """Shut the engine's executor down."""
         raise NotImplementedError
 
+    def _options_among(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the engine's ``submit`` takes for itself, taken out of a call's keyword arguments."""
+        return {}
+
+    def _sender(self, options: dict[str, Any]) -> Callable[[Call], Future[Any]]:
+        return functools.partial(self._send, **options) if options else self._send
+
     def _begin(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
     ) -> Future[Any]:
         """Submit a call that waits for no other."""
-        return self.future(self._send, self._call(function, args, kwargs))
+        return self.future(self._sender(options), self._call(function, args, kwargs))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
@@ -62,10 +73,11 @@ class CallExecutor(Executor):
         return end_with(self._submit(fn, args, kwargs), borrowed)
 
     def _submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        options = self._options_among(kwargs)
         search = Search(args, kwargs) if may_hold_futures(args, kwargs) else None
         if search is None or not search.futures:
-            return self._begin(fn, args, kwargs)
-        future = self.future(self._send)
+            return self._begin(fn, args, kwargs, options)
+        future = self.future(self._sender(options))
         self._waiting.add(future)
         when_done(search.futures, functools.partial(self._begin_later, future, fn, search))
         return future

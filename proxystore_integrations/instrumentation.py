@@ -22,9 +22,11 @@ __all__ = ["ENGINES", "equipped", "follow", "instrument", "uninstrument"]
 ENGINES: dict[str, tuple[str, str]] = {
     "concurrent.futures": ("concurrent.futures.process", "futures.instrumentation"),
     "dask": ("distributed", "dask.instrumentation"),
+    "executorlib": ("executorlib.executor.base", "futures.instrumentation"),
     "globus-compute": ("globus_compute_sdk", "globus_compute.instrumentation"),
     "joblib": ("joblib", "futures.joblib_instrumentation"),
     "loky": ("loky.process_executor", "futures.instrumentation"),
+    "mpi4py": ("mpi4py.futures.pool", "futures.instrumentation"),
     "parsl": ("parsl", "parsl.instrumentation"),
     "ray": ("ray", "ray.instrumentation"),
 }

@@ -39,12 +39,13 @@ class Link:
     """Whether what ``__main__`` defines is pickled by value: false where the workers have the same one."""
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
-        self.settings = settings
+        self._given = store
+        url = settings.store if store is None else store.connector.url
+        self.settings = settings = settings.for_engine(engine, url)
         self.engine = engine
         self.policy = Policy(settings.threshold)
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
-        self._given = store
         self._tried = False
         self._store: Store[Any] | None = None
         self._sharing: Sharing | None = None

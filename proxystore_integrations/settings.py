@@ -16,7 +16,15 @@ from proxystore_core.errors import ConfigurationError
 from proxystore_integrations.stores import STORES, completed, completed_tables
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
-__all__ = ["NOT_SETTINGS", "Settings", "check_spelling", "format_size", "parse_duration", "parse_size"]
+__all__ = [
+    "NAMES",
+    "NOT_SETTINGS",
+    "Settings",
+    "check_spelling",
+    "format_size",
+    "parse_duration",
+    "parse_size",
+]
 
 PREFIX = "PROXYSTORE_"
 CONFIG = "PROXYSTORE_CONFIG"
@@ -63,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         on_store_error: pass by value and warn once, or raise.
         lease: seconds after which what a dead session stored is dropped.
         origins: where each setting that is no default came from.
+        automatic: whether the threshold was given as ``"auto"``.
 
     Raises:
         ConfigurationError: a wrong value.
@@ -76,11 +85,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     on_store_error: Literal["fallback", "raise"] = "fallback"
     lease: float = 600.0
     origins: Mapping[str, str] = {}
+    automatic: bool = False
 
     def __post_init__(self) -> None:
-        for name in reversed(_NAMES):  # the store before the threshold, which may be its own
+        for name in reversed(NAMES):  # the store before the threshold, which may be its own
             value = _checked(name, getattr(self, name), self.origin(name))
             if value == AUTO and name == "threshold":
+                msgspec.structs.force_setattr(self, "automatic", True)
                 value = self._tuned()
             msgspec.structs.force_setattr(self, name, value)
 
@@ -94,6 +105,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         msgspec.structs.force_setattr(self, "origins", rest)  # an engine may have a default of its own
         return int(_DEFAULTS["threshold"])
 
+    def for_engine(self, engine: str, store: str) -> Settings:
+        """These settings with what was measured with this very engine, where the threshold is ``"auto"``.
+
+        Args:
+            engine: its name, as ``proxystore tune --engine`` has it.
+            store: URL of the store that is used.
+        """
+        if not self.automatic:
+            return self
+        from proxystore_integrations import tuned
+
+        found = tuned.threshold_for(store, engine)
+        return self if found is None else msgspec.structs.replace(self, threshold=found)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):
             return NotImplemented
@@ -103,11 +128,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return hash(self._values())
 
     def __repr__(self) -> str:
-        pairs = zip(_NAMES, self._values(), strict=True)
+        pairs = zip(NAMES, self._values(), strict=True)
         return f"Settings({', '.join(f'{name}={_shown(name, value)}' for name, value in pairs)})"
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in _NAMES)
+        return tuple(getattr(self, name) for name in NAMES)
 
     def origin(self, name: str) -> str:
         """Where a setting came from: a file's path, a variable's name, ``keyword argument`` or ``default``.
@@ -168,7 +193,9 @@ def _stores_of(overrides: dict[str, Any]) -> dict[str, Any]:
     return {STORES: overrides.pop(STORES)} if overrides.get(STORES) is not None else {}
 
 
-_NAMES = tuple(name for name in Settings.__struct_fields__ if name != "origins")
+NAMES = tuple(name for name in Settings.__struct_fields__ if name not in ("origins", "automatic"))
+"""What may be set."""
+
 _DEFAULTS = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
 
 
@@ -179,13 +206,13 @@ def check_spelling(options: Iterable[str]) -> None:
         ConfigurationError: one is, but for a letter or two.
     """
     for name in options:
-        if near := difflib.get_close_matches(name, _NAMES, 1, 0.8):
+        if near := difflib.get_close_matches(name, NAMES, 1, 0.8):
             raise ConfigurationError(f"unknown setting: {name!r}", remedy=f"Did you mean {near[0]!r}?")
 
 
 def _environment() -> dict[str, str]:
     """Our variables that are set and not empty."""
-    variables = [PREFIX + name.upper() for name in _NAMES]
+    variables = [PREFIX + name.upper() for name in NAMES]
     found = {}
     for variable, value in os.environ.items():
         if variable.startswith(PREFIX) and value and variable not in NOT_SETTINGS:
@@ -247,8 +274,8 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _known(name: str, source: str) -> None:
-    if name not in _NAMES:
-        raise _unknown(f"setting in {source}:", name, _NAMES)
+    if name not in NAMES:
+        raise _unknown(f"setting in {source}:", name, NAMES)
 
 
 def _unknown(what: str, name: str, names: Iterable[str]) -> ConfigurationError:

@@ -64,6 +64,8 @@ def test_executorlib(monkeypatch: pytest.MonkeyPatch) -> None:
         first = executor.submit(tasks.add, tasks.big())
         second = executor.submit(tasks.add, first)
         assert second.result(WAIT)[0] == 3
+        cores = {"cores": 1}  # executorlib's own, not the task's
+        assert executor.submit(tasks.add, tasks.big(), resource_dict=cores).result(WAIT)[0] == 2
         assert type(executor.submit(tasks.fail, tasks.big()).exception(WAIT)) is ValueError
     assert not left("executorlib-test")
 

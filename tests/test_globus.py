@@ -26,6 +26,7 @@ from proxystore_core.errors import (
     RefusedError,
     UnreachableError,
 )
+from proxystore_core.moving import listening
 from proxystore_core.recipe import open_connector
 from proxystore_core.store import Store
 from proxystore_core.testing import ConnectorContract, in_new_process
@@ -150,9 +151,13 @@ def test_get_waits_for_the_transfer(sites, service, caplog):
         assert there.exists(key)
         timer = threading.Timer(0.3, service.release)
         timer.start()
-        assert there.get(key) == b"data"
+        told: list[tuple[int, str]] = []
+        with listening(lambda nbytes, doing: told.append((nbytes, doing))):
+            assert there.get(key) == b"data"
         timer.join()
     assert "0 of 1 files" in caplog.text
+    assert sum(nbytes for nbytes, doing in told if doing == "transferring") == 4
+    assert [nbytes for nbytes, doing in told if not doing] == [4]  # reading it here
 
 
 def test_get_has_a_deadline(service, tmp_path):

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import rendered
+from redis_servers import serving
 from terminal import at_terminal
 from waiting import until
 
@@ -26,6 +28,24 @@ with progress.shown("storing", int(sys.argv[1])):
     time.sleep(0.6)
 print("done")
 """
+HALF = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from proxystore_core.moving import moved
+from proxystore_integrations import progress
+progress.PATIENCE = 0.01
+def move(doing, size, *steps):
+    with progress.shown(doing, size):
+        for nbytes, word in steps:
+            moved(nbytes, word)
+            time.sleep(0.25)
+steps = [(0, ""), (500_000_000, ""), (450_000_000, ""), (900_000_000, "")]
+away = [(0, "transferring"), (500_000_000, "transferring"), (1_000_000_000, "")]
+with ThreadPoolExecutor(2) as both:
+    both.submit(move, "storing", 1_000_000_000, *steps)
+    both.submit(move, "loading", 2_000_000_000, *away)
+print("done")
+"""
 
 
 def test_what_takes_long_is_shown_at_a_terminal_only(tmp_path):
@@ -39,6 +59,43 @@ def test_what_takes_long_is_shown_at_a_terminal_only(tmp_path):
     assert "storing" not in at_terminal(*python, "2000000000", PROXYSTORE_PROGRESS="off")[1]
     done = subprocess.run([*python, "2000000000"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_how_far_it_is_and_when_it_will_be_done(tmp_path):
+    (tmp_path / "half.py").write_text(HALF)
+    code, shown = at_terminal(sys.executable, str(tmp_path / "half.py"))
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert code == 0
+    for said in (
+        r"storing 1 GB +\S+ +50%, \d s left",
+        r"transferring 2 GB +\S+ +25%",
+        r"loading 2 GB +\S+ +50%",
+    ):
+        assert re.search(said, plain), plain
+    assert "100%" in plain  # however often a part is sent
+    assert "190%" not in plain
+    assert plain.rstrip().endswith("done")
+
+
+@pytest.mark.parametrize("scheme", ["file", "redis"])
+def test_connectors_tell_of_all_that_moves(scheme, tmp_path, monkeypatch):
+    from proxystore_core import Store, buffers, moving
+
+    monkeypatch.setattr(buffers, "STEP", 1 << 20)
+    with ExitStack() as stack:
+        url = f"file://{tmp_path}/store"
+        if scheme == "redis":
+            url = f"redis://{stack.enter_context(serving(tmp_path)).address}"
+        store = stack.enter_context(Store.from_url(url, cache_size=0))
+        told: list[int] = []
+        with moving.listening(lambda nbytes, doing: told.append(nbytes)):
+            key = store.put(bytes(20_000_000))
+            put = told.copy()
+            assert store.get(key) == bytes(20_000_000)
+        for steps in (put, told[len(put) :]):
+            assert 0 <= sum(steps) - 20_000_000 < 1000  # the header
+            assert len(steps) > 2
+        store.close(clear=True)
 
 
 METRICS = """

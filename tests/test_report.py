@@ -202,6 +202,43 @@ def test_a_threshold_is_advised_where_another_would_have_been_faster(tmp_path):
     assert re.search(r"parsl: threshold \d+ \w?B would have saved about \d+ s \(it was 100 MB\)", line)
 
 
+def test_advice_goes_by_what_was_measured_on_this_machine(tmp_path, monkeypatch):
+    from proxystore_core import Store
+    from proxystore_integrations import tuned
+    from proxystore_integrations.cli.advice import advise, best_threshold
+    from proxystore_integrations.cli.report import collect
+    from proxystore_integrations.ledger import Ledger
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/store"
+    points = [tuned.Point(1_000, 0.001, 0.002), tuned.Point(1_000_000, 0.1, 0.04)]
+    tuned.remember(url, "dask", 1_000_000, {"arguments": points, "results": points})
+    ledger = Ledger(str(tmp_path))
+    with Store.from_url(url) as store:
+        ledger.session("dask", "s", store.recipe, 100_000_000)
+    for _ in range(50):
+        ledger.by_value("dask", "small", 1_000_000)
+    for _ in range(50):
+        ledger.by_value("dask", "small", 1_000)
+    ledger.flush()
+    report = collect(str(tmp_path), ["x"])
+    found = best_threshold(report, "dask")
+    assert found is not None
+    assert 1_000 < found.threshold <= 1_000_000
+    assert found.seconds == pytest.approx(50 * 0.06)
+    (line,) = [line for line in advise(report) if "would have saved" in line]
+    assert re.match(r"dask: threshold \S+ \w?B would have saved about 3 s \(it was 100 MB\); by what", line)
+    assert "`proxystore tune` measured on this machine" in line
+
+
+def test_what_was_measured_reaches_to_other_sizes():
+    from proxystore_integrations.tuned import Measured, Point
+
+    measured = Measured(None, {"arguments": [Point(100, 1.0, 3.0), Point(300, 2.0, 4.0)]})
+    assert [measured.seconds(size, stored=False) for size in (10, 200, 300, 600)] == [1.0, 1.5, 2.0, 4.0]
+    assert measured.seconds(200, stored=True) == 3.5
+
+
 def test_a_ledger_that_cannot_be_written_is_no_error(tmp_path):
     from proxystore_integrations.ledger import Ledger
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from proxystore_integrations import tuned
+
 TUTORIALS = Path(__file__).parent / "tutorials"
 FOLLOWS = "import proxystore_integrations.instrumentation as i, sys; print(i._finder in sys.meta_path)"
 RUN = ["-m", "proxystore_integrations", "run"]
@@ -53,21 +55,41 @@ TASKS = {
 }
 
 
+def measured(directory: Path, monkeypatch: pytest.MonkeyPatch, thresholds: dict[str, int]) -> None:
+    """Let it be what `proxystore tune` found."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
+    for engine, threshold in thresholds.items():
+        tuned.remember("shm://", engine, threshold)
+
+
+def users_hook(directory: Path) -> dict[str, str]:
+    """A hook of the user's own, which Ray asks when it starts."""
+    code = f"def hook(env):\n    open({str(directory / 'asked')!r}, 'w').write(str(env))\n    return env\n"
+    (directory / "theirs.py").write_text(code)
+    return {"RAY_RUNTIME_ENV_HOOK": "theirs.hook", "PYTHONPATH": str(directory)}
+
+
 @pytest.mark.parametrize("name", ["pool", "joblib", "dask", "parsl", "ray"])
-def test_a_tutorial_says_the_same(name, tmp_path):
+def test_a_tutorial_says_the_same(name, tmp_path, monkeypatch):
     script = str(TUTORIALS / f"{name}_tutorial.py")
     figures = tmp_path / "run.json"
+    called = {"pool": "concurrent.futures"}.get(name, name)
+    measured(tmp_path, monkeypatch, {called: 100_000, "another": 5_000_000})
     with ThreadPoolExecutor(2) as both:
         waiting = both.submit(python, script)
-        ours = run("--threshold=100 kB", "--json", str(figures), script)
+        hook = users_hook(tmp_path) if name == "ray" else {}
+        ours = run("--threshold=auto", "--json", str(figures), script, **hook)
         bare = waiting.result()
     assert bare.returncode == 0, bare.stderr
     assert (ours.stdout, ours.returncode) == (bare.stdout, 0), ours.stderr
     # Dask looks for its dashboard's usual port, which another test may have.
     assert not re.search(r"Warning: (?!Port \d+ is already in use)", ours.stderr)
     found = json.loads(figures.read_text())
-    engine = found["engines"][{"pool": "concurrent.futures"}.get(name, name)]
-    if name != "ray":  # its own store may be as good
+    engine = found["engines"][called]
+    assert engine["threshold"] == 100_000  # as measured with this engine
+    if name == "ray":
+        assert (tmp_path / "asked").read_text() == "None"
+    else:  # Ray's own store may be as good
         assert engine["arguments"]["count"] >= 4
         assert engine["results"]["count"] + engine["gathered"]["count"] >= 4
     assert TASKS[name] <= {one["task"] for one in found["biggest"]}
@@ -84,15 +106,59 @@ if __name__ == "__main__":
 """
 
 
+EXECUTORLIB = """
+import numpy as np
+from executorlib import SingleNodeExecutor
+if __name__ == "__main__":
+    with SingleNodeExecutor(max_workers=1) as executor:
+        data = executor.submit(np.negative, np.ones(200_000), resource_dict={"cores": 1})
+        print(executor.submit(np.sum, data, resource_dict={"cores": 1}).result(), executor.max_workers)
+        print(type(executor.submit(len, [])).__module__)
+"""
+MPI = """
+import numpy as np
+from mpi4py.futures import MPIPoolExecutor
+if __name__ == "__main__":
+    with MPIPoolExecutor() as executor:
+        data = executor.submit(np.negative, np.ones(200_000))
+        print(executor.submit(np.sum, data.result()).result(), executor.num_workers)
+        print(type(executor.submit(len, [])).__module__)
+        arrays = executor.map(np.negative, [np.ones(200_000)] * 4, chunksize=2)
+        assert [array[0] for array in arrays] == [-1] * 4
+"""
 OURS = "proxystore_integrations.dependents"
 
 
 def test_loky(tmp_path):
     (tmp_path / "script.py").write_text(LOKY)
     ours = run("script.py", cwd=tmp_path)
-    assert ours.stdout.split("\n")[:2] == ["200000.0 [1, 2]", "proxystore_integrations.dependents"], (
-        ours.stderr
+    assert ours.stdout.split("\n")[:2] == ["200000.0 [1, 2]", OURS], ours.stderr
+
+
+def test_executorlib(tmp_path):
+    (tmp_path / "script.py").write_text(EXECUTORLIB)
+    ours = run("--json=run.json", "--threshold=1MB", "script.py", cwd=tmp_path)
+    assert ours.stdout.split("\n")[:2] == ["-200000.0 1", OURS], ours.stderr
+    found = json.loads((tmp_path / "run.json").read_text())
+    engine = found["engines"]["executorlib"]
+    assert (engine["arguments"]["count"], engine["results"]["count"]) == (1, 1)
+    assert found["leaks"] == 0
+
+
+def test_mpi_ranks(tmp_path):
+    (tmp_path / "script.py").write_text(MPI)
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    done = subprocess.run(
+        [mpiexec, "-n", "2", sys.executable, *RUN, "--threshold=1MB", "-m", "mpi4py.futures", "script.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=tmp_path,
+        env={**os.environ, "LD_LIBRARY_PATH": str(mpiexec.parents[1] / "lib")},
     )
+    assert done.stdout.split("\n")[:2] == ["-200000.0 1", OURS], done.stderr
+    assert done.returncode == 0
 
 
 # What runs.

@@ -243,7 +243,8 @@ def test_tune_without_the_engine(tmp_path):
 
 
 def test_the_crossover_is_where_the_store_wins_for_good():
-    from proxystore_integrations.cli.measure import Point, crossover
+    from proxystore_integrations.cli.measure import crossover
+    from proxystore_integrations.tuned import Point
 
     points = [Point(1, 2.0, 1.0), Point(10, 1.0, 2.0), Point(100, 2.0, 2.0), Point(1000, 9.0, 3.0)]
     assert crossover(points) == 100

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 from proxystore_core.connectors.base import Buffer
+from proxystore_core.moving import STEP, moved
 
 __all__ = ["MAP_FROM", "byte_views", "fresh_buffer", "map_private", "read_file", "split", "write_file"]
 
@@ -41,10 +42,11 @@ def read_file(fd: int, size: int) -> bytearray | memoryview:
     view = memoryview(buffer)
     done = 0
     while done < size:
-        count = os.preadv(fd, [view[done:]], done)
+        count = os.preadv(fd, [view[done : done + STEP]], done)
         if not count:
             return view[:done]
         done += count
+        moved(count)
     return buffer
 
 
@@ -54,8 +56,15 @@ def write_file(fd: int, data: Sequence[Buffer]) -> None:
     views = [memoryview(buffer).cast("B") for buffer in data if len(buffer)]
     start = 0
     while start < len(views):
-        count = os.writev(fd, views[start : start + _IOV_MAX])
-        # A call writes at most 2 GiB, and less when interrupted.
+        batch, room = [], STEP
+        for view in views[start : start + _IOV_MAX]:
+            batch.append(view[:room])
+            room -= view.nbytes
+            if room <= 0:
+                break
+        count = os.writev(fd, batch)
+        moved(count)
+        # Less than the batch when interrupted.
         while start < len(views) and count >= views[start].nbytes:
             count -= views[start].nbytes
             start += 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -659,7 +660,9 @@ class Store(Generic[C]):
             return [function(item) for item in items]
         workers = min(len(items), 4 * (os.cpu_count() or 1), 16)
         with ThreadPoolExecutor(workers, thread_name_prefix="proxystore") as executor:
-            return list(executor.map(function, items))
+            # Each in a context like this one's: who listens for what moves is told.
+            contexts = [copy_context() for _ in items]
+            return list(executor.map(lambda context, item: context.run(function, item), contexts, items))
 
 
 def _shared_size(reference: Reference) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from proxystore_core.recipe import Recipe
+from proxystore_integrations import tuned
 from proxystore_integrations.cli.report import Report
 from proxystore_integrations.units import format_size
 
-__all__ = ["advise", "best_threshold"]
+__all__ = ["Better", "advise", "best_threshold"]
 
 OWN_WAY = {
     "concurrent.futures": 2.5e-9,
@@ -26,16 +30,34 @@ _WORTH = 0.05  # seconds, below which a gain is not worth a line
 _SHARE = 0.02  # share of the run, likewise
 
 
+class Better(NamedTuple):
+    """A threshold that would have been better.
+
+    Attributes:
+        threshold: bytes.
+        seconds: that it would have saved.
+        measured: whether by what ``proxystore tune`` found on this machine.
+    """
+
+    threshold: int
+    seconds: float
+    measured: bool
+
+
 def advise(report: Report) -> list[str]:
     """Lines of advice, the most useful first."""
     lines = []
     for name, engine in report.engines.items():
         found = best_threshold(report, name)
         if found is not None:
-            threshold, seconds = found
+            why = (
+                "by what `proxystore tune` measured on this machine"
+                if found.measured
+                else f"estimated, `proxystore tune --engine {name}` measures it on this machine"
+            )
             lines.append(
-                f"{name}: threshold {format_size(threshold)} would have saved about {seconds:.2g} s "
-                f"(it was {format_size(engine.threshold)}); `proxystore tune` measures it on this machine."
+                f"{name}: threshold {format_size(found.threshold)} would have saved about "
+                f"{found.seconds:.2g} s (it was {format_size(engine.threshold)}); {why}."
             )
         if engine.threshold and not engine.kept_off:
             lines.append(
@@ -53,36 +75,45 @@ def advise(report: Report) -> list[str]:
     return lines
 
 
-def best_threshold(report: Report, engine: str) -> tuple[int, float] | None:
-    """The threshold with which this run would have been fastest, and the seconds saved; None if this one is.
+def best_threshold(report: Report, engine: str) -> Better | None:
+    """The threshold with which this run would have been fastest; None if it was, or nearly.
 
-    By the sizes of all values that the run moved, what the engine takes for a byte, and what the
-    store took in this run.
+    By the sizes of all values that the run moved, and by what was measured of this engine and store. Where
+    nothing was: by what engines take for a byte, and what the store took in this run.
     """
     counts = [
         (bits, stored, count, size) for name, bits, stored, count, size in report.sizes if name == engine
     ]
     if not report.engines[engine].threshold or not counts:
         return None
+    known = _measured(report, engine)
     by_value = OWN_WAY.get(engine, 2.5e-9)
     moved = report.puts.size + report.gets.size
     per_byte = (report.put_seconds + report.get_seconds) / moved if moved > 10_000_000 else 5e-10
 
-    def cost(threshold_bits: int) -> float:
-        return sum(
-            count * FIXED + 2 * size * per_byte if bits > threshold_bits else size * by_value
-            for bits, _, count, size in counts
-        )
+    def seconds(stored: bool, count: int, size: int) -> float:
+        """What so many values of so many bytes in all take on one of the ways."""
+        if known is not None:
+            return count * known.seconds(size / count, stored=stored)
+        return count * FIXED + 2 * size * per_byte if stored else size * by_value
 
-    now = sum(
-        count * FIXED + 2 * size * per_byte if stored else size * by_value
-        for _, stored, count, size in counts
-    )
-    best = min(range(10, 31), key=cost)
+    def cost(threshold_bits: int) -> float:
+        return sum(seconds(bits > threshold_bits, count, size) for bits, _, count, size in counts)
+
+    now = sum(seconds(stored, count, size) for _, stored, count, size in counts)
+    best = min(range(30, 9, -1), key=cost)  # of those as good the largest: fewer objects
     saved = now - cost(best)
     if saved < max(_WORTH, _SHARE * report.seconds):
         return None
-    return _round(1 << best), saved
+    return Better(_round(1 << best), saved, known is not None)
+
+
+def _measured(report: Report, engine: str) -> tuned.Measured | None:
+    for recipe in report.engines[engine].stores:
+        found = tuned.measured(Recipe.parse(recipe).url, engine)
+        if found is not None and any(found.points.values()):
+            return found
+    return None
 
 
 def _round(size: int) -> int:

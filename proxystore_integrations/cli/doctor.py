@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import click
@@ -23,7 +23,8 @@ from proxystore_core.errors import StoreError
 from proxystore_core.urls import redact
 from proxystore_integrations import __version__
 from proxystore_integrations.cli.console import console
-from proxystore_integrations.settings import Settings, format_size
+from proxystore_integrations.cli.workers import ASK, POOLS, Question
+from proxystore_integrations.settings import NAMES, Settings, format_size
 
 __all__ = ["Finding", "doctor"]
 
@@ -73,16 +74,24 @@ class Finding(msgspec.Struct):
     help="Check this one; by default all.",
 )
 @click.option("--dask", metavar="ADDRESS", help="A Dask scheduler, whose workers are asked, too.")
-@click.option("--ray", metavar="ADDRESS", help="A Ray cluster, whose nodes are asked, too.")
+@click.option("--ray", metavar="ADDRESS", help="A Ray cluster (here: auto), whose nodes are asked, too.")
+@click.option(
+    "--parsl",
+    metavar="FILE.py",
+    help="A file with a Parsl Config named config (or FILE.py:NAME, module:NAME) to start and ask.",
+)
+@click.option("--globus-compute", metavar="UUID", help="An endpoint, whose workers are asked, too.")
+@click.option("--pool", multiple=True, type=click.Choice(POOLS), help="A pool of processes to start and ask.")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for workers' answers.")
 @click.option("--strict", is_flag=True, help="Let warnings count as problems.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def doctor(
     store: str | None,
     engines: tuple[str, ...],
-    dask: str | None,
-    ray: str | None,
+    timeout: float,
     strict: bool,
     as_json: bool,
+    **clusters: Any,
 ) -> int:
     """Check which settings hold and where they come from, the versions of the engines, and the store.
 
@@ -95,9 +104,15 @@ def doctor(
     Examples:
       proxystore doctor
       proxystore doctor --store redis://localhost:6379 --dask tcp://scheduler:8786
+      proxystore doctor --parsl config.py --pool loky
       proxystore doctor --strict --json
     """
-    findings = list(_all(store, engines or tuple(ENGINES), dask, ray))
+    asked = [
+        (name.replace("_", "-"), address)
+        for name, given in clusters.items()
+        for address in ((given,) if isinstance(given, str) else given or ())
+    ]
+    findings = list(_all(store, engines or tuple(ENGINES), asked, timeout))
     screen = console()
     if as_json:
         click.echo(msgspec.json.encode(findings))
@@ -110,7 +125,9 @@ def doctor(
     return 1 if count else 0
 
 
-def _all(store: str | None, engines: tuple[str, ...], dask: str | None, ray: str | None) -> Iterator[Finding]:
+def _all(
+    store: str | None, engines: tuple[str, ...], asked: list[tuple[str, str]], timeout: float
+) -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()}, proxystore-integrations {__version__}")
     settings: Settings | None = None
     try:
@@ -122,19 +139,20 @@ def _all(store: str | None, engines: tuple[str, ...], dask: str | None, ray: str
     for name in engines:
         yield _engine(name)
     if settings is not None:
-        yield from _store(settings, [("dask", dask, _ask_dask), ("ray", ray, _ask_ray)])
+        yield from _store(settings, asked, timeout)
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
-    for name in settings.__struct_fields__:
-        if name != "origins":
-            value = getattr(settings, name)
-            shown = redact(str(value))
-            if name == "threshold":
-                shown = format_size(value)
-            elif name == "lease":
-                shown = f"{value:g} s"
-            yield Finding("ok", f"setting {name}", f"{shown}, from {settings.origin(name)}")
+    for name in NAMES:
+        value, origin = getattr(settings, name), settings.origin(name)
+        shown = redact(str(value))
+        if name == "threshold":
+            shown = format_size(value)
+            if settings.automatic:
+                shown += f" (auto: {'not measured here yet' if origin == 'default' else 'measured here'})"
+        elif name == "lease":
+            shown = f"{value:g} s"
+        yield Finding("ok", f"setting {name}", f"{shown}, from {origin}")
 
 
 def _engine(name: str) -> Finding:
@@ -157,9 +175,7 @@ def _engine(name: str) -> Finding:
     return Finding("ok", name, version)
 
 
-def _store(
-    settings: Settings, clusters: list[tuple[str, str | None, Callable[..., dict[str, str]]]]
-) -> Iterator[Finding]:
+def _store(settings: Settings, asked: list[tuple[str, str]], timeout: float) -> Iterator[Finding]:
     what = f"store {redact(settings.store)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -184,9 +200,8 @@ def _store(
         speed = f"put {(between - start) * 1e3:.1f} ms, get {(end - between) * 1e3:.1f} ms"
         yield Finding("ok", what, f"{format_size(_TRIAL)} there and back: {speed}")
         yield _child(store, key)
-        for name, address, ask in clusters:
-            if address:
-                yield from _workers(name, address, ask, store, key)
+        for name, address in asked:
+            yield from _workers(name, address, Question(store.recipe, key, timeout))
         place = place_of(store.connector)
         if place:
             yield Finding("ok", what, f"reached by workers on this machine only ({place})")
@@ -228,63 +243,28 @@ def _child(store: Store[Any], key: str) -> Finding:
     return Finding("problem", what, said, "Credentials belong in the environment of each worker.")
 
 
-def _workers(
-    name: str, address: str, ask: Callable[..., dict[str, str]], store: Store[Any], key: str
-) -> Iterator[Finding]:
+def _workers(name: str, address: str, question: Question) -> Iterator[Finding]:
     what = f"{name} {address}"
+    ask, name = ASK[name], address if name == "pool" else name
     try:
-        answers = ask(address, store.recipe, key)
+        answers = ask(address, question)
+    except StoreError as error:
+        yield _problem(what, error)
+        return
     except Exception as error:  # each library has its own
-        text = str(error).partition("\n")[0]
+        text = str(error).strip().partition("\n")[0] or "no answer"
         yield Finding("problem", what, f"cannot be asked: {type(error).__name__}: {text}")
         return
     if not answers:
         yield Finding("warning", what, "has no workers now")
-    for worker, answer in answers.items():
+    for worker, answer in sorted(answers.items()):
         if answer == str(_TRIAL):
             yield Finding("ok", f"{name} worker {worker}", "reaches the store")
         else:
             remedy = "Name a store that all workers reach, with its credentials in their environment."
+            if "ModuleNotFoundError" in answer:
+                remedy = "Install proxystore-integrations with the same extras there."
             yield Finding("problem", f"{name} worker {worker}", answer, remedy)
-
-
-def _look(recipe: str, key: str) -> str:
-    """Runs on workers."""
-    try:
-        from proxystore_core.registry import store_for
-
-        data = store_for(recipe).get(key)
-    except Exception as error:  # whatever it is, it is the answer
-        return f"{type(error).__name__}: {error}"
-    return "this is another store there: the object is not in it" if data is None else str(len(data))
-
-
-def _ask_dask(address: str, recipe: str, key: str) -> dict[str, str]:
-    import distributed
-
-    with distributed.Client(address, timeout=5, set_as_default=False) as client:
-        return dict(client.run(_look, recipe, key, on_error="return"))
-
-
-def _ask_ray(address: str, recipe: str, key: str) -> dict[str, str]:
-    import ray
-
-    ray.init(address=address, log_to_driver=False, configure_logging=False)
-    try:
-        look = ray.remote(_look)
-        asked = {
-            node["NodeID"][:8]: look.options(
-                num_cpus=0,
-                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                    node["NodeID"], soft=False
-                ),
-            ).remote(recipe, key)
-            for node in ray.nodes()
-            if node["Alive"]
-        }
-        return {node: ray.get(answer, timeout=60) for node, answer in asked.items()}
-    finally:
-        ray.shutdown()
 
 
 def _problem(what: str, error: StoreError) -> Finding:

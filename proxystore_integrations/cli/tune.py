@@ -11,9 +11,10 @@ from rich.table import Table
 from proxystore_core.errors import ConfigurationError
 from proxystore_integrations import tuned
 from proxystore_integrations.cli.console import console, errors
-from proxystore_integrations.cli.measure import ENGINES, Point, crossover, measure
+from proxystore_integrations.cli.measure import ENGINES, crossover, measure
 from proxystore_integrations.cli.plots import Line, lines
 from proxystore_integrations.settings import Settings
+from proxystore_integrations.tuned import Point
 from proxystore_integrations.units import format_size, parse_size
 
 __all__ = ["threshold_of", "tune", "write_threshold"]
@@ -29,6 +30,7 @@ SIZES = "10kB,30kB,100kB,300kB,1MB,3MB,10MB,30MB"
 @click.option("--sizes", default=SIZES, show_default=True, help="What to measure.")
 @click.option("--repeat", default=7, show_default=True, help="Calls for each figure.")
 @click.option("--workers", default=2, show_default=True, help="Worker processes.")
+@click.option("--endpoint", metavar="UUID", help="The Globus Compute endpoint to measure at.")
 @click.option("--plot", metavar="FILE.svg", help="Draw the crossover.")
 @click.option("--write", is_flag=True, help="Write the threshold to proxystore.toml in this directory.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -38,13 +40,15 @@ def tune(
     sizes: str,
     repeat: int,
     workers: int,
+    endpoint: str | None,
     plot: str | None,
     write: bool,
     as_json: bool,
 ) -> None:
     """Measure an engine with and without a store at several sizes, for arguments and for results.
 
-    What is found is kept for `threshold = "auto"`, per machine and store.
+    The engine is started here for that, with its own defaults; Globus Compute's is an endpoint of yours.
+    What is found is kept for `threshold = "auto"`, per machine, store and engine.
 
     \b
     Examples:
@@ -57,10 +61,19 @@ def tune(
     if repeat < 1 or workers < 1 or not all(bytes_):
         raise ConfigurationError("--repeat, --workers and all --sizes are to be positive")
     with errors().status("starting") as status:
-        found = measure(engine, url, bytes_, repeat=repeat, workers=workers, progress=status.update)
+        found = measure(
+            engine,
+            url,
+            bytes_,
+            repeat=repeat,
+            workers=workers,
+            endpoint=endpoint,
+            progress=status.update,
+        )
+    if not found["arguments"]:
+        raise ConfigurationError(f"{engine} takes none of these sizes", remedy="Name smaller ones: --sizes.")
     threshold = threshold_of(found)
-    if threshold is not None:
-        tuned.remember(url, engine, threshold)
+    tuned.remember(url, engine, threshold, found)
     if plot:
         with open(plot, "w", encoding="utf-8") as file:
             file.write(picture(engine, url, found))
@@ -75,7 +88,7 @@ def tune(
 
 
 def threshold_of(found: dict[str, list[Point]]) -> int | None:
-    """The larger of the two crossovers, which suits both ways; None where the store wins at none."""
+    """The larger of the crossovers, which suits all ways; None where the store wins at none of one way."""
     sizes = [crossover(points) for points in found.values()]
     known = [size for size in sizes if size is not None]
     return max(known) if len(known) == len(sizes) else None
@@ -121,22 +134,25 @@ def picture(engine: str, url: str, found: dict[str, list[Point]]) -> str:
 
 def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int | None) -> None:
     table = Table(title=f"{engine}, {url}: ms a call, medians", title_justify="left", box=None)
-    for name in ("size", "argument, bare", "store", "ratio", "result, bare", "store", "ratio"):
-        table.add_column(name, justify="right")
-    for argument, result in zip(found["arguments"], found["results"], strict=True):
-        cells = [format_size(argument.size)]
-        for point in (argument, result):
+    table.add_column("size", justify="right")
+    for way in found:
+        for name in (f"{way.removesuffix('s')}, bare", "store", "ratio"):
+            table.add_column(name, justify="right")
+    for points in zip(*found.values(), strict=True):
+        cells = [format_size(points[0].size)]
+        for point in points:
             ratio = point.stored / point.bare
             style = "green" if ratio <= 1 else "red"
             cells += [f"{point.bare * 1e3:.3g}", f"{point.stored * 1e3:.3g}", f"[{style}]{ratio:.2f}x[/]"]
         table.add_row(*cells)
     screen = console()
     screen.print(table)
-    for way, points in found.items():
-        size = crossover(points)
+    for way, measured in found.items():
+        size = crossover(measured)
         text = "at no size" if size is None else f"from {format_size(size)} on"
         screen.print(f"{way}: the store is as fast or faster {text}")
     if threshold is None:
-        screen.print("threshold: none of these sizes; measure larger ones, or leave the default")
+        largest = format_size(tuned.Measured(None, found).from_size or 0)
+        screen.print(f"threshold: none of these sizes; measure larger ones (auto means {largest} until then)")
     else:
         screen.print(f'threshold = "{format_size(threshold)}"; kept for threshold = "auto" in {tuned.path()}')

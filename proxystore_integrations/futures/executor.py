@@ -88,6 +88,7 @@ class StoreExecutor(CallExecutor):
             known.is_local if is_local is None else is_local,
             known.main_by_value if main_by_value is None else main_by_value,
             known.engine,
+            known.options,
         )
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
@@ -108,17 +109,24 @@ class StoreExecutor(CallExecutor):
         """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
         self._link.close()
 
+    def _options_among(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {name: kwargs.pop(name) for name in self.kind.options if name in kwargs}
+
     def _begin(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
     ) -> Future[Any]:
         if self.kind.is_local:
-            return self.executor.submit(function, *args, **kwargs)
+            return self.executor.submit(function, *args, **kwargs, **options)
         link = self._link
         if not link.is_small(function, args, kwargs):
-            return super()._begin(function, args, kwargs)
+            return super()._begin(function, args, kwargs, options)
         link.began()
         try:
-            future = self.executor.submit(link.small(function), *args, **kwargs)
+            future = self.executor.submit(link.small(function), *args, **kwargs, **options)
         except BaseException:
             link.ended()
             raise
@@ -131,8 +139,8 @@ class StoreExecutor(CallExecutor):
         fill = Filling()
         return Call(self._link, function, fill(args), fill(kwargs))
 
-    def _send(self, call: Call) -> Future[Any]:
-        return self.executor.submit(call.function, *call.args, **call.kwargs)
+    def _send(self, call: Call, **options: Any) -> Future[Any]:
+        return self.executor.submit(call.function, *call.args, **call.kwargs, **options)
 
     def _stop(self, wait: bool, cancel_futures: bool) -> None:
         if cancel_futures:

@@ -1,4 +1,4 @@
-"""Process pools (`concurrent.futures.ProcessPoolExecutor`, loky's) that have a store, no line changed."""
+"""Pools of processes (`concurrent.futures`, loky, mpi4py, executorlib) with a store, no line changed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ __all__ = ["instrument", "uninstrument"]
 STORE = "_proxystore"
 """The attribute in which a pool keeps its store; None where somebody else sees to that."""
 
+_CLASSES = {"executorlib.executor.base": "BaseExecutor", "mpi4py.futures.pool": "MPIPoolExecutor"}
+"""By module, the class whose ``submit`` others inherit; elsewhere ``ProcessPoolExecutor``."""
+
 _MISSING = object()
 _flights = Flights()
 _bare: dict[type, tuple[Any, Any]] = {}
@@ -27,9 +30,9 @@ def instrument(module: ModuleType) -> None:
     """Let the pools of a module get a store with their first call.
 
     Args:
-        module: has a class ``ProcessPoolExecutor``.
+        module: has a class of executors.
     """
-    kind: Any = module.__dict__["ProcessPoolExecutor"]
+    kind = _class_of(module)
     _bare[kind] = bare_submit, bare_shutdown = kind.submit, kind.shutdown
 
     @functools.wraps(bare_submit)
@@ -61,12 +64,16 @@ def uninstrument(module: ModuleType) -> None:
     Args:
         module: as it was given to `instrument`.
     """
-    kind: Any = module.__dict__["ProcessPoolExecutor"]
+    kind = _class_of(module)
     kind.submit, kind.shutdown = _bare.pop(kind)
     for pool in list(_pools):
         if isinstance(pool, kind):
             _pools.discard(pool)
             pool.__dict__.pop(STORE).release()
+
+
+def _class_of(module: ModuleType) -> Any:
+    return module.__dict__[_CLASSES.get(module.__name__, "ProcessPoolExecutor")]
 
 
 class _Bare(Executor):

@@ -14,7 +14,7 @@ from typing import Any
 
 from proxystore_core import MissingExtraError
 from proxystore_integrations.futures.executor import StoreExecutor
-from proxystore_integrations.settings import Settings, check_spelling
+from proxystore_integrations.settings import NAMES, check_spelling
 
 try:
     from joblib import register_parallel_backend
@@ -27,7 +27,7 @@ except ImportError as error:
 
 __all__ = ["StoreBackend"]
 
-_SETTINGS = frozenset(Settings.__struct_fields__) - {"origins"}
+_SETTINGS = frozenset(NAMES)
 
 
 class StoreBackend(LokyBackend):  # type: ignore[misc]

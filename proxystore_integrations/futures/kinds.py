@@ -16,17 +16,21 @@ class Kind(NamedTuple):
         main_by_value: workers do not share this process's ``__main__``, so that its functions and classes
             are pickled by value.
         engine: what to call it.
+        options: keyword arguments of ``submit`` that are its own and not the call's.
     """
 
     is_local: bool
     main_by_value: bool
     engine: str = "concurrent.futures"
+    options: tuple[str, ...] = ()
 
 
 _KINDS = {
     "concurrent.futures.thread.ThreadPoolExecutor": Kind(True, False),
     "concurrent.futures.process.ProcessPoolExecutor": Kind(False, False),
+    "mpi4py.futures.pool.ThreadPoolExecutor": Kind(True, False, "mpi4py"),
     "mpi4py.futures.pool.MPIPoolExecutor": Kind(False, False, "mpi4py"),
+    "executorlib.executor.base.BaseExecutor": Kind(False, True, "executorlib", ("resource_dict",)),
     "loky.process_executor.ProcessPoolExecutor": Kind(False, True, "loky"),
     "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True, "joblib"),
     "distributed.cfexecutor.ClientExecutor": Kind(False, True, "dask"),

@@ -146,7 +146,7 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
                 self._link.by_value.accept(error, "work")
         self._reached.add(endpoint_id)
 
-    def _send(self, call: Call) -> Future[Any]:
+    def _send(self, call: Call, **options: Any) -> Future[Any]:
         args, kwargs = call.args, call.kwargs
         if call.is_stored and type(call.function) is not StoreFunction:
             args, kwargs = filling(args[0])

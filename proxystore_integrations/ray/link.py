@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from proxystore_core import Session, Sharing, StoreError, forks, store_for
@@ -15,7 +16,7 @@ from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.cluster import ClusterLink
 from proxystore_integrations.settings import Settings
 
-__all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "use"]
+__all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "suspended", "use"]
 
 
 class Terms(NamedTuple):
@@ -204,6 +205,17 @@ def leave() -> None:
     link, _current = _current, None
     if link is not None:
         link.close()
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Let what this process submits in the block go Ray's own way."""
+    global _current
+    link, _current = _current, None
+    try:
+        yield
+    finally:
+        _current = link
 
 
 def joined(terms: Terms) -> RayLink | None:

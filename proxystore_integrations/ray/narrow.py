@@ -17,6 +17,7 @@ import ray
 from proxystore_core import ConfigurationError, MissingExtraError, Reference, SerializationError, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray.cluster import ClusterLink, check_address, settings_among
+from proxystore_integrations.ray.instrumentation import made_by_theirs
 from proxystore_integrations.ray.releases import check_minimum
 
 __all__ = ["init", "instrument", "runtime_env_hook", "unfit", "worker_setup"]
@@ -88,7 +89,7 @@ def runtime_env_hook(runtime_env: Any) -> Any:
         RuntimeWarning,
         stacklevel=2,
     )
-    return runtime_env
+    return made_by_theirs(runtime_env)
 
 
 def worker_setup() -> None:

@@ -12,6 +12,7 @@ from proxystore_core import ConfigurationError, StoreError
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.cluster import check_address, settings_among
 from proxystore_integrations.ray.hooks import install
+from proxystore_integrations.ray.instrumentation import made_by_theirs
 from proxystore_integrations.ray.link import RayLink, Terms, current, joined, leave, use
 
 __all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
@@ -87,12 +88,15 @@ def instrument(**settings: Any) -> None:
 def runtime_env_hook(runtime_env: Any) -> Any:
     """For Ray's ``RAY_RUNTIME_ENV_HOOK``: gives the job that starts a store.
 
+    Where ``proxystore run`` has found another hook there, that one is called first.
+
     Args:
         runtime_env: the user's, or None.
 
     Returns:
         The same with what our workers need. What is wrong becomes a warning: nobody asked us by name.
     """
+    runtime_env = made_by_theirs(runtime_env)
     if _TERMS in ((runtime_env or {}).get("env_vars") or {}):
         return runtime_env
     try:

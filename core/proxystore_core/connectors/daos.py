@@ -35,6 +35,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
 __all__ = ["DAOSConnector"]
@@ -139,9 +140,11 @@ class DAOSConnector:
                         held += len(part)  # they are copies: pydaos takes only bytes
                         if held >= _IN_FLIGHT * _PART or len(window) >= 64 * _IN_FLIGHT:
                             bucket.bput(window)
+                            moved(held)
                             window, held = {}, 0
                 if window:
                     bucket.bput(window)
+                    moved(held)
             except pydaos.PyDError:
                 with contextlib.suppress(pydaos.PyDError):
                     self._delete(bucket, keys)
@@ -259,6 +262,7 @@ class DAOSConnector:
                 )
             elif whole is not None and size:
                 memoryview(whole)[part * _PART : part * _PART + len(data)] = data
+                moved(len(data))
 
     def _delete(self, bucket: Any, keys: Sequence[Key]) -> None:
         _delete_fields(bucket, [f"{key}.{part}" for key in keys for part in range(_count(self._size(key)))])

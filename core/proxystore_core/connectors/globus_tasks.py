@@ -24,6 +24,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.moving import heard, moved
 
 __all__ = ["Tasks"]
 
@@ -33,6 +34,7 @@ _ANSWER = 30.0  # seconds for one answer of the service
 _TRIES = 3
 _LIFE = dt.timedelta(days=1)  # what Globus could not do by then it gives up
 _REPORTS = 15  # seconds between two lines about a transfer that is waited for
+_SHOWN = 2  # seconds between two looks at it, where somebody looks on
 _KNOWN = 10_000  # ended tasks that are remembered
 _LOGIN = "Run: proxystore login globus"
 _log = logging.getLogger("proxystore_core.globus")
@@ -129,9 +131,14 @@ class Tasks:
             StoreError: it failed, expired or stands still; with what Globus says about it.
         """
         until = time.monotonic() + self._deadline
+        told, done = -float(_REPORTS), 0
         while task not in self._succeeded:
             found = self._task(task)
             status = "SUCCEEDED" if found is None else found["status"]
+            if found is not None:
+                transferred = found.get("bytes_transferred") or 0
+                moved(transferred - done, "transferring")
+                done = transferred
             if status == "SUCCEEDED":
                 while len(self._succeeded) >= _KNOWN:
                     self._succeeded.pop(next(iter(self._succeeded)), None)
@@ -147,8 +154,10 @@ class Tasks:
                     key=key,
                     remedy="Look at it at app.globus.org/activity, or name a longer ?deadline= (seconds).",
                 )
-            _log.info("waiting for transfer %s: %s", task, _progress(found))
-            self._look_for(task, max(1, min(int(left), _REPORTS)))
+            if time.monotonic() - told >= _REPORTS:
+                told = time.monotonic()
+                _log.info("waiting for transfer %s: %s", task, _progress(found))
+            self._look_for(task, max(1, min(int(left), _SHOWN if heard() else _REPORTS)))
 
     def cancel(self, label: str) -> None:
         """Stop all transfers with this label, and wait until they have stopped."""

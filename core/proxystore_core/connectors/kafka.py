@@ -33,6 +33,7 @@ from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_ses
 from proxystore_core.connectors.kafka_errors import STALE, failure, is_gone
 from proxystore_core.connectors.kafka_login import Options, client_settings
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
+from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
 __all__ = ["KafkaConnector"]
@@ -166,6 +167,7 @@ class KafkaConnector:
                 raise CorruptError("a part has another length than was stored", store=self._url, key=key)
             whole = whole or fresh_buffer(place.size)  # not for a key that somebody made up
             memoryview(whole)[done : done + len(data)] = data
+            moved(len(data))
             done += len(data)
             found += 1
         return whole if found == self._count(place) else None
@@ -385,6 +387,7 @@ class _Sending:
             self._out -= size
             self._records -= 1
             if error is None:
+                moved(size)
                 self._offsets.append(message.offset())
             else:
                 self._error = error

@@ -24,6 +24,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.moving import moved
 
 __all__ = ["Channel", "Connect", "NodeClient"]
 
@@ -144,6 +145,7 @@ class NodeClient:
             if reply.count != CHUNK:
                 raise CorruptError("a chunk has another length than was asked for")
             view[:CHUNK] = data
+            moved(CHUNK)
             del data
             until += reply.size / _SLOWEST
             asked: deque[Request] = deque()
@@ -161,6 +163,7 @@ class NodeClient:
                 if got is not part:
                     raise CorruptError("a chunk has another length than was asked for")
                 arrived += part.nbytes
+                moved(part.nbytes)
             return whole
 
         return self._persist(place, exchange, self._until())
@@ -178,6 +181,7 @@ class NodeClient:
                 request = Request(Operation.SET, space, session, name, upload, offset, size, body=body)
                 asked.append(request)
                 channel.send([request.pack(self._key()), body])
+                moved(len(body))
                 if len(asked) >= _WINDOW:
                     self._reply(channel, asked.popleft(), None, until)
             while asked:

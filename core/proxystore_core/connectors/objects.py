@@ -24,6 +24,7 @@ from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, parts_of
 from proxystore_core.errors import ConfigurationError, StoreError
+from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
 __all__ = ["AzureConnector", "GCSConnector", "ObjectConnector", "S3Connector"]
@@ -98,6 +99,7 @@ class ObjectConnector(BucketReader):
             body = frames[0] if len(frames) == 1 else b"".join(frames)
             path = f"{session}/{name}.{part}"
             self._run(lambda obs, client: obs.put(client, path, body, use_multipart=False), until)
+            moved(len(body))
 
         try:
             abreast(write, list(enumerate(split(views, PART))))

@@ -12,12 +12,14 @@ import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, ClassVar, TypeVar
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
+from proxystore_core.moving import moved
 
 __all__ = ["PART", "BucketReader", "abreast", "parts_of"]
 
@@ -155,6 +157,7 @@ class BucketReader:
             for chunk in found.stream(min_chunk_size=_CHUNK):
                 target[done : done + len(chunk)] = chunk
                 done += len(chunk)
+                moved(len(chunk))
             return done
 
         if self._run(read, until, key) != target.nbytes:
@@ -220,7 +223,8 @@ def abreast(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     if len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(len(items), _ABREAST), thread_name_prefix="proxystore-objects") as executor:
-        futures = [executor.submit(function, item) for item in items]
+        # Each in a context like this one's: who listens for what moves is told.
+        futures = [executor.submit(copy_context().run, function, item) for item in items]
         try:
             return [future.result() for future in futures]
         finally:

@@ -45,6 +45,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
 __all__ = ["RedisConnector", "RedisTLSConnector", "RedisUnixConnector"]
@@ -207,16 +208,18 @@ class RedisConnector:
         names = [f"{secrets.token_hex(10)}.{size:x}" for size in sizes]
         keys = [f"{session}.{name}" for name in names]
         commands: list[Command] = []
-        moved = 0
+        held = 0
         try:
-            for name, views, size in zip(names, objects, sizes, strict=True):
+            for name, views in zip(names, objects, strict=True):
                 for part, frames in enumerate(split(views, _PART)):
                     commands += self._write(session, name, part, frames)
-                    moved += min(size, _PART)
-                    if moved >= self._window:
+                    held += sum([frame.nbytes for frame in frames])
+                    if held >= self._window:
                         self._requests.run(commands, until)
-                        commands, moved = [], 0
+                        moved(held)
+                        commands, held = [], 0
             self._requests.run(commands, until)
+            moved(held)
         except FullError:
             self._forget(keys)
             raise

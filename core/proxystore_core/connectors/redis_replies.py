@@ -17,6 +17,7 @@ from redis import exceptions as said
 
 from proxystore_core.connectors.base import Key
 from proxystore_core.errors import CorruptError
+from proxystore_core.moving import moved
 
 __all__ = ["Part", "receive"]
 
@@ -119,6 +120,7 @@ class _Lane:
             raise said.InvalidResponse(f"Protocol Error: {line[:40]!r}")
         if line != b"$-1":
             self._fill(part.view)
+            moved(size)
             if self._line():
                 raise said.InvalidResponse("Protocol Error: more bytes than announced")
         self._owed -= size

@@ -21,6 +21,7 @@ from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, RefusedError
+from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
 __all__ = ["SFTPConnector"]
@@ -151,7 +152,9 @@ class SFTPConnector:
                 async with file:
                     for view in views:
                         for start in range(0, view.nbytes, _CHUNK):
-                            await file.write(bytes(view[start : start + _CHUNK]))
+                            chunk = bytes(view[start : start + _CHUNK])
+                            await file.write(chunk)
+                            moved(len(chunk))
                     # A server that runs full in the midst of a write may say that all went well.
                     kept = (await file.stat()).size
                 if kept != size:
@@ -180,6 +183,7 @@ class SFTPConnector:
                 view = memoryview(whole)
                 async for offset, chunk in await file.read_parallel(size, 0):
                     view[offset : offset + len(chunk)] = chunk
+                    moved(len(chunk))
             return whole
 
         try:

@@ -18,6 +18,7 @@ from proxystore_core.endpoint.objects import shared_memory
 from proxystore_core.endpoint.settings import EndpointSettings
 from proxystore_core.endpoint.wire import MOST, Answer, Operation, Request, Status, WireError, error_of
 from proxystore_core.errors import DeadlineError, StoreError, UnreachableError
+from proxystore_core.moving import STEP, moved
 
 __all__ = ["Lines"]
 
@@ -81,7 +82,10 @@ class Lines:
             _send(link, Request(Operation.PUT, session=session, offset=size, seconds=seconds).encode())
             self._checked(_receive(link), None)
             for view in views:
-                link.sendall(view)
+                for start in range(0, view.nbytes, STEP):
+                    part = view[start : start + STEP]
+                    link.sendall(part)
+                    moved(part.nbytes)
             answer = _receive(link)
         return self._checked(answer, None).data.decode()
 
@@ -104,6 +108,7 @@ class Lines:
             while True:
                 view[done : done + len(answer.data)] = answer.data
                 done += len(answer.data)
+                moved(len(answer.data))
                 if done >= answer.size:
                     return buffer
                 answer = _receive(link)
