@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test lint format bench clean
+.PHONY: help demo demo-parsl demo-ray test contracts lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -23,6 +23,9 @@ demo-ray: $(VENV)/.demo ## the same for Ray
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or on those in ARGS: an hour
+	$(BIN)/python tests/contracts.py $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import rules, spelling
 	$(BIN)/ruff check .

