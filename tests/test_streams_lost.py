@@ -113,7 +113,8 @@ def test_what_is_sent_while_a_subscriber_is_away_is_lost_to_it_alone(
 ) -> None:
     if kind == "zmq":
         publisher: Any = ZeroMQPublisher(subscribers=2, timeout=WAIT)
-        subscriber, place = ZeroMQSubscriber, ("127.0.0.1", publisher.port)
+        subscriber: Any = ZeroMQSubscriber
+        place = ("127.0.0.1", publisher.port)
     else:
         place = ("127.0.0.1", server.port)
         publisher, subscriber = RedisPublisher(*place), RedisSubscriber
