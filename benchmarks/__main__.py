@@ -31,6 +31,7 @@ from benchmarks import (
     redis_work,
     report,
     run_work,
+    security_work,
 )
 from benchmarks.contenders import attempt
 from benchmarks.rows import Plan, Row, amount
@@ -49,6 +50,7 @@ ALONE = (
     far_work.WORKS,
     patterns_work.WORKS,
     node_work.WORKS,
+    security_work.WORKS,
 )
 """Works that need nothing which others share."""
 NAMES = (

@@ -12,12 +12,13 @@ from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
 from proxystore_core.connectors.base import place_of
+from proxystore_core.secret import Secret
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import ByValue
 
-__all__ = ["Link"]
+__all__ = ["Link", "open_store"]
 
 IDLE = 0.1
 """Seconds."""
@@ -80,7 +81,7 @@ class Link:
             StoreError: the store cannot be opened or written to.
         """
         self._tried = True
-        store = self._given or Store.from_url(self.settings.store)
+        store = self._given or open_store(self.settings)
         session = Session(store.connector, lease=self.settings.lease)
         self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
         self._session, self._store = session, store
@@ -173,6 +174,16 @@ class Link:
         if self._evictions is not None:
             for key in keys:
                 self._evictions.order(key)
+
+
+def open_store(settings: Settings) -> Store[Any]:
+    """The store that settings name, with the secret that they name.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    secret = Secret.of(settings.secret, settings.origin("secret")) if settings.secret else None
+    return Store.from_url(settings.store, secret=secret, allow_pickle=settings.allow_pickle)
 
 
 class Evictions:

@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from proxystore_core.configuration import CONFIG, boolean, settings_file
 from proxystore_core.errors import ConfigurationError
+from proxystore_core.secret import FILE_VARIABLE, VARIABLE, Secret, sources_of
 from proxystore_integrations.stores import STORES, completed, completed_tables
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
@@ -27,7 +29,6 @@ __all__ = [
 ]
 
 PREFIX = "PROXYSTORE_"
-CONFIG = "PROXYSTORE_CONFIG"
 
 NOT_SETTINGS = frozenset(
     {
@@ -36,7 +37,8 @@ NOT_SETTINGS = frozenset(
         "PROXYSTORE_PROGRESS",
         "PROXYSTORE_REDIS_PASSWORD",
         "PROXYSTORE_RUN",
-        "PROXYSTORE_SECRET",
+        FILE_VARIABLE,
+        VARIABLE,
         # ProxyStore's own, which may be installed beside this.
         "PROXYSTORE_GLOBUS_CLIENT_ID",
         "PROXYSTORE_GLOBUS_CLIENT_SECRET",
@@ -70,6 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         results: which results over the threshold are proxied.
         on_store_error: pass by value and warn once, or raise.
         lease: seconds after which what a dead session stored is dropped.
+        secret: where this process finds the secret that stored objects are encrypted with: pairs of ``"env"``
+            or ``"file"`` and a name, never the secret; given as ``{"env": "NAME"}`` or a list of such.
+        allow_pickle: whether what comes from the store may be a pickle.
         origins: where each setting that is no default came from.
         automatic: whether the threshold was given as ``"auto"``.
 
@@ -84,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     results: Literal["auto", "always", "never"] = "auto"
     on_store_error: Literal["fallback", "raise"] = "fallback"
     lease: float = 600.0
+    secret: tuple[tuple[str, str], ...] = ()
+    allow_pickle: bool = True
     origins: Mapping[str, str] = {}
     automatic: bool = False
 
@@ -169,13 +176,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
         stores: Any = {}
-        for origin, table in filter(None, (_file(), engine, ("Settings.load", _stores_of(overrides)))):
+        for origin, table in filter(
+            None, (settings_file(), engine, ("Settings.load", _stores_of(overrides)))
+        ):
             for name, value in table.items():
                 if name == STORES:
                     stores = completed_tables(value, origin)
                     continue
                 _known(name, origin)
                 values[name], origins[name] = value, origin
+        if found := _secret():
+            values["secret"], origins["secret"] = found
         for variable, value in _environment().items():
             name = variable.removeprefix(PREFIX).lower()
             values[name], origins[name] = value, variable
@@ -210,6 +221,14 @@ def check_spelling(options: Iterable[str]) -> None:
             raise ConfigurationError(f"unknown setting: {name!r}", remedy=f"Did you mean {near[0]!r}?")
 
 
+def _secret() -> tuple[Any, str] | None:
+    """What the environment says of the secret, and which variable."""
+    for variable, source in ((VARIABLE, {"env": VARIABLE}), (FILE_VARIABLE, None)):
+        if value := os.environ.get(variable):
+            return source or {"file": value}, variable
+    return None
+
+
 def _environment() -> dict[str, str]:
     """Our variables that are set and not empty."""
     variables = [PREFIX + name.upper() for name in NAMES]
@@ -220,57 +239,6 @@ def _environment() -> dict[str, str]:
                 raise _unknown("environment variable", variable, [*variables, *NOT_SETTINGS])
             found[variable] = value
     return found
-
-
-def _file() -> tuple[str, dict[str, Any]]:
-    """Path and settings of the one file that counts; an empty table when there is none."""
-    named = os.environ.get(CONFIG)
-    if named:
-        path = os.path.abspath(os.path.expanduser(named))
-        table = _read(path)
-        if table is None:
-            remedy = "Expected a TOML file of settings, or a pyproject.toml with [tool.proxystore]."
-            raise ConfigurationError(f"{CONFIG}={named!r} names no file with settings", remedy=remedy)
-        return path, table
-    try:
-        directory = os.getcwd()
-    except FileNotFoundError:  # Removed under our feet.
-        return "", {}
-    while True:
-        for name in ("proxystore.toml", "pyproject.toml"):
-            path = os.path.join(directory, name)
-            table = _read(path) if os.path.isfile(path) else None
-            if table is not None:
-                return path, table
-        parent = os.path.dirname(directory)
-        if parent == directory:
-            return "", {}
-        directory = parent
-
-
-def _read(path: str) -> dict[str, Any] | None:
-    """Settings of one file; None when there is no such file or it is a pyproject.toml without any."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    project = os.path.basename(path) == "pyproject.toml"
-    if project and b"proxystore" not in data:  # Most are not ours: not parsed, whatever is in them.
-        return None
-    import tomllib
-
-    try:
-        table: Any = tomllib.loads(data.decode())
-    except ValueError as error:  # Not TOML (with line and column), or not UTF-8.
-        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
-    if project:
-        table = table.get("tool", {}).get("proxystore")
-        if table is not None and not isinstance(table, dict):
-            raise ConfigurationError(f"{path}: tool.proxystore is {table!r}", remedy="Expected a table.")
-    return table  # type: ignore[no-any-return]
 
 
 def _known(name: str, source: str) -> None:
@@ -294,6 +262,10 @@ def _checked(name: str, value: Any, origin: str) -> Any:
             return _lease(value)
         if name == "store":
             return _url(value)
+        if name == "secret":
+            return _sources(value, origin)
+        if name == "allow_pickle":
+            return boolean(value, "allow_pickle")
         choices = get_args(_CHOICES[name])
         if value not in choices:
             raise ConfigurationError(
@@ -324,8 +296,21 @@ def _url(value: Any) -> str:
     return value
 
 
+def _sources(value: Any, origin: str) -> tuple[tuple[str, str], ...]:
+    """Where the secret is, which is looked at, so that what is wrong with it is said at once."""
+    if value == () or (isinstance(value, tuple) and all(isinstance(pair, tuple) for pair in value)):
+        sources: tuple[tuple[str, str], ...] = value
+    else:
+        sources = sources_of(value, origin)
+    if sources:
+        Secret.of(sources, origin)
+    return sources
+
+
 def _shown(name: str, value: Any) -> str:
-    if name == "store" and isinstance(value, str) and "@" in value:
+    if name == "secret" and not isinstance(value, tuple):
+        return "..."
+    if name == "store" and isinstance(value, str):
         from proxystore_core.urls import redact
 
         return repr(redact(value))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from proxystore_core import registry
+
 BIG = 30_000
 
 
@@ -47,3 +49,10 @@ def kind(value: Any) -> str:
 
 def is_bytes(value: Any) -> bool:
     return isinstance(value, bytes)
+
+
+def forget(variable: str) -> None:
+    """Make this process as one that was started without the variable."""
+    os.environ.pop(variable, None)
+    for store in list(registry._by_recipe.values()):
+        store.close()

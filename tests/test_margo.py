@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import secrets
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from margo_tasks import FarMargo
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
 
-from proxystore_core.connectors.margo import MargoConnector
+from proxystore_core.connectors.margo import MargoConnector, _Plain
 from proxystore_core.connectors.node_protocol import REPLY_HEAD, Operation, Reply, Request, Status
 
 
@@ -63,3 +65,12 @@ def test_messages_of_others(tmp_path: Path) -> None:
     afar.evict(key)
     afar.close()
     near.close()
+
+
+def test_a_short_request_that_asks_for_much_memory() -> None:
+    tracemalloc.start()
+    try:
+        assert _Plain(io.BytesIO(b"\x80\x04Nr\xff\xff\xff\x7f.")).load() is None  # entry 2**31 of the memo
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

@@ -204,6 +204,12 @@ class TestServer:
             reply, _ = self.ask(server, Request(operation, "", session, name, length=1, body=b"x"))
             assert reply.status in (Status.REFUSED, Status.FULL)
 
+    @pytest.mark.parametrize("session", ["../../elsewhere", "nul\0", "a/b", "x" * 65])
+    def test_sessions_that_lead_elsewhere(self, server: NodeServer, session: str) -> None:
+        for operation in set(Operation) - {Operation.WAIT}:  # which answers later
+            asked = Request(operation, "", session, "0" * 20, "10.0.0.2:1", seconds=1.0)
+            assert self.ask(server, asked)[0].status is Status.REFUSED
+
     @pytest.mark.parametrize("space", ["..", "a/b", "x" * 33])
     def test_stores_that_are_none(self, server: NodeServer, space: str) -> None:
         assert self.ask(server, Request(Operation.END, space, "user"))[0].status is Status.REFUSED

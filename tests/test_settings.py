@@ -302,7 +302,7 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
         Settings.load()
 
 
-@pytest.mark.parametrize("name", ["PROXYSTORE_SECRET", "PROXYSTORE_DEBUG", "PROXYSTORE_HOME"])
+@pytest.mark.parametrize("name", ["PROXYSTORE_DEBUG", "PROXYSTORE_HOME"])
 def test_variables_of_others_are_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "anything")
     assert Settings.load() == Settings()

@@ -182,14 +182,14 @@ def test_doctor_asks_the_workers_of_a_cluster(cluster, url):
 
 
 def test_doctor_sees_that_workers_lack_the_password(tmp_path):
-    witness = {"password": "secret"}
-    with serving(tmp_path, "--requirepass", "secret", witness=witness) as server:
-        url = f"redis://:secret@{server.address}"
+    witness = {"password": "hunter2"}
+    with serving(tmp_path, "--requirepass", "hunter2", witness=witness) as server:
+        url = f"redis://:hunter2@{server.address}"
         done = doctor("--store", url, "--json")
         (child,) = [one for one in json.loads(done.stdout) if one["what"] == "a worker process here"]
         assert child["level"] == "problem"
-        assert "secret" not in done.stdout
-        assert doctor("--store", url, PROXYSTORE_REDIS_PASSWORD="secret").returncode == 0
+        assert "hunter2" not in done.stdout
+        assert doctor("--store", url, PROXYSTORE_REDIS_PASSWORD="hunter2").returncode == 0
 
 
 # tune

@@ -59,7 +59,8 @@ def test_messages_of_others() -> None:
         greeting.pack(os.urandom(32)) + bytes(greeting.body),
     ]
     messages = [struct.pack("!I", len(message)) + message for message in framed]
-    for message in [*messages, struct.pack("!I", LONGEST_REQUEST + 1), struct.pack("!I", 2**32 - 1)]:
+    long = struct.pack("!I", LONGEST_REQUEST)  # for a greeting
+    for message in [*messages, long, struct.pack("!I", LONGEST_REQUEST + 1), struct.pack("!I", 2**32 - 1)]:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.settimeout(10)
             stranger.sendall(message)

@@ -243,7 +243,7 @@ def append_version(reference: Reference, record: Key, version: Reference) -> Non
 
 
 def _link(reference: Reference, record: Key) -> tuple[Key, Key] | None:
-    data = store_for(reference.recipe).connector.get(record)
+    data = store_for(reference.recipe).stored(record)
     if data is None:
         return None
     try:

@@ -28,7 +28,17 @@ from proxystore_core.compression import Codec, codec_named, codec_numbered, comp
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.errors import CorruptError
 
-__all__ = ["ALIGNMENT", "KIND_CUSTOM", "KIND_PICKLE", "VERSION", "Unpacked", "nbytes", "pack", "unpack"]
+__all__ = [
+    "ALIGNMENT",
+    "KIND_CUSTOM",
+    "KIND_PICKLE",
+    "KIND_PLAIN",
+    "VERSION",
+    "Unpacked",
+    "nbytes",
+    "pack",
+    "unpack",
+]
 
 VERSION: Final = 1
 """Version of the format that `pack` writes and the only one that `unpack` reads."""
@@ -41,6 +51,9 @@ KIND_PICKLE: Final = 1
 
 KIND_CUSTOM: Final = 2
 """The stream is what the user's own serializer returned."""
+
+KIND_PLAIN: Final = 3
+"""The stream is of `proxystore_core.plain`."""
 
 _MAGIC = b"PXSO"
 _HEADER = struct.Struct("<4sBBBBQQ")
@@ -57,7 +70,7 @@ class Unpacked(NamedTuple):
     """What `unpack` found."""
 
     kind: int
-    """`KIND_PICKLE` or `KIND_CUSTOM`."""
+    """`KIND_PICKLE`, `KIND_CUSTOM` or `KIND_PLAIN`."""
 
     stream: memoryview
     """The stream, as one piece."""
@@ -89,7 +102,7 @@ def pack(
         stream: chunks of the stream, in order.
         buffers: out-of-band buffers.
         readonly: for each buffer, whether it is to come back read-only; by default as it is now.
-        kind: `KIND_PICKLE` or `KIND_CUSTOM`.
+        kind: `KIND_PICKLE`, `KIND_CUSTOM` or `KIND_PLAIN`.
         codec: name of the codec for the frames that shrink, see `proxystore_core.compression`.
         checksum: whether to add a checksum over everything.
 
@@ -186,7 +199,7 @@ def _read_header(view: memoryview, required: bool) -> tuple[int, int, int]:
         raise CorruptError(f"unknown flags {flags:#x} in the header")
     elif required:
         raise CorruptError("a checksum is required and there is none")
-    if kind not in (KIND_PICKLE, KIND_CUSTOM):
+    if kind not in (KIND_PICKLE, KIND_CUSTOM, KIND_PLAIN):
         raise CorruptError(f"unknown kind {kind} of object", remedy=_UNREADABLE)
     return kind, number, count
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from proxystore_core import forks
 from proxystore_core.connectors.base import Key, deferred, waiting
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, SerializationError
+from proxystore_core.plain import register_plain
 from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
@@ -60,6 +61,20 @@ class _Failure:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Failure, (self.error, self.story)
+
+
+def _plain_failure(failure: _Failure) -> tuple[str, str, str]:
+    kind = "cancelled" if isinstance(failure.error, CancelledError) else ""
+    return kind, "".join(traceback.format_exception_only(failure.error)).strip(), failure.story
+
+
+def _failure_of(told: Any) -> _Failure:
+    kind, text, story = told
+    error = CancelledError("this future was cancelled") if kind == "cancelled" else RemoteError(str(text))
+    return _Failure(error, str(story))
+
+
+register_plain(_Failure, "failure", _plain_failure, _failure_of)
 
 
 class Pending(Reference):

@@ -215,7 +215,7 @@ def clone(proxy: OwnedProxy[T]) -> OwnedProxy[T]:
         owner.check("clone()", shared=True)
     reference = owner.reference
     store = store_for(reference.recipe)
-    data = store.connector.get(reference.key)
+    data = store.stored(reference.key)
     if data is None:
         raise GoneError("the object to clone is gone", store=reference.recipe, key=reference.key)
     key, _ = store.put_frames([data], session=session_of(reference))

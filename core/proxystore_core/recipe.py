@@ -2,7 +2,8 @@
 
 A recipe is the connector's URL, with the store's name and options as fragment:
 ``shm://``, ``redis://localhost:6379/0#example``, ``file:///data#example&compression=lz4``.
-It holds no credential: a process takes those from its own environment.
+It holds no credential: a process takes those from its own environment. ``encrypted=1`` says that the objects
+are, so that a process without the secret neither takes nor stores what is not (see `proxystore_core.secret`).
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class Recipe:
         compression: codec that the store compresses with, or None.
         serializer: ``module:name`` of the store's own serializer, or None.
         deserializer: ``module:name`` of the store's own deserializer, or None.
+        encrypted: whether its objects are encrypted.
     """
 
     url: str
@@ -173,6 +175,7 @@ class Recipe:
     compression: str | None = None
     serializer: str | None = None
     deserializer: str | None = None
+    encrypted: bool = False
 
     def __str__(self) -> str:
         options = {
@@ -180,6 +183,8 @@ class Recipe:
             for field in ("compression", "serializer", "deserializer")
             if getattr(self, field)
         }
+        if self.encrypted:
+            options["encrypted"] = "1"
         fragment = urllib.parse.quote(self.name)
         if options:
             fragment += "&" + urllib.parse.urlencode(options, safe=":.")
@@ -194,11 +199,12 @@ class Recipe:
         """
         url, _, fragment = text.partition("#")
         name, _, query = fragment.partition("&")
-        options = dict(urllib.parse.parse_qsl(query))
+        options: dict[str, Any] = dict(urllib.parse.parse_qsl(query))
+        encrypted = options.pop("encrypted", None) is not None
         unknown = options.keys() - {"compression", "serializer", "deserializer"}
         if unknown:
             raise ConfigurationError(f"unknown option {min(unknown)!r} in the store {text!r}")
-        return cls(url, urllib.parse.unquote(name), **options)
+        return cls(url, urllib.parse.unquote(name), **options, encrypted=encrypted)
 
 
 def import_name(function: Callable[..., Any]) -> str:

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 
 import cloudpickle
 
+from proxystore_core import plain
 from proxystore_core.connectors.base import Buffer
-from proxystore_core.errors import CorruptError, SerializationError, StoreError
-from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, pack, unpack
+from proxystore_core.errors import CorruptError, RefusedError, SerializationError, StoreError
+from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, KIND_PLAIN, pack, unpack
 
 __all__ = ["IN_BAND", "Deserializer", "Serializer", "deserialize", "serialize"]
 
@@ -44,6 +45,7 @@ def serialize(
     checksum: bool = False,
     serializer: Serializer | None = None,
     main_by_value: bool = True,
+    allow_pickle: bool = True,
 ) -> list[Buffer]:
     """Turn an object into buffers whose concatenation a store keeps.
 
@@ -57,12 +59,19 @@ def serialize(
         serializer: used in place of pickle; returns a bytes-like object.
         main_by_value: let cloudpickle take what another process could not import. False for readers that
             have the same ``__main__``: pickle alone, which takes everything by name.
+        allow_pickle: False for `proxystore_core.plain` instead.
 
     Raises:
-        SerializationError: neither pickle nor cloudpickle (or not ``serializer``) can take ``obj``.
+        SerializationError: neither pickle nor cloudpickle (or not ``serializer``, `plain`) can take ``obj``.
+        RefusedError: there is a ``serializer``, and pickle is not allowed.
         ConfigurationError: there is no such compression.
         MissingExtraError: the compression's library is not installed.
     """
+    if not allow_pickle:
+        if serializer is not None:
+            raise _customs()
+        tree, plain_buffers = plain.encode(obj)
+        return pack([tree], plain_buffers, kind=KIND_PLAIN, codec=compression, checksum=checksum)
     if serializer is not None:
         view = _serialize_custom(obj, serializer)
         return pack([view], kind=KIND_CUSTOM, codec=compression, checksum=checksum)
@@ -70,7 +79,13 @@ def serialize(
     return pack(stream, buffers, kind=KIND_PICKLE, codec=compression, checksum=checksum)
 
 
-def deserialize(data: Buffer, *, deserializer: Deserializer | None = None, checksum: bool = False) -> Any:
+def deserialize(
+    data: Buffer,
+    *,
+    deserializer: Deserializer | None = None,
+    checksum: bool = False,
+    allow_pickle: bool = True,
+) -> Any:
     """Turn a stored object into an object again; the inverse of `serialize`.
 
     Arrays and the like are views into ``data`` where that is writable, and private copies else.
@@ -80,14 +95,24 @@ def deserialize(data: Buffer, *, deserializer: Deserializer | None = None, check
         data: the stored object; the caller's own, because the object aliases it.
         deserializer: the counterpart of the ``serializer`` that made the object; only for such objects.
         checksum: refuse data that carries no checksum. One that is there is always verified.
+        allow_pickle: False to take nothing but what `proxystore_core.plain` made.
 
     Raises:
         CorruptError: ``data`` is truncated, altered or not a stored object.
+        RefusedError: it is a pickle, or another serializer's, and pickle is not allowed.
         SerializationError: the object's module or class is missing here, its own code fails, or
             it was made by a ``serializer`` and no ``deserializer`` is given.
         MissingExtraError: the library that decompresses ``data`` is not installed.
     """
     kind, stream, buffers, verified = unpack(data, checksum=checksum)
+    if kind == KIND_PLAIN:
+        return plain.decode(stream, buffers)
+    if not allow_pickle:
+        if kind == KIND_CUSTOM:
+            raise _customs()
+        raise RefusedError(
+            "the object is a pickle, and allow_pickle is false in this process", remedy=_WITHOUT_PICKLE
+        )
     if kind == KIND_CUSTOM:
         return _deserialize_custom(stream, deserializer)
     try:
@@ -112,6 +137,19 @@ def deserialize(data: Buffer, *, deserializer: Deserializer | None = None, check
         raise SerializationError(
             f"the stored object cannot be rebuilt: {type(error).__name__}: {error}"
         ) from error
+
+
+_WITHOUT_PICKLE = (
+    "Set allow_pickle = false (PROXYSTORE_ALLOW_PICKLE=false) where it is stored, too. Allowing pickles here "
+    "lets whoever stores objects run code in this process (docs/security.md)."
+)
+
+
+def _customs() -> RefusedError:
+    return RefusedError(
+        "allow_pickle is false in this process, and nobody knows what a serializer of its own does",
+        remedy="Register the type with proxystore_core.plain.register_plain() instead.",
+    )
 
 
 class _Chunks(list[Buffer]):

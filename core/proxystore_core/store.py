@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from proxystore_core import registry
 from proxystore_core.cache import ByteCache
 from proxystore_core.compression import codec_named
+from proxystore_core.configuration import allows_pickle
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
@@ -24,6 +25,7 @@ from proxystore_core.connectors.base import (
     is_here,
     routed,
 )
+from proxystore_core.encryption import Encrypted, decrypt, is_encrypted, name_of
 from proxystore_core.errors import ConfigurationError, CorruptError, GoneError, StoreError
 from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
@@ -42,6 +44,7 @@ from proxystore_core.registry import (
     store_registration,
     unregister_store,
 )
+from proxystore_core.secret import Secret, lacking
 from proxystore_core.serialize import deserialize, serialize
 
 if TYPE_CHECKING:
@@ -89,6 +92,10 @@ class Store(Generic[C]):
         session: the session that objects belong to unless said otherwise.
         near: keep one copy of each large object that a reference names in this host's shared memory,
             for all processes that resolve it here (only where the bytes come over a network).
+        secret: encrypt every object with it, and take no other; by default what this process is configured
+            with, if anything (see `proxystore_core.secret`).
+        allow_pickle: False to store and take only what needs no pickle (see `proxystore_core.plain`); by
+            default as this process is configured, else True.
 
     Raises:
         ConfigurationError: the name is taken, a serializer cannot be found by other processes,
@@ -109,6 +116,8 @@ class Store(Generic[C]):
         compression: str | None = None,
         session: str = USER_SESSION,
         near: bool = True,
+        secret: Secret | None = None,
+        allow_pickle: bool | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise ConfigurationError(f"a store's name is text, not {name!r}")
@@ -124,6 +133,9 @@ class Store(Generic[C]):
         self.name = name
         self.metrics: Metrics | None = Metrics() if metrics else None
         self.connector: C = Observed(connector, self.metrics) if self.metrics else connector  # type: ignore[assignment]
+        self.secret = Secret.configured() if secret is None else secret
+        if self.secret is not None:
+            self.connector = Encrypted(self.connector, self.secret)  # type: ignore[assignment]
         self.session = session
         self.compression = compression
         self.populate_target = populate_target
@@ -135,8 +147,10 @@ class Store(Generic[C]):
                 compression,
                 serializer and import_name(serializer),
                 deserializer and import_name(deserializer),
+                self.secret is not None,
             )
         )
+        self.allow_pickle = allows_pickle() if allow_pickle is None else allow_pickle
         self._serializer = serializer
         self._deserializer = deserializer
         self._cache = ByteCache(cache_size)
@@ -144,7 +158,7 @@ class Store(Generic[C]):
         self.near = near
         self._near = NearCopies() if near and is_far(connector) else None
         self._routes = routed(connector) is not None
-        self._batched = None if metrics else batched(connector)  # metrics count objects one by one
+        self._batched = None if metrics else batched(self.connector)  # metrics count objects one by one
         if register:
             registry.register_store(self)
         registry.note_store(self)
@@ -199,7 +213,8 @@ class Store(Generic[C]):
                     store=str(recipe),
                     remedy=f"Import {name.partition(':')[0]} in this process first.",
                 )
-        return Store(recipe.name, connector, compression=recipe.compression, **functions)
+        secret = Secret.configured() or (Secret.missing() if recipe.encrypted else None)
+        return Store(recipe.name, connector, compression=recipe.compression, secret=secret, **functions)
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build an equal store; plain values only, for TOML or JSON."""
@@ -303,6 +318,8 @@ class Store(Generic[C]):
             CorruptError: the bytes are not what was stored.
             StoreError: the connector failed; says why.
         """
+        if self.secret is None and name_of(key):
+            raise lacking()
         data = self._bytes(key)
         return default if data is None else self._decode(key, data, deserializer)
 
@@ -578,9 +595,10 @@ class Store(Generic[C]):
             return serialize(
                 obj,
                 compression=self.compression,
-                checksum=self.connector.checksum,
+                checksum=self.connector.checksum and self.secret is None,
                 serializer=serializer,
                 main_by_value=main_by_value,
+                allow_pickle=self.allow_pickle,
             )
 
         if self.metrics is None:
@@ -588,9 +606,25 @@ class Store(Generic[C]):
         frames: list[Buffer] = self.metrics.timed("serialize", encode, nbytes)
         return frames
 
+    def stored(self, key: Key) -> Buffer | None:
+        """The bytes that `put_frames` was given, or None when there is no such object. Raises as `get`."""
+        data = self.connector.get(key)
+        return None if data is None else self._decrypted(key, data)
+
+    def _decrypted(self, key: Key, data: Buffer) -> Buffer:
+        if self.secret is not None:
+            return decrypt(data, self.secret, name_of(key))
+        if is_encrypted(data):
+            raise lacking()
+        return data
+
     def _decode(self, key: Key, data: Buffer, deserializer: Deserializer | None) -> Any:
         def decode() -> Any:
-            return deserialize(data, deserializer=deserializer or self._deserializer)
+            return deserialize(
+                self._decrypted(key, data),
+                deserializer=deserializer or self._deserializer,
+                allow_pickle=self.allow_pickle,
+            )
 
         try:
             if self.metrics is None:

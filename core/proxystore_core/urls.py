@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,13 +13,24 @@ from proxystore_core.errors import ConfigurationError
 __all__ = ["StoreURL", "redact"]
 
 
+# Parameters whose value is nobody's business; where a file is that holds one, is.
+_SECRET = re.compile(
+    r"([?&][^=&#]*(?:pass|pwd|secret|token|credential|signature|access_key|api_?key)[^=&#]*=)[^&#]*",
+    re.IGNORECASE,
+)
+
+
 def redact(url: str) -> str:
-    """The URL without its password."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+    """The URL without its password, and without what parameters of it say that are named like one."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        password = parts.password
+    except ValueError:  # nobody knows where in it a password is
+        return f"{url.partition('://')[0][:20]}://***"
+    if password is not None:
+        host = parts.netloc.rpartition("@")[2]
+        url = parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+    return _SECRET.sub(r"\1***", url)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +64,14 @@ class StoreURL:
         Raises:
             ConfigurationError: it has no scheme, or its port is no number.
         """
+        problem = ""
         try:
             parts = urllib.parse.urlsplit(url)
         except ValueError as error:
-            raise ConfigurationError(f"bad host in a store's URL: {error}") from None
+            # Of characters that are like others it shows all, the password, too.
+            problem = "characters that are like others" if "netloc" in str(error) else str(error)
+        if problem:  # raised here, where no error that shows the URL is its context
+            raise ConfigurationError(f"bad host in a store's URL: {problem}")
         shown = redact(url)
         if not parts.scheme or "://" not in url:
             raise ConfigurationError(

@@ -24,6 +24,7 @@ from proxystore_core.urls import redact
 from proxystore_integrations import __version__
 from proxystore_integrations.cli.console import console
 from proxystore_integrations.cli.workers import ASK, POOLS, Question
+from proxystore_integrations.link import open_store
 from proxystore_integrations.settings import NAMES, Settings, format_size
 
 __all__ = ["Finding", "doctor"]
@@ -180,13 +181,17 @@ def _store(settings: Settings, asked: list[tuple[str, str]], timeout: float) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            store = Store.from_url(settings.store)
+            store = open_store(settings)
             session = Session(store.connector, lease=60)
         except StoreError as error:
             yield _problem(what, error)
             return
     for one in caught:
         yield Finding("warning", what, str(one.message))
+    if store.secret is not None:
+        yield Finding("ok", "encryption", f"every object, {store.secret!r}")
+    if not store.allow_pickle:
+        yield Finding("ok", "pickle", "neither stored nor taken")
     try:
         yield from _contents(what, store)
         data = bytes(_TRIAL)

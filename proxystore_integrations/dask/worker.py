@@ -112,6 +112,8 @@ class StoreWorkerPlugin(WorkerPlugin):
 
         def there() -> bool:
             store = store_for(recipe)
+            if store.secret is not None:
+                store.secret.check()
             return store.exists(probe) if probe else session in _leased(recipe).sessions()
 
         try:

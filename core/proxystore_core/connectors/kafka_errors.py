@@ -15,12 +15,12 @@ from proxystore_core.errors import (
     UnreachableError,
 )
 
-__all__ = ["ENDS", "STALE", "failure", "is_gone"]
+__all__ = ["STALE", "failure", "is_gone"]
 
-ENDS = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
-"""Codes of a place outside of what a log has."""
-
-_GONE = ENDS | {
+_GONE = {
+    KafkaError._PARTITION_EOF,
+    KafkaError._AUTO_OFFSET_RESET,
+    KafkaError.OFFSET_OUT_OF_RANGE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION,

@@ -187,7 +187,7 @@ class _Listener:
             print(f"no answer to a request: {error}", file=sys.stderr)  # noqa: T201
 
 
-class _Plain(pickle.Unpickler):
+class _Plain(pickle._Unpickler):  # the C one takes gigabytes for a memo of two billion entries
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} in a request")
 

@@ -10,12 +10,12 @@ import os
 import re
 import secrets
 import socket
-import stat
 import struct
 from typing import NamedTuple
 
 from proxystore_core.connectors.shm import node
 from proxystore_core.errors import ConfigurationError, RefusedError, UnreachableError
+from proxystore_core.private import read_private
 
 __all__ = [
     "ADDRESS",
@@ -198,7 +198,7 @@ def load_secret(given: str | None, path: str | None, local: str | None, store: s
             path = os.path.join(_configuration(), "node.secret")
         if usual:
             _make(path)
-        text = _read(path, store)
+        text = read_private(path, store=store)
     if len(text) < _SHORTEST:
         raise ConfigurationError(
             f"the secret has {len(text)} characters: expected at least {_SHORTEST}",
@@ -227,22 +227,3 @@ def _make(path: str) -> None:
             os.link(part, path)
     finally:
         os.unlink(part)
-
-
-def _read(path: str, store: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (os.geteuid(), 0):
-                raise RefusedError(
-                    f"the secret in {path} can be used by others (mode {stat.filemode(status.st_mode)})",
-                    store=store,
-                    remedy=f"Run: chmod 600 {path}",
-                )
-            return file.read(4096).strip()
-    except OSError as error:
-        if isinstance(error, RefusedError):
-            raise
-        raise ConfigurationError(f"no secret in {path}: {error.strerror}", store=store) from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"the secret in {path} is no text", store=store) from error

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer
+from proxystore_core.connectors.base import USER_SESSION, Buffer, check_session
 from proxystore_core.connectors.node_later import Later
 from proxystore_core.connectors.node_place import Place
 from proxystore_core.connectors.node_process import LIVE, SERVER, WHERE, remove
@@ -162,6 +162,11 @@ class NodeServer:
             handler = self._handlers.get(request.operation)
             if handler is None:
                 raise MalformedError("nothing that is asked of a node")
+            # Before either is part of any path, whoever signed the request.
+            if not _SPACE.fullmatch(request.space):
+                raise MalformedError("not the name of a store")
+            if request.session:
+                check_session(request.session, request.space)
             return handler(request)
         except FullError as error:
             return Status.FULL, 0, error.problem.encode()
@@ -240,8 +245,6 @@ class NodeServer:
     # Where things are.
 
     def _space(self, request: Request) -> ShmConnector:
-        if not _SPACE.fullmatch(request.space):
-            raise MalformedError("not the name of a store")
         space = self._spaces.get(request.space)
         if space is None:
             if len(self._spaces) >= _MAPS:

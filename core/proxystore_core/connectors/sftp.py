@@ -320,14 +320,7 @@ class SFTPConnector:
         """Make a session's directory, with a lease unless it is the user's."""
         directory = f"{self.store_dir}/{session}"
         own = asyncssh.SFTPAttrs(permissions=0o700)
-        try:
-            await sftp.makedirs(directory, own, exist_ok=True)
-        except asyncssh.SFTPNoSuchFile as error:
-            raise RefusedError(
-                f"no directory can be made at {directory}",
-                store=self.url,
-                remedy="Name another directory in the URL.",
-            ) from error
+        await sftp.makedirs(directory, own, exist_ok=True)
         if session == USER_SESSION:
             return
         with contextlib.suppress(asyncssh.SFTPNoSuchFile):

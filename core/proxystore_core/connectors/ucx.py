@@ -64,9 +64,10 @@ __all__ = ["UCXConnector", "connect", "listen"]
 
 _INLINE = 32 << 10  # bytes of data up to which a reply is one message
 _LENGTH = struct.Struct("!I")
-_PATIENCE = struct.Struct("@ll")  # seconds and microseconds, as sockets want them
 _AHEAD = 4 << 20  # bytes that a peer may leave unread before no more of its requests are looked at
 _CLOSING = 10**9  # nanoseconds that UCX may take at most to let go of a peer
+_PEERS = 4096  # connections at a time
+_GREETING = 12_000  # bytes of the first request, before it is known who asks
 _LOOK = 0.5  # seconds between two looks at a worker that should have told
 _context: Any = None  # never closed
 _user = 0  # the process that used UCX first: a child finds its locks as another thread left them
@@ -156,12 +157,8 @@ class _Channel:
 
     def __init__(self, wire: socket.socket, worker: Any) -> None:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The kernel's timeouts: with Python's own each call is two.
-        wire.settimeout(None)
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE.pack(0, round(_LOOK * 1e6)))
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE.pack(30, 0))
+        wire.settimeout(30)
         self._wire = wire
-        self._held = bytearray()  # what came before it was asked for
         self.worker = worker
         self._poll = select.poll()
         self._poll.register(wire, select.POLLIN)
@@ -189,30 +186,18 @@ class _Channel:
         return head, into if into is not None and data.nbytes == into.nbytes and count else data
 
     def _read(self, view: memoryview, until: float) -> None:
-        while True:
-            count = min(len(self._held), view.nbytes)
-            if count:
-                view[:count] = memoryview(self._held)[:count]
-                del self._held[:count]
-                view = view[count:]
-            if not view.nbytes:
-                return
+        while view:
+            left = until - time.monotonic()
             try:
-                if view.nbytes > _INLINE:
-                    count = self._wire.recv_into(view)
-                    view = view[count:]
-                else:
-                    more = self._wire.recv(_INLINE)
-                    count = len(more)
-                    self._held += more
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise DeadlineError("no answer in time") from None
-                continue
+                self._wire.settimeout(max(0.001, left))
+                count = self._wire.recv_into(view)
+            except TimeoutError:
+                raise DeadlineError("no answer in time") from None
             except OSError as error:
                 raise UnreachableError(f"the connection is broken: {error}") from error
             if not count:
                 raise UnreachableError("the connection is broken: the server, or its host, is down")
+            view = view[count:]
 
     def _receive(self, view: memoryview, nonce: bytes, until: float) -> None:
         request = self.worker.tag_recv(Array(view), _tag(nonce))
@@ -232,15 +217,12 @@ class _Channel:
             raise UnreachableError(f"the connection is broken: {error}") from error
 
     def _is_alive(self) -> bool:
-        """Whether the connection is; what has come over it is held, so that nobody is woken for it again."""
         try:
-            more = self._wire.recv(_INLINE, socket.MSG_DONTWAIT)
+            return bool(self._wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return True
         except OSError:
             return False
-        self._held += more
-        return bool(more)
 
     def close(self) -> None:
         self._wire.close()
@@ -269,8 +251,8 @@ class _Peer:
     sends: collections.deque[tuple[Any, Buffer]] = dataclasses.field(default_factory=collections.deque)
     endpoint: Any = None
     greeted: bool = False
+    since: float = dataclasses.field(default_factory=time.monotonic)
     open: bool = True
-    watched: int = selectors.EVENT_READ
 
     def backlog(self) -> int:
         return len(self.unsent) + sum(memoryview(data).nbytes for _, data in self.sends)
@@ -333,6 +315,8 @@ class _Listener:
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
                 self._worker.progress()
+                for peer in [peer for peer in self._peers if not peer.greeted and ticked - peer.since > TICK]:
+                    self._drop(peer)
                 tick()
 
     def _patience(self, handle: Callable[[Buffer, Respond], None]) -> float:
@@ -363,11 +347,14 @@ class _Listener:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             wire, _ = self._wire.accept()
+            if len(self._peers) >= _PEERS:
+                wire.close()
+                return
             wire.setblocking(False)
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = _Peer(wire)
             self._peers.add(peer)
-            self._select.register(wire, peer.watched, peer)
+            self._select.register(wire, selectors.EVENT_READ, peer)
 
     def _settle(self, handle: Callable[[Buffer, Respond], None]) -> None:
         """Let go of what has been sent, and go on with those that waited for it."""
@@ -398,7 +385,7 @@ class _Listener:
     def _obey(self, peer: _Peer, handle: Callable[[Buffer, Respond], None]) -> None:
         while peer.open and len(peer.read) >= _LENGTH.size and peer.backlog() <= _AHEAD:
             (length,) = _LENGTH.unpack_from(peer.read)
-            if length > LONGEST_REQUEST:
+            if length > (LONGEST_REQUEST if peer.greeted else _GREETING):
                 self._drop(peer)  # before any memory is taken for it
                 return
             if len(peer.read) < _LENGTH.size + length:
@@ -456,9 +443,7 @@ class _Listener:
             wanted = selectors.EVENT_WRITE if peer.unsent else 0
             if peer.backlog() <= _AHEAD or not wanted:
                 wanted |= selectors.EVENT_READ
-            if wanted != peer.watched:
-                peer.watched = wanted
-                self._select.modify(peer.wire, wanted, peer)
+            self._select.modify(peer.wire, wanted, peer)
 
     def _drop(self, peer: _Peer) -> None:
         peer.open = False

@@ -159,7 +159,7 @@ class Relay:
     async def _register(self, line: ServerConnection) -> str:
         said = _parsed(await line.recv())
         name, token = str(said.get("id")), str(said.get("token"))
-        shown = token.encode()
+        shown = token.encode("utf-8", "replace")  # JSON has halves of characters, UTF-8 has not
         groups = [
             group for group, known in self._tokens.items() if hmac.compare_digest(known.encode(), shown)
         ]

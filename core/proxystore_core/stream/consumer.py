@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError
 from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.registry import store_for
+from proxystore_core.secret import Secret
 from proxystore_core.store import Store
 from proxystore_core.stream.broker import Message, Subscriber
 from proxystore_core.stream.events import End, Event, decode, encode
@@ -64,7 +65,8 @@ class StreamConsumer(Generic[T]):
         producers: how many producers of each topic have to end before the stream does.
         timeout: seconds without an item after which iterating raises; None for no end.
         stores: the stores, open or as their `recipe`, whose objects are taken. By default all: then whoever
-            may write to the broker says which store is opened, and what is loaded from it.
+            may write to the broker says which store is opened, and what is loaded from it. The secret of
+            an open one is the stream's, too; else it is the one that this process is configured with.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -82,10 +84,12 @@ class StreamConsumer(Generic[T]):
         if producers < 1:
             raise ConfigurationError(f"producers is {producers!r}: expected a number from 1 on")
         self.subscriber = subscriber
-        self._transactional = bool(getattr(subscriber, "transactional", False))
         self._filter = filter_
         self._producers = producers
         self._timeout = timeout
+        stores = None if stores is None else list(stores)
+        secrets = [store.secret for store in stores or () if isinstance(store, Store) and store.secret]
+        self._secret = secrets[0] if secrets else Secret.configured()
         self._recipes = (
             None
             if stores is None
@@ -156,14 +160,10 @@ class StreamConsumer(Generic[T]):
         given, self._given = self._given, []
         for place, (arrived, event) in enumerate(given):
             try:
-                last = arrived.left == 1
-                # What was sent meanwhile must not be lost with a crash in between: then it goes first.
-                if last and self._transactional:
-                    self.subscriber.acknowledge(arrived.message)
                 if event is not None:
                     store_for(event.recipe).evict(event.key)
                 arrived.left -= 1
-                if last and not self._transactional:
+                if not arrived.left:
                     self.subscriber.acknowledge(arrived.message)
             except BaseException:
                 self._given = given[place:] + self._given
@@ -271,7 +271,7 @@ class StreamConsumer(Generic[T]):
         return self._ready.popleft()
 
     def _take(self, message: Message) -> None:
-        batch = decode(message.data)
+        batch = decode(message.data, message.topic, self._secret)
         if isinstance(batch, End):
             self._end(message, batch)
             return
@@ -300,7 +300,7 @@ class StreamConsumer(Generic[T]):
         over = len(known) >= self._producers and self.subscriber.drained(topic, self._producers)
         if not over:
             time.sleep(_PAUSE)  # it comes round again until the others have come
-        self.subscriber.share(message, encode(End(frozenset(known))))
+        self.subscriber.share(message, encode(End(frozenset(known)), topic, self._secret))
         self.subscriber.acknowledge(message)
         self.subscriber.flush()
         if over:

@@ -2,7 +2,8 @@
 
     [1, "<recipe>", [["<key>", <size>, "<kind>", <evict>, {<metadata>}], ...]]     a batch of events
     [1, null, ["<producer>", ...]]                                                 the end of a topic
-as JSON in UTF-8.
+as JSON in UTF-8. With a secret they are encrypted as objects are, in the name of the topic, and nothing else
+is taken.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxystore_core.connectors.base import Key
+from proxystore_core.encryption import decrypt, encrypt
 from proxystore_core.errors import ConfigurationError, CorruptError
 from proxystore_core.reference import Reference
+from proxystore_core.secret import Secret
 
 __all__ = ["End", "Event", "decode", "encode"]
 
@@ -58,14 +61,28 @@ class End:
     producers: frozenset[str]
 
 
-def encode(batch: Sequence[Event] | End) -> bytes:
+def encode(batch: Sequence[Event] | End, topic: str = "", secret: Secret | None = None) -> bytes:
     """The message of some events of one store, or of an end.
+
+    Args:
+        batch: the events.
+        topic: what they are sent to.
+        secret: what to encrypt them with, or None.
 
     Raises:
         ConfigurationError: metadata is not what JSON holds, or the message would exceed 1 MiB.
     """
+    message = _text(batch).encode()
+    return message if secret is None else bytes(encrypt([message], secret, _name(topic))[0])
+
+
+def _name(topic: str) -> str:
+    return f"topic {topic}"
+
+
+def _text(batch: Sequence[Event] | End) -> str:
     if isinstance(batch, End):
-        return json.dumps([_VERSION, None, sorted(batch.producers)]).encode()
+        return json.dumps([_VERSION, None, sorted(batch.producers)])
     events = [[event.key, event.size, event.kind, event.evict, dict(event.metadata)] for event in batch]
     try:
         text = json.dumps([_VERSION, batch[0].recipe, events], separators=(",", ":"), allow_nan=False)
@@ -79,15 +96,18 @@ def encode(batch: Sequence[Event] | End) -> bytes:
             f"events of {len(text)} bytes are too big for a broker",
             remedy="Keep metadata small, or batches smaller (batch_size=).",
         )
-    return text.encode()
+    return text
 
 
-def decode(message: bytes) -> list[Event] | End:
+def decode(message: bytes, topic: str = "", secret: Secret | None = None) -> list[Event] | End:
     """The inverse of `encode`.
 
     Raises:
+        RefusedError: it is not encrypted, or not with a secret of this process, which has one.
         CorruptError: the message is none of a stream.
     """
+    if secret is not None and len(message) <= 2 * _LIMIT:
+        message = bytes(decrypt(message, secret, _name(topic)))
     try:
         if len(message) > _LIMIT:
             raise ValueError(f"{len(message)} bytes")

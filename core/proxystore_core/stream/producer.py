@@ -152,7 +152,10 @@ class StreamProducer(Generic[T]):
         """
         for topic in topics:
             self.flush(topic)
-            self.publisher.send_end(topic, encode(End(frozenset([self.name]))))
+            store = self._stores.get(topic) or self._stores.get(None)
+            end = End(frozenset([self.name]))
+            secret = None if store is None else store.secret
+            self.publisher.send_end(topic, encode(end, topic, secret))
             with self._lock:
                 self._topics.pop(topic, None)
 
@@ -197,7 +200,7 @@ class StreamProducer(Generic[T]):
                 Event(reference.key, reference.recipe, reference.size, reference.kind, evict, metadata)
                 for reference, (_, evict, metadata) in zip(references, batch, strict=True)
             ]
-            self.publisher.send(topic, encode(events))
+            self.publisher.send(topic, encode(events, topic, store.secret))
         except BaseException:
             for reference in references:
                 with contextlib.suppress(StoreError):
@@ -218,7 +221,7 @@ class StreamProducer(Generic[T]):
                 pending = list(self._pending.get(topic, ()))
             if len(pending) + len(self._topics.get(topic, ())) < self._max_pending:
                 return
-            consumed = _consumed(pending)
+            consumed = [each for each in pending if not each[0].exists(each[1])]
             if consumed:
                 with self._lock:
                     self._pending[topic] = [each for each in self._pending[topic] if each not in consumed]
@@ -232,14 +235,3 @@ class StreamProducer(Generic[T]):
                 )
             time.sleep(pause)
             pause = min(2 * pause, _PAUSES[1])
-
-
-def _consumed(pending: Sequence[tuple[Store[Any], str]]) -> list[tuple[Store[Any], str]]:
-    """Some of the items that are gone from their stores, if any is: looks for the oldest ones first."""
-    consumed = []
-    for store, key in pending:
-        if not store.exists(key):
-            consumed.append((store, key))
-        elif consumed:
-            break
-    return consumed
