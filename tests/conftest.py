@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--store", help="URL of the store that the contracts of engines run on, instead of shm://"
     )
+    parser.addoption("--elsewhere", help="command that starts a process on another host, for Dask")
+    parser.addoption("--address", help="of this host, as that one knows it")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -115,10 +118,17 @@ def earlier_modules_are_not_searched_for_garbage() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Two worker processes with nannies, for the tests of one module."""
     import distributed
 
+    elsewhere = request.config.getoption("--elsewhere")
+    if elsewhere:
+        from hosts import cluster_elsewhere
+
+        with cluster_elsewhere(shlex.split(elsewhere), request.config.getoption("--address")) as cluster:
+            yield cluster
+        return
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         yield cluster
 
@@ -148,6 +158,7 @@ class Stored:
         connector = client._link._store.connector
         self.url = connector.url
         self.session = client._link._session.name
+        self.probe = client._link.probe
         if hasattr(connector, "store_dir"):
             self.directory = Path(connector.store_dir) / self.session
 
@@ -159,7 +170,7 @@ class Stored:
         try:
             lister = listed(connector)
             assert lister is not None
-            return lister.keys(self.session)
+            return [key for key in lister.keys(self.session) if key != self.probe]
         finally:
             connector.close()
 

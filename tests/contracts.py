@@ -2,54 +2,76 @@
 
     python tests/contracts.py [ENGINE|STORE ...]    # all engines, and all stores, unless some are named
 
-Prints what failed, and one line for each pair; exits with how many of them did.
+``zmq-hosts`` and ``ucx-hosts`` are stores of two hosts: Dask's scheduler and client are on one, its workers
+on the other. Prints what failed, and one line for each pair; exits with how many of them did.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import object_servers
+from hosts import two_hosts
 from stores import Stores
 
 HERE = Path(__file__).parent
 ENGINES = ("futures", "dask", "parsl", "ray", "globus_compute")
+HOSTS = ("zmq-hosts", "ucx-hosts")
 LIMIT = 900  # seconds for one engine on one store
 
 
 def main(named: list[str]) -> int:
     """Run what is named; how many pairs of an engine and a store failed."""
-    unknown = [name for name in named if name not in (*ENGINES, *Stores.names())]
+    known = [*Stores.names(), *HOSTS]
+    unknown = [name for name in named if name not in (*ENGINES, *known)]
     if unknown:
-        sys.exit(
-            f"{unknown[0]!r} is no engine ({', '.join(ENGINES)}) and no store ({', '.join(Stores.names())})"
-        )
+        sys.exit(f"{unknown[0]!r} is no engine ({', '.join(ENGINES)}) and no store ({', '.join(known)})")
     engines = [name for name in ENGINES if name in named] or ENGINES
-    stores = [name for name in Stores.names() if name in named] or Stores.names()
     os.environ.update(object_servers.ACCESS)
     failed = 0
-    for store in stores:
+    for store in [name for name in known if name in named] or known:
         with tempfile.TemporaryDirectory(prefix="c-") as place, ExitStack() as stack:
-            url = Stores(Path(place), stack)[store]
-            for engine in engines:
-                failed += not passes(engine, store, url)
+            if store not in HOSTS:
+                url = Stores(Path(place), stack)[store]
+                failed += sum(not passes(engine, store, url) for engine in engines)
+            elif "dask" in engines:
+                failed += not passes_on_two_hosts(store.partition("-")[0], Path(place))
     return failed
 
 
-def passes(engine: str, store: str, url: str) -> bool:
-    """Run one engine's contract on one store."""
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rfE", "--store", url]
+def passes_on_two_hosts(scheme: str, place: Path, only: str = "") -> bool:
+    """Run Dask's contract where its workers are on another host than all else.
+
+    Args:
+        scheme: of the store.
+        place: a directory that both hosts see.
+        only: as pytest's ``-k``.
+    """
+    secret = place / "secret"
+    secret.touch(0o600)
+    secret.write_text("a secret of two hosts")
+    url = f"{scheme}://contracts?interface=cable&secret_file={secret}"
+    with two_hosts() as (one, other):
+        elsewhere = ["--elsewhere", shlex.join(other), "--address", "10.97.0.1", "-k", only]
+        return passes("dask", f"{scheme} of two hosts", url, one, elsewhere)
+
+
+def passes(engine: str, store: str, url: str, host: Sequence[str] = (), more: Sequence[str] = ()) -> bool:
+    """Run one engine's contract on one store; whether it passed."""
+    command = [*host, sys.executable, "-m", "pytest", "-q", "--no-header", "-rfE", "--store", url, *more]
     begin = time.monotonic()
     try:
         done = subprocess.run(
-            [*command, str(HERE / f"test_{engine}_contract.py")],
+            [*command, "-p", "no:cacheprovider", str(HERE / f"test_{engine}_contract.py")],
             cwd=HERE.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -110,5 +110,31 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
         yield one, other
 
 
+@contextlib.contextmanager
+def cluster_elsewhere(elsewhere: Sequence[str], address: str) -> Iterator[Any]:
+    """A Dask cluster with its scheduler on this host and two workers on another.
+
+    Args:
+        elsewhere: the command that starts a process there.
+        address: of this host.
+    """
+    import distributed
+
+    with distributed.LocalCluster(n_workers=0, host=address, dashboard_address=None) as cluster:
+        command = [*elsewhere, sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+        workers = subprocess.Popen(
+            [*command, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with distributed.Client(cluster, set_as_default=False) as client:
+                client.wait_for_workers(2, 60)
+            yield cluster
+        finally:
+            workers.terminate()
+            workers.wait(20)
+
+
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,13 @@ from redis_servers import free_port
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_place import SECRET, Place
-from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+from proxystore_core.errors import (
+    ConfigurationError,
+    DeadlineError,
+    FullError,
+    RefusedError,
+    UnreachableError,
+)
 from proxystore_core.recipe import open_connector
 from proxystore_core.testing import ConnectorContract, until
 
@@ -390,6 +397,21 @@ class TwoHostsTests:
         with pytest.raises(UnreachableError, match=r"10\.97\.0\.2"):
             one.call(get, url, key)
 
+    def test_a_host_that_is_full(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        url = f"{self.url}&spill=/dev/shm/spill"
+        other.call(shrink_memory, "8m")
+        kept, key = other.call(put, url, b"kept"), other.call(look, "reserve", url)
+        for use in (
+            lambda: one.call(look, "set", url, key, [bytes(20_000_000)]),
+            lambda: other.call(put, url, bytes(20_000_000)),
+        ):
+            with pytest.raises(FullError):
+                use()
+        assert one.call(get, url, kept) == b"kept"
+        one.call(look, "set", url, key, [b"there is room for less"])
+        assert other.call(get, url, key) == b"there is room for less"
+
     def test_loopback_is_another_place_on_every_host(self, hosts: tuple[Remote, Remote]) -> None:
         one, other = hosts
         key = one.call(put, f"{self.scheme}://", b"data")
@@ -406,6 +428,10 @@ def wait_and_get(url: str, key: str) -> bytes:
     connector = opened(url)
     assert connector.wait(key, 20)
     return bytes(connector.get(key))
+
+
+def shrink_memory(size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
 
 
 def kill_server_of(url: str) -> None:

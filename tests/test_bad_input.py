@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import kafka_broker
 import object_servers
 import pytest
 import redis_servers
@@ -38,6 +39,9 @@ def connectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, C
             "redis": f"redis://{redis.address}",
             "sftp": ssh.url(place / "sftp"),
             "multi": multi_url({"disk": {"url": f"file://{place}/multi"}}),
+            "zmq": "zmq://bad-input",
+            "ucx": "ucx://bad-input",
+            "kafka": f"kafka://{stack.enter_context(kafka_broker.broker())}/bad-input",
         }
         if object_servers.program() is not None:
             urls["s3"] = stack.enter_context(object_servers.serving(place / "s3")).url("bad-input")
@@ -68,7 +72,7 @@ def test_a_key_of_another_store(connectors: dict[str, Connector]) -> None:
         connector.evict(keys[name])
 
 
-@pytest.mark.parametrize("name", ["redis", "s3", "sftp", "multi"])
+@pytest.mark.parametrize("name", ["redis", "s3", "sftp", "multi", "kafka"])
 def test_an_altered_object(connectors: dict[str, Connector], name: str) -> None:
     """Bytes that are none of ours, under a key that is: found before anything is decoded."""
     if name not in connectors:

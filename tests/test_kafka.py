@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from hosts import Remote
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka_broker import REAL, Tansu, mocking, serving
 from measures import peaks
 from redis_servers import free_port
+from waiting import until
 
 from proxystore_core.connectors.base import leased
-from proxystore_core.connectors.kafka import KafkaConnector, Place
+from proxystore_core.connectors.kafka import KafkaConnector, KafkaTopicConnector, Place
 from proxystore_core.connectors.kafka_errors import failure
 from proxystore_core.errors import (
     ConfigurationError,
@@ -56,7 +58,7 @@ def mock() -> Iterator[str]:
 class KafkaContract(ConnectorContract):
     address: str
 
-    def make(self) -> KafkaConnector:
+    def make(self) -> KafkaTopicConnector:
         return KafkaConnector(self.address.split(","), f"t{secrets.token_hex(4)}")
 
     def test_objects_are_records_of_the_topic(self, connector: KafkaConnector) -> None:
@@ -117,12 +119,6 @@ class KafkaContract(ConnectorContract):
             with pytest.raises(GoneError):
                 store.load(reference)
 
-    def test_it_keeps_no_leases(self, connector: KafkaConnector) -> None:
-        assert leased(connector) is None
-        for name in ("", "a/b", "x" * 65):
-            with pytest.raises(RefusedError):
-                connector.put([b"data"], session=name)
-
 
 def records(connector: KafkaConnector, place: Place) -> list[tuple[bytes, bytes | None]]:
     """All records of a partition, read by the library alone."""
@@ -148,14 +144,20 @@ class TestMock(KafkaContract):
     def on(self, mock: str) -> None:
         self.address = mock
 
-    def make(self) -> KafkaConnector:
+    def make(self) -> KafkaTopicConnector:
         return on_mock(self.address)
 
+    def test_it_keeps_no_leases(self, connector: KafkaTopicConnector) -> None:
+        assert leased(connector) is None
+        for name in ("", "a/b", "x" * 65):
+            with pytest.raises(RefusedError):
+                connector.put([b"data"], session=name)
 
-def on_mock(address: str, **options: Any) -> KafkaConnector:
+
+def on_mock(address: str) -> KafkaTopicConnector:
     topic = f"t{secrets.token_hex(4)}"
     assert Producer({"bootstrap.servers": address}).list_topics(topic, timeout=5).topics
-    return KafkaConnector(address.split(","), topic, **options)
+    return KafkaTopicConnector(address.split(","), topic)
 
 
 @pytest.mark.skipif(not REAL, reason="no KAFKA_BOOTSTRAP_SERVERS")
@@ -163,10 +165,100 @@ class TestRealBroker(KafkaContract):
     address = REAL
 
 
+# Sessions, and what is done about what nobody needs.
+
+
+def test_a_session_has_a_topic_which_goes_with_it(broker: Tansu) -> None:
+    connector = KafkaConnector([broker.address], f"t{secrets.token_hex(4)}")
+    topic = connector._topic
+    key = connector.put([b"data"], session="run")
+    assert set(connector._clients.topics()) >= {f"{topic}.s.run"}
+    # Nobody has renewed it: it has ten minutes from when somebody looks.
+    assert 590 < connector.sessions()["run"] <= 600
+    assert connector.held()["run"] == (1, 4)
+    connector.renew("run", 0.001)
+    other = KafkaConnector([broker.address], topic)
+    until(lambda: other.sweep() == ["run"])
+    assert f"{topic}.s.run" not in connector._clients.topics()
+    assert connector.get(key) is None
+    connector.evict(key)
+    assert f"{topic}.s.run" not in connector._clients.topics()
+    for each in (connector, other):
+        each.close()
+
+
+def test_a_killed_clients_objects_go_with_its_lease(broker: Tansu) -> None:
+    connector = KafkaConnector([broker.address], f"t{secrets.token_hex(4)}")
+    client = Remote()
+    client.call(begin_session, connector.url)
+    client.kill()
+    client.close()
+    assert connector.keys("dead")
+    until(lambda: connector.sweep() == ["dead"])
+    assert connector.sessions() == {}
+    connector.close()
+
+
+def begin_session(url: str) -> None:
+    connector = open_connector(url)
+    connector.renew("dead", 1)
+    connector.put([b"data"], session="dead")
+    connector.keys("dead")  # it is told to those who look
+
+
+class Truncating:
+    """A fake of a broker's administrator: no broker here deletes records."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int]] = []
+
+    def delete_records(self, where: list[TopicPartition], **options: Any) -> dict[Any, Any]:
+        self.asked += [(place.topic, place.partition, place.offset) for place in where]
+        return {}
+
+
+def test_the_beginning_of_a_log_is_dropped_when_it_is_of_no_use(broker: Tansu) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    connector = KafkaConnector([broker.address], topic, partitions=1)
+    keys = [connector.put([bytes(2 * PART)]) for _ in range(4)]
+    admin = connector._clients._admin = Truncating()
+    connector.evict(keys[0])
+    connector.evict(keys[3])
+    connector.evict(keys[2])
+    assert admin.asked == []  # the second is needed
+    connector.evict(keys[1])
+    # All objects and tombstones: two records of each.
+    assert admin.asked == [(topic, 1, 16)]
+    connector.close()
+
+
+def test_a_broker_that_drops_nothing_is_asked_once(broker: Tansu) -> None:
+    connector = KafkaConnector([broker.address], f"t{secrets.token_hex(4)}")
+    key = connector.put([b"data"])
+    connector._clients.truncate(connector._topic, 1, 0)
+    until(lambda: not connector._clients._truncates)
+    assert not connector._clients.truncate(connector._topic, 1, 0)
+    assert connector.get(key) == b"data"
+    connector.close()
+
+
+@pytest.mark.skipif(not REAL, reason="no KAFKA_BOOTSTRAP_SERVERS")
+def test_a_real_broker_drops_the_beginning_of_a_log() -> None:
+    connector = KafkaConnector(REAL.split(","), f"t{secrets.token_hex(4)}", partitions=1)
+    for key in [connector.put([bytes(PART)]) for _ in range(6)]:
+        connector.evict(key)
+    consumer = Consumer({**connector._settings, "group.id": "witness"})
+    until(lambda: consumer.get_watermark_offsets(TopicPartition(connector._topic, 1))[0] >= 5)
+    consumer.close()
+    connector._clients.remove(connector._topic)
+    connector.close()
+
+
 # Keys and parts.
 
 PLACES = st.builds(
     Place,
+    st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**62 - 1),
     st.integers(0, 2**32 - 1),
@@ -179,7 +271,6 @@ PLACES = st.builds(
 def test_keys(place: Place) -> None:
     connector = KafkaConnector(["localhost:9092"])
     key = str(place)
-    assert len(key) <= 80
     if place.span + 1 >= connector._count(place):
         assert connector._parse(key) == place
     else:
@@ -187,7 +278,7 @@ def test_keys(place: Place) -> None:
             connector._parse(key)
 
 
-@given(st.text(max_size=90) | st.from_regex(r"[0-9a-f.]{1,80}"))
+@given(st.text(max_size=90) | st.from_regex(r"[0-9a-z.]{1,80}"))
 def test_what_is_no_key(text: str) -> None:
     connector = KafkaConnector(["localhost:9092"])
     try:
@@ -209,7 +300,7 @@ def test_a_part_of_another_length(broker: Tansu) -> None:
 
 def test_nobody_is_there() -> None:
     connector = open_connector(f"kafka://127.0.0.1:{free_port()}/t?connect_timeout=1&deadline=2")
-    for use in (lambda: connector.put([b"data"]), lambda: connector.get(f"0.0.0.4.{'0' * 16}")):
+    for use in (lambda: connector.put([b"data"]), lambda: connector.get(f"user.0.0.0.4.{'0' * 16}")):
         with pytest.raises(UnreachableError, match="Check host and port") as caught:
             use()
         assert caught.value.store == connector.url

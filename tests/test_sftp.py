@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,27 @@ def test_who_is_not_let_in(server: SFTPServer, tmp_path: Path) -> None:
         open_connector(server.url(tmp_path / "store", identity="nowhere")).put([b"data"])
     assert not (tmp_path / "store").exists()
     stranger.close()
+
+
+def test_where_nobody_can_write(server: SFTPServer) -> None:
+    with pytest.raises((RefusedError, ConfigurationError)) as caught:
+        open_connector(server.url("/proc/proxystore")).put([b"data"])
+    assert "/proc" in str(caught.value)
+
+
+def test_a_port_that_speaks_no_ssh(server: SFTPServer, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        url = server.url(tmp_path / "store", more="&connect_timeout=1").replace(
+            f":{server.port}/", f":{other.server_port}/"
+        )
+        try:
+            with pytest.raises((UnreachableError, RefusedError)):
+                open_connector(url).put([b"data"])
+        finally:
+            other.shutdown()
+            thread.join()
 
 
 def test_a_server_that_nobody_knows(server: SFTPServer, tmp_path: Path) -> None:

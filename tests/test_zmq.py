@@ -24,7 +24,14 @@ from node_tasks import (
 from zmq_tasks import FarZeroMQ
 
 from proxystore_core.connectors.node_place import Place
-from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, Operation, Reply, Request, Status
+from proxystore_core.connectors.node_protocol import (
+    LONGEST_REQUEST,
+    REPLY_HEAD,
+    Operation,
+    Reply,
+    Request,
+    Status,
+)
 from proxystore_core.connectors.shm import node
 from proxystore_core.connectors.zmq import ZeroMQConnector
 from proxystore_core.errors import RefusedError, UnreachableError
@@ -83,10 +90,10 @@ class TestMessagesOfOthers:
         ]
         for message in messages:
             stranger.send(message)
-            head, _ = stranger.recv_multipart()
+            head = stranger.recv()[:REPLY_HEAD]
             assert Reply.parse(head, near._key(), bytes(16)).status is Status.REFUSED
         stranger.send_multipart([b"many", b"frames"])
-        assert Reply.parse(stranger.recv_multipart()[0], near._key(), bytes(16)).status is Status.REFUSED
+        assert Reply.parse(stranger.recv()[:REPLY_HEAD], near._key(), bytes(16)).status is Status.REFUSED
         assert near.get(key) == b"data"
         assert server_of(near) == server
         assert not witness.exists()
@@ -134,6 +141,16 @@ class TestMessagesOfOthers:
         near.evict(key)
         near.close()
         plain.close()
+
+    def test_a_wrong_curve_key(self) -> None:
+        near = ZeroMQConnector(name=secrets.token_hex(4), curve=True, secret="a secret of 16 characters")
+        other = FarZeroMQ(name=near.name, curve=True, secret="another of 16 characters", deadline=3)
+        key = near.put([b"data"])
+        with pytest.raises(RefusedError, match="another secret"):
+            other.get(key)
+        near.evict(key)
+        near.close()
+        other.close()
 
 
 class Opener:

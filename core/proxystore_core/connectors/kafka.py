@@ -1,59 +1,58 @@
-"""Objects in a topic of Kafka: each is one or more records, known by their place in the log.
+"""Objects in topics of Kafka: each is one or more records, known by their place in the log.
 
-<topic>, one partition for each object
-    key    <id, 8 bytes><number of the part, 4 bytes>
-    value  the part's bytes; nothing (a tombstone) once the object is evicted
+<topic>                the user's own objects
+<topic>.s.<session>    a session's objects; the topic goes with it
+    partitions but the first, one for each object
+        key    <id, 8 bytes><number of the part, 4 bytes>
+        value  the part's bytes; nothing (a tombstone) once the object is evicted
+    the first partition: what there is
+        key    /<the object's key>
+        value  1; nothing once the object is evicted
+<topic>.leases         the first partition
+        key    <session>
+        value  when its lease lapses, in seconds since the epoch; nothing once it is over
 
-A key is ``<partition>.<first offset>.<last - first>.<bytes>.<id>``, numbers in hexadecimal. Records
-of others may lie between those of an object; nobody has the key before the brokers confirmed all parts.
+A key is ``<session>.<partition>.<first offset>.<last - first>.<bytes>.<id>``, numbers in hexadecimal.
+Records of others may lie between those of an object; nobody has the key before the brokers confirmed all
+parts. What there is, is for those who look: it is written without waiting for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import itertools
 import os
-import random
 import re
 import secrets
 import time
 import urllib.parse
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
-from proxystore_core import forks
 from proxystore_core.buffers import byte_views, fresh_buffer, split
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
-from proxystore_core.connectors.kafka_errors import STALE, failure, is_gone
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
-from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
+from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
-__all__ = ["KafkaConnector"]
+__all__ = ["KafkaConnector", "KafkaTopicConnector"]
 
-_IN_FLIGHT = 8 << 20  # bytes that the brokers have not confirmed yet; librdkafka has a copy of them
-_AHEAD = 8 << 10  # kilobytes that come before they are asked for
-_SMALL = 64 << 10  # bytes; who reads less had better not be sent what lies behind it
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
-_TICK = 0.005  # seconds that a thread waits for its confirmations while another takes them in
-_SILENCE = 0.5  # seconds without a record, after which brokers are asked what they have
-_KEY = re.compile(r"([0-9a-f]{1,8})\.([0-9a-f]{1,16})\.([0-9a-f]{1,8})\.([0-9a-f]{1,10})\.([0-9a-f]{16})")
-_TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+_KEY = re.compile(
+    r"([A-Za-z0-9_-]{1,64})\."
+    r"([0-9a-f]{1,8})\.([0-9a-f]{1,16})\.([0-9a-f]{1,8})\.([0-9a-f]{1,10})\.([0-9a-f]{16})"
+)
+_TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,180}")
 _REMEMBERED = 100_000  # evicted objects: brokers go on giving them until they clean up
+_WORTHWHILE = 4 << 20  # bytes at the beginning of a log that brokers are asked to drop
+_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _evicted: dict[bytes, None] = {}  # names, by this process
-_instances: weakref.WeakSet[KafkaConnector] = weakref.WeakSet()
 
 
 class Place(NamedTuple):
     """Where an object is."""
 
+    session: str
     partition: int
     first: int
     span: int
@@ -62,19 +61,18 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         numbers = (self.partition, self.first, self.span, self.size)
-        return f"{'.'.join(f'{number:x}' for number in numbers)}.{self.name.hex()}"
+        return f"{self.session}.{'.'.join(f'{number:x}' for number in numbers)}.{self.name.hex()}"
 
 
-class KafkaConnector:
-    """Keeps objects in a topic; ``kafka://user@host:9092,host:9093/topic``.
+class KafkaTopicConnector:
+    """Keeps the objects of all sessions in one topic; ``kafka://host:9092/topic?leases=false``.
 
-    Brokers remove what is evicted when they clean their logs, and what nobody evicts when the topic's
-    retention ends: that, not a lease, is what remains of a dead session. An evicted object is gone at
-    once for the process that evicts it, and for others when the brokers have cleaned up.
+    For brokers that let nobody make topics. What nobody evicts goes when the topic's retention ends: that,
+    not a lease, is what remains of a dead session.
 
     Args:
         hosts: some of the brokers, each ``host:port``.
-        topic: where objects are; created if missing.
+        topic: where objects are; made if missing.
         username: with SASL.
         password: used here, and never part of the URL. By default the one in ``PROXYSTORE_STORE`` if
             that names the same brokers and user, else ``PROXYSTORE_KAFKA_PASSWORD``.
@@ -88,6 +86,7 @@ class KafkaConnector:
     checksum: ClassVar[bool] = True
     cheap_get: ClassVar[bool] = False
     far: ClassVar[bool] = True
+    _marks: ClassVar[dict[str, Any]] = {"leases": False}
 
     def __init__(
         self,
@@ -100,24 +99,22 @@ class KafkaConnector:
     ) -> None:
         hosts = [hosts] if isinstance(hosts, str) else list(hosts)
         if not _TOPIC.fullmatch(topic):
-            raise ConfigurationError(f"{topic!r} is no topic: use at most 249 letters, digits, - _ and .")
+            raise ConfigurationError(f"{topic!r} is no topic: use at most 180 letters, digits, - _ and .")
         self._options = Options(**options)
         self._topic = topic
         given = self._options.given()
-        self._config = {"hosts": hosts, "topic": topic, "username": username, **given}
+        self._config = {"hosts": hosts, "topic": topic, "username": username, **given, **self._marks}
         user = f"{urllib.parse.quote(username, safe='')}@" if username else ""
-        query = urllib.parse.urlencode(given, safe="/:")
+        marks = {name: str(value).lower() for name, value in self._marks.items()}
+        query = urllib.parse.urlencode({**given, **marks}, safe="/:")
         self._url = f"kafka://{user}{','.join(hosts)}/{topic}{'?' if query else ''}{query}"
         self._settings = client_settings(self._url, hosts, username, password, self._options)
-        self._producer: Any = None
-        self._partitions = 0
-        self._consumers: dict[bool, list[Any]] = {True: [], False: []}  # by whether for small objects
+        self._clients = Clients(self._url, self._settings, self._options)
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
-        self._last: Any = None  # what a client said of its connections
-        _instances.add(self)
+        self._dead: dict[tuple[str, int], _Dead] = {}
 
     def __repr__(self) -> str:
-        return f"KafkaConnector({self._url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     @property
     def url(self) -> str:
@@ -127,31 +124,34 @@ class KafkaConnector:
         return dict(self._config)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> KafkaConnector:
-        return cls(**config)
+    def from_config(cls, config: Mapping[str, Any]) -> KafkaTopicConnector:
+        options = dict(config)
+        kind = KafkaConnector if options.pop("leases", True) else KafkaTopicConnector
+        return kind(**options)
 
     @classmethod
-    def from_url(cls, url: str) -> KafkaConnector:
+    def from_url(cls, url: str) -> KafkaTopicConnector:
         parts = StoreURL.parse(url)
-        options = parts.options(Options.PARAMETERS)
+        options = parts.options({**Options.PARAMETERS, "leases": _flag})
         hosts = parts.hosts or ["localhost"]
         topic = parts.path.strip("/") or "proxystore"
-        return cls(hosts, topic, username=parts.username or None, password=parts.password or None, **options)
+        login = {"username": parts.username or None, "password": parts.password or None}
+        return cls.from_config({"hosts": hosts, "topic": topic, **login, **options})
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         check_session(session, self._url)
         views = byte_views(data)
         size = sum(view.nbytes for view in views)
         name = secrets.token_bytes(8)
-        until = time.monotonic() + self._options.deadline + size / _SLOWEST
 
-        def parts() -> Iterator[bytes]:
-            for frames in split(views, self._options.part):
-                yield b"".join(frames)  # librdkafka takes bytes alone, and copies them
+        def parts() -> Iterator[tuple[bytes, bytes]]:
+            for number, frames in enumerate(split(views, self._options.part)):
+                yield _record(name, number), b"".join(frames)  # librdkafka takes bytes alone, and copies them
 
-        partition, offsets = self._write(name, parts, until)
-        place = Place(partition, offsets[0], offsets[-1] - offsets[0], size, name)
-        key = str(place)
+        topic = self._topic_of(session)
+        partition, offsets = self._clients.write(topic, None, parts, self._until(size))
+        key = str(Place(session, partition, offsets[0], offsets[-1] - offsets[0], size, name))
+        self._clients.note(topic, _entry(key), b"1")
         if session == USER_SESSION:
             self._own.add((os.getpid(), key))
         return key
@@ -162,7 +162,7 @@ class KafkaConnector:
             return None
         whole: Buffer = b""
         done = found = 0
-        for data in self._parts(place, self._count(place)):
+        for data in self._parts(place):
             if len(data) != min(place.size - done, self._options.part):
                 raise CorruptError("a part has another length than was stored", store=self._url, key=key)
             whole = whole or fresh_buffer(place.size)  # not for a key that somebody made up
@@ -174,34 +174,63 @@ class KafkaConnector:
 
     def exists(self, key: Key) -> bool:
         place = self._parse(key)
-        return place.name not in _evicted and bool(list(self._parts(place, 1)))
+        return place.name not in _evicted and any(True for _ in self._parts(place))
 
     def evict(self, key: Key) -> None:
         place = self._parse(key)
         if place.name not in _evicted:
-            until = time.monotonic() + self._options.deadline
-            tombstones = itertools.repeat(None, self._count(place))
-            self._write(place.name, lambda: tombstones, until, place.partition)
+            count = self._count(place)
+            topic = self._topic_of(place.session)
+            if self._clients.knows(topic) or self._is_there(topic):
+                tombstones = [(_record(place.name, number), None) for number in range(count)]
+                _, offsets = self._clients.write(topic, place.partition, lambda: tombstones, self._until())
+                self._clients.note(topic, _entry(key), None)
+                self._drop(topic, place, offsets)
             while len(_evicted) >= _REMEMBERED:
                 _evicted.pop(next(iter(_evicted)), None)
             _evicted[place.name] = None
         self._own.discard((os.getpid(), key))
+
+    def keys(self, session: str) -> list[Key]:
+        check_session(session, self._url)
+        return [str(place) for place in self._places(session) if place.session == session]
+
+    def held(self) -> dict[str, Held]:
+        found: dict[str, Held] = {}
+        for session in self._all():
+            for place in self._places(session):
+                held = found.get(place.session, Held(0, 0))
+                found[place.session] = Held(held.objects + 1, held.nbytes + place.size)
+        return found
+
+    def room(self) -> int | None:
+        return None
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
             for process, key in list(self._own):
                 if process == os.getpid():
                     self.evict(key)
-        for consumers in self._consumers.values():
-            while consumers:
-                consumers.pop().close()
-        self._producer = None
+        self._clients.close()
+
+    # Where things are.
+
+    def _topic_of(self, session: str) -> str:
+        return self._topic
+
+    def _is_there(self, topic: str) -> bool:
+        """Whether the topic may be there: evicting is no reason to make it."""
+        return True
+
+    def _all(self) -> Iterable[str]:
+        """Sessions of which each has a topic of its own."""
+        return [USER_SESSION]
 
     def _parse(self, key: Key) -> Place:
         match = _KEY.fullmatch(key)
         if match is not None:
-            partition, first, span, size = (int(number, 16) for number in match.groups()[:4])
-            place = Place(partition, first, span, size, bytes.fromhex(match[5]))
+            partition, first, span, size = (int(number, 16) for number in match.groups()[1:5])
+            place = Place(match[1], partition, first, span, size, bytes.fromhex(match[6]))
             if str(place) == key and place.span + 1 >= self._count(place) and place.first < 1 << 62:
                 return place
         raise RefusedError("not a key of a Kafka store", store=self._url, key=key[:200])
@@ -209,223 +238,158 @@ class KafkaConnector:
     def _count(self, place: Place) -> int:
         return max(1, -(-place.size // self._options.part))
 
-    def _write(
-        self,
-        name: bytes,
-        values: Callable[[], Iterable[bytes | None]],
-        until: float,
-        partition: int | None = None,
-    ) -> tuple[int, list[int]]:
-        """Write an object's records to a partition, or to any; which one, and their offsets in order."""
-        for last in (False, True):
-            try:
-                with self._failures():
-                    partitions = self._ready()
-                    where = random.randrange(partitions) if partition is None else partition
-                    if where >= partitions:
-                        return where, []  # there is no such object to write a tombstone of
-                    sending = _Sending(self._producer, self._topic, where, until)
-                    for number, value in enumerate(values()):
-                        sending.send(_record(name, number), value)
-                    return where, sending.finish()
-            except StoreError:
-                if last or self._producer is not None or time.monotonic() > until:
-                    raise
-        raise AssertionError("the second try returns or raises")
+    def _until(self, size: int = 0) -> float:
+        return time.monotonic() + self._options.deadline + size / _SLOWEST
 
-    def _ready(self) -> int:
-        """Have a producer and the topic; the number of its partitions."""
-        if self._producer is None:
-            settings = {
-                "enable.idempotence": True,
-                "linger.ms": 0,
-                "message.timeout.ms": round(self._options.deadline * 1000),
-                "message.max.bytes": self._options.part + 10_000,
-                "queue.buffering.max.kbytes": 1 << 20,
-            }
-            self._partitions = 0
-            self._producer = Producer(self._settings | settings | {"error_cb": self._note})
-        if not self._partitions:
-            self._partitions = self._find_topic() or self._make_topic()
-        return self._partitions
-
-    def _find_topic(self) -> int:
-        """The topic's partitions; 0 when there is no such topic."""
-        listed = self._producer.list_topics(timeout=self._options.connect_timeout)
-        found = listed.topics.get(self._topic)
-        return len(found.partitions) if found is not None else 0
-
-    def _make_topic(self) -> int:
-        options = self._options
-        settings = {"cleanup.policy": "compact,delete"}
-        if options.retention is not None:
-            settings["retention.ms"] = str(round(options.retention * 1000))
-        topic = NewTopic(self._topic, options.partitions, -1, config=settings)
-        admin = AdminClient(self._settings | {"error_cb": self._note})
-        made = admin.create_topics([topic], request_timeout=options.deadline)
-        try:
-            made[self._topic].result(options.deadline)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
-                raise
-        except TimeoutError:
-            raise KafkaException(
-                KafkaError(KafkaError._TIMED_OUT, "the topic was not made in time")
-            ) from None
-        until = time.monotonic() + options.deadline
-        while not (partitions := self._find_topic()):
-            if time.monotonic() > until:
-                raise DeadlineError("the new topic does not appear", store=self._url)
-            time.sleep(_TICK)
-        return partitions
-
-    def _parts(self, place: Place, count: int) -> Iterator[bytes]:
-        """The first parts of an object in order, as far as they are there."""
-        until = time.monotonic() + self._options.deadline + place.size / _SLOWEST
-        small = place.size <= _SMALL
-        with self._failures(), self._consumer(small) as consumer:
-            where = TopicPartition(self._topic, place.partition, place.first)
-            consumer.assign([where])
-            wanted, seen = 0, time.monotonic()
-            while wanted < count:
-                now = time.monotonic()
-                if now > until:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no record in time"))
-                message = consumer.poll(min(_SILENCE, until - now))
-                if message is None:
-                    if now - seen >= _SILENCE and not self._is_within(consumer, where, place):
-                        return
-                    continue
-                seen = now
-                if message.error():
-                    if is_gone(message.error()):
-                        return
-                    if message.error().retriable():
-                        continue
-                    raise KafkaException(message.error())
-                if message.offset() > place.first + place.span:
+    def _parts(self, place: Place) -> Iterator[bytes]:
+        """The parts of an object in order, as far as they are there."""
+        topic, last = self._topic_of(place.session), place.first + place.span
+        wanted, until = 0, self._until(place.size)
+        for record in self._clients.read(topic, place.partition, place.first, last, place.size, until):
+            if record.key == _record(place.name, wanted):
+                if record.value is None:
                     return
-                if message.key() == _record(place.name, wanted):
-                    if message.value() is None:
-                        return
-                    wanted += 1
-                    yield message.value()
+                wanted += 1
+                yield record.value
 
-    def _is_within(self, consumer: Any, where: TopicPartition, place: Place) -> bool:
-        """Whether the brokers still have, or ever had, records where the object is."""
-        try:
-            low, high = consumer.get_watermark_offsets(where, timeout=self._options.connect_timeout)
-        except KafkaException as error:
-            if is_gone(error.args[0]):
-                return False
-            raise
-        return bool(low <= place.first and place.first + place.span < high)
-
-    @contextlib.contextmanager
-    def _consumer(self, small: bool) -> Iterator[Any]:
-        """A consumer of no group, for one thread; kept for the next read unless something went wrong."""
-        idle = self._consumers[small]
-        try:
-            consumer = idle.pop()
-        except IndexError:
-            settings = {
-                "group.id": "proxystore",  # librdkafka wants one; it is never joined
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "allow.auto.create.topics": False,
-                "fetch.wait.max.ms": 1,
-                "fetch.error.backoff.ms": 20,
-                "fetch.queue.backoff.ms": 1,
-                "fetch.message.max.bytes": _SMALL if small else 4 << 20,
-                "queued.min.messages": 1,
-                "queued.max.messages.kbytes": _AHEAD,
-            }
-            consumer = Consumer(self._settings | settings | {"error_cb": self._note})
-        try:
-            yield consumer
-            consumer.unassign()
-        except BaseException:
-            consumer.close()
-            raise
-        idle.append(consumer)
-
-    def _note(self, error: Any) -> None:
-        self._last = error
-
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Errors of librdkafka as those of this package."""
-        self._last = None
-        try:
-            yield
-        except (KafkaException, BufferError) as error:
-            found = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)
-            if self._producer is not None:
-                self._producer.poll(0)  # what its connections have to say
-            if found.fatal() or found.code() in STALE:
-                self._producer = None  # with what it still holds
-            raise failure(found, self._last, self._url, self._options.protocol) from error
-
-
-class _Sending:
-    """Records of one object on their way to the brokers."""
-
-    def __init__(self, producer: Any, topic: str, partition: int, until: float) -> None:
-        self._producer = producer
-        self._where = {"topic": topic, "partition": partition}
-        self._until = until
-        self._out = self._records = 0
-        self._offsets: list[int] = []
-        self._error: Any = None
-
-    def send(self, key: bytes, value: bytes | None) -> None:
-        size = len(value or b"")
-        self._wait(_IN_FLIGHT - size)
-
-        def confirmed(error: Any, message: Any) -> None:
-            self._out -= size
-            self._records -= 1
-            if error is None:
-                moved(size)
-                self._offsets.append(message.offset())
+    def _places(self, session: str) -> list[Place]:
+        """Of the objects that are in a session's topic."""
+        self._clients.flush(self._options.deadline)
+        there: dict[bytes, None] = {}
+        for record in self._clients.scan(self._topic_of(session), self._until()):
+            if record.value is not None:
+                there[record.key] = None
             else:
-                self._error = error
+                there.pop(record.key, None)
+        places = []
+        for entry in there:
+            if entry[:1] == b"/" and _KEY.fullmatch(text := entry[1:].decode("ascii", "replace")):
+                place = self._parse(text)
+                if place.name not in _evicted:
+                    places.append(place)
+        return places
 
-        self._out += size
-        self._records += 1
-        self._producer.produce(**self._where, key=key, value=value, on_delivery=confirmed)
-        self._producer.poll(0)
+    def _drop(self, topic: str, place: Place, tombstones: Sequence[int]) -> None:
+        """Have the brokers drop the beginning of a log as far as it is known to be of no use any more."""
+        dead = self._dead.setdefault((topic, place.partition), _Dead())
+        if place.span + 1 == self._count(place):  # else records of others lie between
+            dead.add(place.first, place.first + place.span + 1, place.size)
+        for offset in tombstones:
+            dead.add(offset, offset + 1, 0)
+        if dead.nbytes >= _WORTHWHILE:
+            self._clients.truncate(topic, place.partition, dead.take())
 
-    def finish(self) -> list[int]:
-        """The offsets of all records, in order, now that the brokers have them."""
-        self._wait(0, records=0)
-        return sorted(self._offsets)
 
-    def _wait(self, most: int, records: int = 10_000) -> None:
-        while self._error is None and (self._out > max(0, most) or self._records > records):
-            self._producer.poll(_TICK)
-            if time.monotonic() > self._until:
-                raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT, "no confirmation in time"))
-        if self._error is not None:
-            raise KafkaException(self._error)
+class KafkaConnector(KafkaTopicConnector):
+    """Keeps objects in topics; ``kafka://user@host:9092,host:9093/topic``.
+
+    A session has a topic of its own, which is removed with it. Brokers remove what is evicted before when
+    they clean their logs, or when they are asked to drop a log's beginning. An evicted object is gone at
+    once for the process that evicts it, and for others when the brokers have cleaned up.
+
+    Args:
+        hosts: as for `KafkaTopicConnector`.
+        topic: as for `KafkaTopicConnector`; the names of sessions' topics begin with it.
+        options: as for `KafkaTopicConnector`.
+    """
+
+    _marks: ClassVar[dict[str, Any]] = {}
+
+    def renew(self, session: str, seconds: float) -> None:
+        check_session(session, self._url, leased=True)
+        self._lease(session, time.time() + seconds)
+
+    def end(self, session: str) -> int:
+        check_session(session, self._url)
+        topic = self._topic_of(session)
+        places = self._places(session) if self._is_there(topic) else []
+        if session == USER_SESSION:
+            for place in places:
+                self.evict(str(place))
+            return len(places)
+        if self._is_there(topic):
+            self._clients.remove(topic)
+        if session in self._leases():
+            self._lease(session, None)  # last: a crash in between leaves a session that lapses
+        for known in [known for known in self._dead if known[0] == topic]:
+            self._dead.pop(known, None)
+        return len(places)
+
+    def sessions(self) -> dict[str, float]:
+        leases, now = self._leases(), time.time()
+        for session in self._all():
+            if session != USER_SESSION and session not in leases:
+                leases[session] = now + _UNRENEWED
+                self._lease(session, leases[session])
+        return {session: lapses - now for session, lapses in leases.items()}
+
+    def sweep(self) -> list[str]:
+        lapsed = [session for session, left in self.sessions().items() if left < 0]
+        for session in lapsed:
+            self.end(session)
+        return lapsed
+
+    def _topic_of(self, session: str) -> str:
+        return self._topic if session == USER_SESSION else f"{self._topic}.s.{session}"
+
+    def _is_there(self, topic: str) -> bool:
+        with self._clients.failures():
+            return topic in self._clients.topics()
+
+    def _all(self) -> Iterable[str]:
+        prefix = f"{self._topic}.s."
+        with self._clients.failures():
+            topics = self._clients.topics()
+        return [USER_SESSION, *(name.removeprefix(prefix) for name in topics if name.startswith(prefix))]
+
+    def _leases(self) -> dict[str, float]:
+        """When each session's lease lapses, in seconds since the epoch."""
+        found: dict[str, float] = {}
+        topic = f"{self._topic}.leases"
+        if self._is_there(topic):
+            for record in self._clients.scan(topic, self._until()):
+                session = record.key.decode("ascii", "replace")
+                found.pop(session, None)
+                if record.value is not None and re.fullmatch(rb"\d{1,12}\.\d{1,6}", record.value):
+                    found[session] = float(record.value)
+        return found
+
+    def _lease(self, session: str, lapses: float | None) -> None:
+        value = None if lapses is None else f"{lapses:.6f}".encode()
+        record = session.encode(), value
+        self._clients.write(f"{self._topic}.leases", 0, lambda: [record], self._until())
+
+
+class _Dead:
+    """Records of one log that nobody needs any more."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0  # of those that follow each other from the beginning, and were not taken yet
+        self._begin = 0
+        self._runs: dict[int, tuple[int, int]] = {}  # by first offset: the offset behind it, and bytes
+
+    def add(self, first: int, end: int, nbytes: int) -> None:
+        if first >= self._begin and len(self._runs) < _REMEMBERED:
+            self._runs[first] = end, nbytes
+        while (run := self._runs.pop(self._begin, None)) is not None:
+            self._begin = run[0]
+            self.nbytes += run[1]
+
+    def take(self) -> int:
+        """The offset before which all are of no use."""
+        self.nbytes = 0
+        return self._begin
 
 
 def _record(name: bytes, part: int) -> bytes:
     return name + part.to_bytes(4, "big")
 
 
-_parents: list[Any] = []
+def _entry(key: Key) -> bytes:
+    return b"/" + key.encode()
 
 
-@forks.in_child
-def _after_fork() -> None:
-    # A child has none of the threads of its parent's clients: it must not even free them.
-    for connector in list(_instances):
-        left = [connector._producer, *connector._consumers[True], *connector._consumers[False]]
-        connector._producer = None
-        connector._consumers = {True: [], False: []}
-        for client in left:
-            if client is not None:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
-                _parents.append(client)
+def _flag(text: str) -> bool:
+    if text.lower() not in ("1", "0", "true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() in ("1", "true")

@@ -15,12 +15,12 @@ from proxystore_core.errors import (
     UnreachableError,
 )
 
-__all__ = ["STALE", "failure", "is_gone"]
+__all__ = ["ENDS", "STALE", "failure", "is_gone"]
 
-_GONE = {
-    KafkaError._PARTITION_EOF,
-    KafkaError._AUTO_OFFSET_RESET,
-    KafkaError.OFFSET_OUT_OF_RANGE,
+ENDS = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+"""Codes of a place outside of what a log has."""
+
+_GONE = ENDS | {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION,

@@ -187,6 +187,11 @@ class NodeConnector:
         """This host for a node on loopback, else anywhere."""
         return node() if self._node.address == LOOPBACK else ""
 
+    @property
+    def scattered_leases(self) -> bool:
+        """Whether there are other nodes: each sees the leases of sessions that have objects there."""
+        return self._node.address != LOOPBACK
+
     def holds(self, key: Key) -> bool:
         """Whether the object is in this node's own shared memory, if it is anywhere."""
         match = _KEY.fullmatch(key)
@@ -424,6 +429,8 @@ class NodeConnector:
 
 class _Memory(ShmConnector):
     """A node's shared memory, whose errors name the store that it belongs to."""
+
+    _refill: ClassVar[float] = 0.1  # meanwhile others fetch what was put, with all that the cores can do
 
     def __init__(self, name: str, *, of: str, **options: Any) -> None:
         self._of = of

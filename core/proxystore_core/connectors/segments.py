@@ -18,7 +18,6 @@ from proxystore_core.buffers import MAP_FROM
 __all__ = ["SegmentStock"]
 
 _IDLE = 5.0  # seconds without a put after which the stock is given back
-_PAUSE = 0.0  # seconds between a put and the allocation of its successor
 _ALLOCATION = 0.5  # seconds that giving back waits for an allocation in progress
 _KEPT = 4  # segments at most
 _LEFT_TO_OBJECTS = 0.5  # share of the file system that no stock takes
@@ -37,10 +36,13 @@ class SegmentStock:
 
     Args:
         limit: bytes that the stock may hold; 0 for no stock.
+        pause: seconds between a put and the allocation of its successor: on a small machine that would slow
+            down whoever uses what was put.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, pause: float = 0.0) -> None:
         self.limit = limit
+        self.pause = pause
         self._reset()
         _stocks.add(self)
 
@@ -102,8 +104,7 @@ class SegmentStock:
                         self._thread = None
                         break
                 continue
-            # What was stored is being used now: on a small machine the allocation would slow that down.
-            time.sleep(_PAUSE)
+            time.sleep(self.pause)
             with self._lock:
                 self._wake.clear()
             while True:

@@ -320,7 +320,14 @@ class SFTPConnector:
         """Make a session's directory, with a lease unless it is the user's."""
         directory = f"{self.store_dir}/{session}"
         own = asyncssh.SFTPAttrs(permissions=0o700)
-        await sftp.makedirs(directory, own, exist_ok=True)
+        try:
+            await sftp.makedirs(directory, own, exist_ok=True)
+        except asyncssh.SFTPNoSuchFile as error:
+            raise RefusedError(
+                f"no directory can be made at {directory}",
+                store=self.url,
+                remedy="Name another directory in the URL.",
+            ) from error
         if session == USER_SESSION:
             return
         with contextlib.suppress(asyncssh.SFTPNoSuchFile):

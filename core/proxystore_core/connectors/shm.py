@@ -51,6 +51,7 @@ class ShmConnector(FileConnector):
         RefusedError: the store's directory is another user's.
     """
 
+    _refill: ClassVar[float] = 0.0
     schemes: ClassVar[tuple[str, ...]] = ("shm",)
     checksum: ClassVar[bool] = False
     cheap_get: ClassVar[bool] = True
@@ -67,7 +68,7 @@ class ShmConnector(FileConnector):
         super().__init__(os.path.join(_root(), folder), grace=0)
         self.node = node()
         self._spill_dir = given_spill or os.path.join(tempfile.gettempdir(), folder)
-        self._stock = SegmentStock(stock)
+        self._stock = SegmentStock(stock, self._refill)
 
     def __repr__(self) -> str:
         return f"ShmConnector({self.name!r})"

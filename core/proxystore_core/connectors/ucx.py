@@ -64,6 +64,7 @@ __all__ = ["UCXConnector", "connect", "listen"]
 
 _INLINE = 32 << 10  # bytes of data up to which a reply is one message
 _LENGTH = struct.Struct("!I")
+_PATIENCE = struct.Struct("@ll")  # seconds and microseconds, as sockets want them
 _AHEAD = 4 << 20  # bytes that a peer may leave unread before no more of its requests are looked at
 _CLOSING = 10**9  # nanoseconds that UCX may take at most to let go of a peer
 _PEERS = 4096  # connections at a time
@@ -157,8 +158,12 @@ class _Channel:
 
     def __init__(self, wire: socket.socket, worker: Any) -> None:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire.settimeout(30)
+        # The kernel's timeouts: with Python's own each call is two.
+        wire.settimeout(None)
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE.pack(0, round(_LOOK * 1e6)))
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE.pack(30, 0))
         self._wire = wire
+        self._held = bytearray()  # what came before it was asked for
         self.worker = worker
         self._poll = select.poll()
         self._poll.register(wire, select.POLLIN)
@@ -186,18 +191,30 @@ class _Channel:
         return head, into if into is not None and data.nbytes == into.nbytes and count else data
 
     def _read(self, view: memoryview, until: float) -> None:
-        while view:
-            left = until - time.monotonic()
+        while True:
+            count = min(len(self._held), view.nbytes)
+            if count:
+                view[:count] = memoryview(self._held)[:count]
+                del self._held[:count]
+                view = view[count:]
+            if not view.nbytes:
+                return
             try:
-                self._wire.settimeout(max(0.001, left))
-                count = self._wire.recv_into(view)
-            except TimeoutError:
-                raise DeadlineError("no answer in time") from None
+                if view.nbytes > _INLINE:
+                    count = self._wire.recv_into(view)
+                    view = view[count:]
+                else:
+                    more = self._wire.recv(_INLINE)
+                    count = len(more)
+                    self._held += more
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise DeadlineError("no answer in time") from None
+                continue
             except OSError as error:
                 raise UnreachableError(f"the connection is broken: {error}") from error
             if not count:
                 raise UnreachableError("the connection is broken: the server, or its host, is down")
-            view = view[count:]
 
     def _receive(self, view: memoryview, nonce: bytes, until: float) -> None:
         request = self.worker.tag_recv(Array(view), _tag(nonce))
@@ -217,12 +234,15 @@ class _Channel:
             raise UnreachableError(f"the connection is broken: {error}") from error
 
     def _is_alive(self) -> bool:
+        """Whether the connection is; what has come over it is held, so that nobody is woken for it again."""
         try:
-            return bool(self._wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            more = self._wire.recv(_INLINE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        self._held += more
+        return bool(more)
 
     def close(self) -> None:
         self._wire.close()
@@ -253,6 +273,7 @@ class _Peer:
     greeted: bool = False
     since: float = dataclasses.field(default_factory=time.monotonic)
     open: bool = True
+    watched: int = selectors.EVENT_READ
 
     def backlog(self) -> int:
         return len(self.unsent) + sum(memoryview(data).nbytes for _, data in self.sends)
@@ -354,7 +375,7 @@ class _Listener:
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = _Peer(wire)
             self._peers.add(peer)
-            self._select.register(wire, selectors.EVENT_READ, peer)
+            self._select.register(wire, peer.watched, peer)
 
     def _settle(self, handle: Callable[[Buffer, Respond], None]) -> None:
         """Let go of what has been sent, and go on with those that waited for it."""
@@ -443,7 +464,9 @@ class _Listener:
             wanted = selectors.EVENT_WRITE if peer.unsent else 0
             if peer.backlog() <= _AHEAD or not wanted:
                 wanted |= selectors.EVENT_READ
-            self._select.modify(peer.wire, wanted, peer)
+            if wanted != peer.watched:
+                peer.watched = wanted
+                self._select.modify(peer.wire, wanted, peer)
 
     def _drop(self, peer: _Peer) -> None:
         peer.open = False

@@ -1,8 +1,8 @@
 """Objects in the shared memory of each node; other nodes fetch them over ZeroMQ.
 
-Requests and replies are those of `proxystore_core.connectors.node_protocol`: a DEALER asks a ROUTER,
-each request is one frame and each reply two. Where it is asked for, CURVE encrypts them; its keys come
-from the secret that the nodes share: whoever lacks it cannot even shake hands.
+Requests and replies are those of `proxystore_core.connectors.node_protocol`: a DEALER asks a ROUTER, each
+request is one frame, and each reply one, or two where data are large. Where it is asked for, CURVE encrypts
+them; its keys come from the secret that the nodes share: whoever lacks it cannot even shake hands.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class ZeroMQConnector(NodeConnector):
         port: of this node's server; by default one that is free.
         interface: network interface at which the server listens; loopback by default.
         address: instead, an address of this host or a network in which it has one (``10.0.0.0/8``).
-        curve: encrypt what goes between nodes. With the libzmq of pyzmq's wheels that is some 15 MB/s;
-            without, everything is authenticated, and nothing is secret.
+        curve: encrypt what goes between nodes. With the libsodium of pyzmq's wheels that is some 30 MB/s
+            (docs/node.md); without, everything is authenticated, and nothing is secret.
         options: as `NodeConnector`.
     """
 
@@ -169,14 +169,17 @@ class _Channel:
             if broken and not self._socket.poll(0):
                 raise UnreachableError("the connection is broken: the server, or its host, is down")
         if not self._socket.rcvmore:
-            return head, b""
+            data = memoryview(head)[REPLY_HEAD:]
+            if into is not None and data.nbytes == into.nbytes:
+                into[:] = data
+                data = into
+            return memoryview(head)[:REPLY_HEAD], data
         if into is not None and len(head) == REPLY_HEAD:
             count = self._socket.recv_into(into)
             if count != into.nbytes:
                 return head, into[: min(count, into.nbytes)]
             return head, into
-        data = self._socket.recv()
-        return head, data
+        return head, self._socket.recv()
 
     def close(self) -> None:
         _close(self._socket, self._monitor)
@@ -215,9 +218,10 @@ class _Listener:
         # Replies of other threads: a socket is one thread's.
         self._late: collections.deque[tuple[bytes, bytes, Buffer]] = collections.deque()
         self._thread = threading.get_ident()
-        self._bell, self._rung = os.pipe()
-        os.set_blocking(self._bell, False)
-        os.set_blocking(self._rung, False)
+        # Where threads of this process ring; waiting for one socket alone costs less than for two.
+        self._bell = f"inproc://bell-{id(self)}"
+        self._router.bind(self._bell)
+        self._router.rcvtimeo = round(TICK * 1000)
 
     def _bind(self, address: str, ports: Sequence[int]) -> int:
         problem: zmq.ZMQError | None = None
@@ -231,8 +235,9 @@ class _Listener:
         raise ConfigurationError(f"cannot listen at {address}:{ports[-1]}: {problem}")
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._rung, b"!")
+        with _context().socket(zmq.DEALER) as ringer:
+            ringer.connect(self._bell)
+            ringer.send(b"")  # no request: what is answered reaches nobody
 
     def serve(
         self,
@@ -241,29 +246,16 @@ class _Listener:
         stop: Callable[[], bool],
     ) -> None:
         self._thread = threading.get_ident()
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._bell, zmq.POLLIN)
         ticked = time.monotonic()
         while not stop():
-            ready = dict(poller.poll(round(TICK * 1000)))
-            if self._bell in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._bell, 4096)
-            self._answer(handle)
+            with contextlib.suppress(zmq.Again):
+                peer, *frames = self._router.recv_multipart()
+                handle(frames[0] if len(frames) == 1 else b"", functools.partial(self._respond, peer))
             while self._late:
                 self._send(*self._late.popleft())
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
                 tick()
-
-    def _answer(self, handle: Callable[[Buffer, Respond], None]) -> None:
-        for _ in range(64):
-            try:
-                peer, *frames = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            handle(frames[0] if len(frames) == 1 else b"", functools.partial(self._respond, peer))
 
     def _respond(self, peer: bytes, head: bytes, data: Buffer) -> None:
         if threading.get_ident() == self._thread:
@@ -273,8 +265,9 @@ class _Listener:
             self.wake()
 
     def _send(self, peer: bytes, head: bytes, data: Buffer) -> None:
-        size = memoryview(data).nbytes
         self._router.send(peer, zmq.SNDMORE)
-        self._router.send(head, zmq.SNDMORE if size else 0)
-        if size:
-            self._router.send(data, copy=size <= _COPIED)
+        if memoryview(data).nbytes <= _COPIED:
+            self._router.send(head + data)
+        else:
+            self._router.send(head, zmq.SNDMORE)
+            self._router.send(data, copy=False)
