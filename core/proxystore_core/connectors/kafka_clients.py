@@ -99,11 +99,12 @@ class Clients:
         for last in (False, True):
             try:
                 with self.failures():
-                    partitions = self._ready(topic, 1 if partition == 0 else self._options.partitions + 1)
+                    wanted = 1 if partition == 0 else self._options.partitions + 1
+                    producer, partitions = self._ready(topic, wanted)
                     where = random.randrange(1 % partitions, partitions) if partition is None else partition
                     if where >= partitions:
                         return where, []
-                    sending = _Sending(self._producer, topic, where, until)
+                    sending = _Sending(producer, topic, where, until)
                     for key, value in records():
                         sending.send(key, value)
                     return where, sending.finish()
@@ -114,18 +115,21 @@ class Clients:
 
     def note(self, topic: str, key: bytes, value: bytes | None) -> None:
         """Write a record to the first partition of a topic, without waiting for the brokers to have it."""
-        if self._producer is not None:
+        producer = self._producer
+        if producer is not None:
             with contextlib.suppress(BufferError, KafkaException):
-                self._producer.produce(topic, value, key, partition=0)
+                producer.produce(topic, value, key, partition=0)
 
     def flush(self, seconds: float) -> None:
         """Wait until the brokers have what was noted."""
-        if self._producer is not None:
-            self._producer.flush(seconds)
+        producer = self._producer
+        if producer is not None:
+            producer.flush(seconds)
 
-    def _ready(self, topic: str, partitions: int) -> int:
-        """Have a producer and the topic, made with so many partitions if missing; how many it has."""
-        if self._producer is None:
+    def _ready(self, topic: str, partitions: int) -> tuple[Any, int]:
+        """A producer, and how many partitions the topic has, which is made with so many if missing."""
+        producer = self._producer
+        if producer is None:
             settings = {
                 "enable.idempotence": True,
                 "linger.ms": 0,
@@ -134,11 +138,12 @@ class Clients:
                 "queue.buffering.max.kbytes": 1 << 20,
             }
             self._partitions.clear()
-            self._producer = Producer(self._settings | settings | {"error_cb": self._say})
+            producer = Producer(self._settings | settings | {"error_cb": self._say})
+            self._producer = producer
         found = self._partitions.get(topic)
         if found is None:
             found = self._partitions[topic] = self.topics().get(topic) or self._make(topic, partitions)
-        return found
+        return producer, found
 
     def knows(self, topic: str) -> bool:
         """Whether the topic was there when it was last looked for."""
@@ -148,7 +153,8 @@ class Clients:
 
     def topics(self) -> dict[str, int]:
         """All topics that there are, and how many partitions each has. Nothing is made by asking."""
-        client = self._administrator() if self._producer is None else self._producer
+        producer = self._producer
+        client = self._administrator() if producer is None else producer
         listed = client.list_topics(timeout=self._options.connect_timeout).topics
         return {name: len(topic.partitions) for name, topic in listed.items()}
 
@@ -325,8 +331,9 @@ class Clients:
             yield
         except (KafkaException, BufferError) as error:
             found = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._QUEUE_FULL)
-            if self._producer is not None:
-                self._producer.poll(0)  # what its connections have to say
+            producer = self._producer
+            if producer is not None:
+                producer.poll(0)  # what its connections have to say
             if found.fatal() or found.code() in STALE:
                 self._producer = None  # with what it still holds
             raise failure(found, self._last, self._url, self._options.protocol) from error
