@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test contracts audit lowest lint format bench clean
+.PHONY: help demo demo-parsl demo-ray test chaos contracts audit lowest lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -33,6 +33,9 @@ audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the pack
 
 lowest: $(VENV)/.dev ## the tests of core and connectors with the lowest versions that pyproject.toml allows
 	$(BIN)/python -m nox --session lowest
+
+chaos: $(VENV)/.dev ## break everything that can break, about half an hour; needs root, iproute2 and nftables
+	PYTHONPATH=tests $(BIN)/python -m chaos --results docs/faults-report.json --report docs/faults-report.md $(ARGS)
 
 lint: $(VENV)/.dev ## style, types, import rules, spelling
 	$(BIN)/ruff check .

@@ -332,7 +332,7 @@ class CallLink(Link):
             try:
                 result.value  # noqa: B018  loads it
             except StoreError as error:
-                self.by_value.warn(f"a result is lost: {error}")
+                self.by_value.warn(f"a result is lost: {error}", instead=False)
         owners.pop(self.session, None)
         super().close(keep=keep)
 

@@ -104,7 +104,8 @@ class Link:
             else:
                 session.end()
         except StoreError as error:
-            self.by_value.warn(f"cannot remove what this session stored, its lease will: {error}")
+            problem = f"cannot remove what this session stored, its lease will: {error}"
+            self.by_value.warn(problem, instead=False)
         if store is not self._given:
             store.close()
 
@@ -271,4 +272,4 @@ def _carry_out(
                 if key:
                     store.evict(key)
         except StoreError as error:
-            by_value.warn(f"cannot evict an object: {error}")
+            by_value.warn(f"cannot evict an object: {error}", instead=False)

@@ -34,9 +34,14 @@ NOT_SETTINGS = frozenset(
     {
         CONFIG,
         "PROXYSTORE_DEBUG",
+        "PROXYSTORE_KAFKA_CONFIG",
+        "PROXYSTORE_KAFKA_PASSWORD",
+        "PROXYSTORE_NODE_ADDRESS",
+        "PROXYSTORE_NODE_SECRET",
         "PROXYSTORE_PROGRESS",
         "PROXYSTORE_REDIS_PASSWORD",
         "PROXYSTORE_RUN",
+        "PROXYSTORE_SFTP_PASSWORD",
         FILE_VARIABLE,
         VARIABLE,
         # ProxyStore's own, which may be installed beside this.

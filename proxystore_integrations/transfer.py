@@ -44,20 +44,26 @@ class ByValue:
         story = f"{doing} {type(error).__name__} {getattr(error, 'store', '')}"
         self.warn(f"cannot {doing} through the store: {error}", story)
 
-    def warn(self, problem: str, story: str = "") -> None:
-        """Say that, and why, values go by value; once for each problem, or for each ``story``."""
+    def warn(self, problem: str, story: str = "", *, instead: bool = True) -> None:
+        """Warn of a problem: once for each, or for each ``story``.
+
+        Args:
+            problem: one sentence or more.
+            story: equal for problems of which one warning is enough.
+            instead: values go by value because of it.
+        """
         with self._lock:
             if (story or problem) in self._warned:
                 return
             self._warned.add(story or problem)
         if ledger.book is not None:
             ledger.book.trouble(problem)
-        warnings.warn(
-            f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
-            'set on_store_error = "raise" to make this an error.',
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        if instead:
+            problem = (
+                f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
+                'set on_store_error = "raise" to make this an error.'
+            )
+        warnings.warn(problem, RuntimeWarning, stacklevel=5)
 
 
 class Outgoing:

@@ -376,6 +376,14 @@ class TwoHostsTests:
         assert other.call(look, "end", self.url, session) == 2
         assert [host.call(look, "sessions", self.url) for host in hosts] == [{}, {}]
 
+    def test_a_writer_that_is_killed_as_it_first_puts(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        session = one.call(begin_session, self.url, 100.0)
+        other.call(put_and_die, self.url, session)
+        assert len(other.call(look, "keys", self.url, session)) == 1
+        assert one.call(look, "end", self.url, session) == 1
+        assert other.call(look, "keys", self.url, session) == []
+
     def test_a_future_across_hosts(self, hosts: tuple[Remote, Remote]) -> None:
         one, other = hosts
         key = one.call(look, "reserve", self.url)
@@ -436,6 +444,23 @@ def shrink_memory(size: str) -> None:
 
 def kill_server_of(url: str) -> None:
     kill_server(opened(url))
+
+
+def put_and_die(url: str, session: str) -> None:
+    """Be killed, in a fork, when the first object has been written and nobody else knows of it."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    memory = opened(url)._node.memory
+    write = memory.put
+
+    def written(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    memory.put = written
+    opened(url).put([b"data"], session=session)
 
 
 def begin_session(url: str, lease: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import proxystore_core
+import proxystore_integrations
 from proxystore_core.connectors.base import Connector
 from proxystore_core.errors import ConfigurationError, MissingExtraError
-from proxystore_integrations.settings import Settings
+from proxystore_integrations.settings import NAMES, NOT_SETTINGS, Settings
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
 PATH = [os.path.abspath(entry) for entry in sys.path]  # Before a test changes the working directory.
@@ -306,6 +309,14 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
 def test_variables_of_others_are_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "anything")
     assert Settings.load() == Settings()
+
+
+def test_every_variable_that_the_code_reads_is_known():
+    packages = [Path(proxystore_core.__file__).parent, Path(proxystore_integrations.__file__).parent]
+    code = "".join(path.read_text() for package in packages for path in package.rglob("*.py"))
+    found = set(re.findall(r"(?<!_)PROXYSTORE_[A-Z_]*[A-Z]", code))
+    assert "PROXYSTORE_NODE_SECRET" in found
+    assert found - NOT_SETTINGS <= {f"PROXYSTORE_{name.upper()}" for name in NAMES}
 
 
 def test_an_unknown_keyword_is_an_error_even_when_none():

@@ -71,6 +71,11 @@ class DaskLink(Link):
         self.elsewhere = elsewhere
         self._known = True
 
+    def part(self) -> None:
+        """The scheduler that knew the session is gone: values go through the engine until another does."""
+        self._known = False
+        self.by_value_keys.clear()
+
     @property
     def joined(self) -> bool:
         """Whether there is a session and the scheduler knows it."""

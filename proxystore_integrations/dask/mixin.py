@@ -82,6 +82,15 @@ class StoreMixin(distributed.Client):
             link.join(elsewhere)
             _joined.add(self)
 
+    async def _reconnect(self) -> None:
+        link = self._link
+        link.part()
+        await super()._reconnect()
+        # The tasks of the scheduler that was lost are lost, and with them what they took and made.
+        await asyncio.to_thread(link.close)
+        if self.status == "running":
+            await self._join()
+
     async def _close(self, fast: bool = False) -> None:
         needed = await self._leave() if self._link.joined else False
         await super()._close(fast=fast)

@@ -202,12 +202,12 @@ class NodeConnector:
         return name_of_session(self._node.process.enter())
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
-        place = self._node.process.enter()
-        return self._made(place, session, self._node.memory.put(data, session=session))
+        place = self._join(session)
+        return self._named(place, self._node.memory.put(data, session=session))
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
-        place = self._node.process.enter()
-        return self._made(place, session, self._node.memory.reserve(session=session))
+        place = self._join(session)
+        return self._named(place, self._node.memory.reserve(session=session))
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
         place, session, name = self._parse(key)
@@ -289,7 +289,7 @@ class NodeConnector:
 
     def keys(self, session: str) -> list[Key]:
         place, memory = self._node.process.enter(), self._node.memory
-        return [f"{place}{key.removeprefix(memory.node)}" for key in memory.keys(session)]
+        return [self._named(place, key) for key in memory.keys(session)]
 
     def held(self) -> dict[str, Held]:
         return self._node.memory.held()
@@ -372,9 +372,8 @@ class NodeConnector:
             place.address(self.url, key)  # says so if it is none
         return place, match[2], match[3]
 
-    def _made(self, place: Place, session: str, local: Key) -> Key:
-        """The key, as others know it, of what was just made in this node's memory."""
-        self._join(session, place)
+    def _named(self, place: Place, local: Key) -> Key:
+        """The key, as others know it, of what is in this node's memory."""
         return f"{place}{local.removeprefix(self._node.memory.node)}"
 
     def _look_here(self, place: Place, session: str, name: str) -> tuple[bool, Key | None]:
@@ -392,14 +391,15 @@ class NodeConnector:
     def _ask(self, place: Place, operation: Operation, session: str, name: str) -> Status:
         return self._client.ask(place, Request(operation, self.name, session, name))[0].status
 
-    def _join(self, session: str, place: Place) -> None:
-        """Tell a session's home that there are objects of it here, and take over its lease."""
-        home = home_of(session)
-        if home is None or home == place:
-            return
+    def _join(self, session: str) -> Place:
+        """Tell a session's home that there will be objects of it here, and take over its lease; this node.
+
+        Before the first object: one whose writer is killed is then the session's to evict, like any other.
+        """
+        place, home = self._node.process.enter(), home_of(session)
         now = time.monotonic()
-        if self._told.get(session, 0.0) > now:
-            return
+        if home is None or home == place or self._told.get(session, 0.0) > now:
+            return place
         if len(self._told) > 1000:
             self._told.clear()
         try:
@@ -410,6 +410,7 @@ class NodeConnector:
                 self._node.memory.renew(session, reply.size / 1000)
         except StoreError:  # the objects here have ten minutes, and the next put tries again
             self._told[session] = now + _TELL_AGAIN
+        return place
 
     def _tell(self, request: Callable[[], Request], places: Iterable[Place]) -> int:
         """Ask several nodes the same; the sum of their counts. One that is out of reach forgets by itself."""
