@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test chaos contracts audit lowest lint format bench clean
+.PHONY: help demo demo-parsl demo-ray test chaos contracts audit lowest lint format bench soak clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -50,6 +50,9 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 
 bench: $(VENV)/.bench ## measure against bare engines and ProxyStore
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.bench ## 100 000 small and 5 000 large tasks on each engine: nothing grows, nothing is left
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean: ## remove .venv, caches and builds
 	rm -rf $(VENV) .nox build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
