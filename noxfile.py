@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -50,9 +52,9 @@ def lint(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The tests of core and connectors with the lowest version of everything that is installed for users."""
-    found = session.run("python", ".ci/lowest", external=True, silent=True)
+    found = subprocess.run([sys.executable, ".ci/lowest"], capture_output=True, check=True, text=True)
     constraints = Path(session.create_tmp(), "lowest.txt")
-    constraints.write_text(str(found))
+    constraints.write_text(found.stdout)
     session.install("--editable", ".[all]", *TOOLS.split(), "--constraint", str(constraints))
     tests = [f"tests/test_{name}.py" for name in CORE.split()]
     session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *tests, *session.posargs)

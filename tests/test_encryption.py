@@ -377,6 +377,10 @@ def test_a_store_that_is_encrypted_is_so_for_those_without_the_secret(urls: dict
         ):
             with pytest.raises(RefusedError, match=rf"on {host} has no secret.*Set {VARIABLE}"):
                 attempt()
+        other = Store.from_config(store.config())
+        with pytest.raises(RefusedError, match="no secret"):
+            other.put("x")
+        other.close()
         lacking.evict(key)  # that needs none
         assert not lacking.exists(key)
     finally:

@@ -250,6 +250,8 @@ def test_a_store(store: Store[Any], no_pickle: None) -> None:
         store.put(Plain(1))
     with Store.from_url("memory://plain", name="both", allow_pickle=True) as other:
         assert other.get(store.put((1, b"2"))) == (1, b"2")
+    with Store.from_config(store.config()) as again:
+        assert not again.allow_pickle
 
 
 def test_a_recipe_names_no_function_that_is_called(store: Store[Any]) -> None:

@@ -26,10 +26,11 @@ import re
 import secrets
 import struct
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
-from proxystore_core.buffers import byte_views, fresh_buffer, split
+from proxystore_core.buffers import blank_buffer, byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Connector, Key
 from proxystore_core.errors import CorruptError, MissingExtraError, RefusedError
 from proxystore_core.secret import Secret
@@ -72,7 +73,7 @@ def encrypt(data: Sequence[Buffer], secret: Secret, name: str) -> list[Buffer]:
     header = _HEADER.pack(_MAGIC, _VERSION, _SUITE, number, salt, size, PART, count)
     cipher = _Cipher(key, header, name)
     # Also the room of one tag too many that the cipher wants to see behind what it writes.
-    buffer = memoryview(fresh_buffer(len(header) + size + count * _TAG))
+    buffer = memoryview(blank_buffer(len(header) + size + count * _TAG))
     buffer[: len(header)] = header
     end = len(header)
     for index, pieces in enumerate(split(views, PART)):
@@ -121,7 +122,7 @@ def decrypt(data: Buffer, secret: Secret, name: str) -> memoryview:
             f"truncated or wrong lengths: {view.nbytes} bytes are there of {size} in {count} parts"
         )
     cipher = _Cipher(secret.reading(number, salt), bytes(view[: _HEADER.size]), name)
-    target = memoryview(fresh_buffer(size + _TAG))
+    target = memoryview(blank_buffer(size + _TAG))
     begin = _HEADER.size
     done = 0
     for index in range(count):
@@ -146,26 +147,20 @@ class _Cipher:
     """The parts of one object."""
 
     def __init__(self, key: bytes, header: bytes, name: str) -> None:
-        try:
-            from cryptography.exceptions import InvalidTag
-            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-        except ImportError as error:
-            raise MissingExtraError(
-                "encryption needs the library cryptography, which is not installed",
-                remedy='Run: pip install "proxystore-integrations[encryption]"',
-            ) from error
-        self._cipher: Any = partial(Cipher, algorithms.AES(key))
-        self._mode: Any = modes.GCM
-        self._bad = InvalidTag
+        library = _library()
+        self._cipher = library.Cipher
+        self._mode = library.GCM
+        self._bad = library.InvalidTag
+        self._key = library.AES(key)
         self._bound = header + name.encode()
 
     def encryptor(self, index: int) -> Any:
         nonce = _INDEX.pack(index)
-        return self._begun(self._cipher(self._mode(nonce)).encryptor(), nonce)
+        return self._begun(self._cipher(self._key, self._mode(nonce)).encryptor(), nonce)
 
     def decryptor(self, index: int, tag: memoryview) -> Any:
         nonce = _INDEX.pack(index)
-        return self._begun(self._cipher(self._mode(nonce, bytes(tag))).decryptor(), nonce)
+        return self._begun(self._cipher(self._key, self._mode(nonce, bytes(tag))).decryptor(), nonce)
 
     def _begun(self, context: Any, nonce: bytes) -> Any:
         context.authenticate_additional_data(self._bound + nonce)
@@ -178,6 +173,19 @@ class _Cipher:
             raise CorruptError(
                 "the encrypted object is not what was stored under this key: altered, or another one"
             ) from None
+
+
+@cache
+def _library() -> Any:
+    try:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+    except ImportError as error:
+        raise MissingExtraError(
+            "encryption needs the library cryptography, which is not installed",
+            remedy='Run: pip install "proxystore-integrations[encryption]"',
+        ) from error
+    return SimpleNamespace(Cipher=Cipher, AES=algorithms.AES, GCM=modes.GCM, InvalidTag=InvalidTag)
 
 
 def name_of(key: Key) -> str:

@@ -75,6 +75,15 @@ class Secret:
         )
 
     @classmethod
+    def of_process(cls, needed: bool) -> Secret | None:
+        """What this process is configured with; for a store that needs one, at least one that `check` misses.
+
+        Raises:
+            ConfigurationError, RefusedError: as `configured`.
+        """
+        return cls.configured() or (cls.missing() if needed else None)
+
+    @classmethod
     def missing(cls) -> Secret:
         """What a process without a secret has for encrypted objects: whoever uses it is told."""
         secret = cls.__new__(cls)

@@ -213,7 +213,7 @@ class Store(Generic[C]):
                     store=str(recipe),
                     remedy=f"Import {name.partition(':')[0]} in this process first.",
                 )
-        secret = Secret.configured() or (Secret.missing() if recipe.encrypted else None)
+        secret = Secret.of_process(recipe.encrypted)
         return Store(recipe.name, connector, compression=recipe.compression, secret=secret, **functions)
 
     def config(self) -> dict[str, Any]:
@@ -228,6 +228,10 @@ class Store(Generic[C]):
         }
         if not self.near:
             config["near"] = False
+        if self.secret is not None:
+            config["encrypted"] = True
+        if not self.allow_pickle:
+            config["allow_pickle"] = False
         if self.compression:
             config["compression"] = self.compression
         if self.session != USER_SESSION:
@@ -252,6 +256,7 @@ class Store(Generic[C]):
             for field in ("serializer", "deserializer"):
                 if field in options:
                     options[field] = imported(options[field])
+            options["secret"] = Secret.of_process(options.pop("encrypted", False))
             return Store(name, kind.from_config(part.get("options", {})), **options)
         except KeyError as error:
             raise ConfigurationError(
