@@ -10,7 +10,7 @@ from typing import Any
 
 from proxystore_core.errors import ConfigurationError
 
-__all__ = ["StoreURL", "redact"]
+__all__ = ["StoreURL", "flag", "redact"]
 
 
 # Parameters whose value is nobody's business; where a file is that holds one, is.
@@ -18,6 +18,17 @@ _SECRET = re.compile(
     r"([?&][^=&#]*(?:pass|pwd|secret|token|credential|signature|access_key|api_?key)[^=&#]*=)[^&#]*",
     re.IGNORECASE,
 )
+
+
+def flag(text: str) -> bool:
+    """What a parameter says that is true or false.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.lower() not in ("1", "0", "true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() in ("1", "true")
 
 
 def redact(url: str) -> str:

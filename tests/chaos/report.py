@@ -18,7 +18,7 @@ Written by `make chaos`: every fault, engine and store in processes, mounts and 
 workers. What each fault is, and what to set, is in [faults.md](faults.md). In a cell: what calls during and
 after the fault came to, each outcome once, and the seconds that the whole case took, with the start of the
 engine. *answer* is the right result; other names are of the error that the user gets. "bare" is the engine
-without a store. After each case the store was empty when the lease was over.
+without a store. When the lease was over the store was empty, where there still was one.
 """
 
 

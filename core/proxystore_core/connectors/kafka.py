@@ -33,7 +33,7 @@ from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
-from proxystore_core.urls import StoreURL
+from proxystore_core.urls import StoreURL, flag
 
 __all__ = ["KafkaConnector", "KafkaTopicConnector"]
 
@@ -132,7 +132,7 @@ class KafkaTopicConnector:
     @classmethod
     def from_url(cls, url: str) -> KafkaTopicConnector:
         parts = StoreURL.parse(url)
-        options = parts.options({**Options.PARAMETERS, "leases": _flag})
+        options = parts.options({**Options.PARAMETERS, "leases": flag})
         hosts = parts.hosts or ["localhost"]
         topic = parts.path.strip("/") or "proxystore"
         login = {"username": parts.username or None, "password": parts.password or None}
@@ -387,9 +387,3 @@ def _record(name: bytes, part: int) -> bytes:
 
 def _entry(key: Key) -> bytes:
     return b"/" + key.encode()
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("1", "0", "true", "false"):
-        raise ValueError("expected true or false")
-    return text.lower() in ("1", "true")

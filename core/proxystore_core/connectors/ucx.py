@@ -69,6 +69,7 @@ _AHEAD = 4 << 20  # bytes that a peer may leave unread before no more of its req
 _CLOSING = 10**9  # nanoseconds that UCX may take at most to let go of a peer
 _PEERS = 4096  # connections at a time
 _GREETING = 12_000  # bytes of the first request, before it is known who asks
+_SPIN = 0.002  # seconds that a transfer is looked after without a pause: being woken takes longer than a step
 _LOOK = 0.5  # seconds between two looks at a worker that should have told
 _context: Any = None  # never closed
 _user = 0  # the process that used UCX first: a child finds its locks as another thread left them
@@ -218,9 +219,15 @@ class _Channel:
 
     def _receive(self, view: memoryview, nonce: bytes, until: float) -> None:
         request = self.worker.tag_recv(Array(view), _tag(nonce))
+        spin = time.monotonic() + _SPIN
         while not request.completed:
             self.worker.progress()
-            if request.completed or not self.worker.arm():
+            if request.completed:
+                break
+            if time.monotonic() < spin:
+                time.sleep(0)  # to others that can go on
+                continue
+            if not self.worker.arm():
                 continue
             left = min(_LOOK, until - time.monotonic())
             ready = self._poll.poll(max(0.0, left) * 1000)

@@ -27,6 +27,7 @@ from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, REPLY_HEAD, Guard, guard_of
 from proxystore_core.connectors.node_server import TICK, Respond
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+from proxystore_core.urls import flag
 
 __all__ = ["ZeroMQConnector", "connect", "listen"]
 
@@ -43,12 +44,6 @@ _contexts: dict[int, zmq.Context[Any]] = {}  # by process; never closed, as sock
 _lock = forks.lock()
 
 
-def _flag(text: str) -> bool:
-    if text.lower() not in ("1", "0", "true", "false"):
-        raise ValueError("expected true or false")
-    return text.lower() in ("1", "true")
-
-
 class ZeroMQConnector(NodeConnector):
     """Keeps objects on the node that stores them; ``zmq://name:port?interface=eth0``.
 
@@ -63,7 +58,7 @@ class ZeroMQConnector(NodeConnector):
 
     schemes: ClassVar[tuple[str, ...]] = ("zmq",)
     _module: ClassVar[str] = __name__
-    _parameters: ClassVar[dict[str, Callable[[str], Any]]] = {"curve": _flag}
+    _parameters: ClassVar[dict[str, Callable[[str], Any]]] = {"curve": flag}
 
     def __init__(
         self,
