@@ -13,6 +13,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from proxystore_core import Reference, Session, Store, StoreError, forks
@@ -35,6 +36,7 @@ from proxystore_integrations.transfer import Outgoing
 __all__ = ["Call", "CallLink", "CallOutgoing"]
 
 _FUNCTIONS = 256  # wrapped functions kept
+_SENT = 1000  # futures of small calls that are remembered before those which are done are forgotten
 
 
 class CallOutgoing(Outgoing):
@@ -170,7 +172,9 @@ class CallLink(Link):
         super().__init__(settings, store, engine)
         self._lock = forks.lock()
         self._calls = 0
-        self._closing = False
+        self._closing = self._keep = False
+        self._sent: list[weakref.ref[Future[Any]]] = []
+        self._sent_most = _SENT
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
         self._functions: dict[int, tuple[Any, StoreFunction]] = {}
@@ -193,7 +197,8 @@ class CallLink(Link):
         _open.add(self)
         assert self._evictions is not None
         # Nobody closed it: the eviction thread ends the session, since this may run anywhere.
-        weakref.finalize(self, self._evictions.order_end, session).atexit = False
+        order_end = functools.partial(self._evictions.order_end, session)
+        weakref.finalize(self, _when_done, self._sent, order_end).atexit = False
         return session
 
     def call(
@@ -318,11 +323,11 @@ class CallLink(Link):
 
     def close(self, *, keep: bool = False) -> None:
         """End the session when the last call is done; now if there is none. Idempotent."""
+        self.began()
         with self._lock:
             self._closing = True
-            busy = self._calls > 0
-        if not busy:
-            self.close_now(keep=keep)
+            self._keep = keep
+        _when_done(self._sent, self.ended)
 
     def close_now(self, *, keep: bool = False) -> None:
         """End the session, whatever calls there are."""
@@ -341,13 +346,35 @@ class CallLink(Link):
         with self._lock:
             self._calls += 1
 
+    def sent(self, future: Future[Any]) -> None:
+        """A small call is on its way: the session lasts until its future is done.
+
+        Cheaper than `began` and `ended`: nobody is told when it is done, closing looks.
+        """
+        self._sent.append(weakref.ref(future))
+        if len(self._sent) > self._sent_most:
+            with self._lock:
+                seen = list(self._sent)
+                self._sent[: len(seen)] = [kept for kept in seen if (call := kept()) and not call.done()]
+                self._sent_most = 2 * len(self._sent) + _SENT
+
     def ended(self) -> None:
         """A call that `began` is over."""
         with self._lock:
             self._calls -= 1
             last = self._closing and not self._calls
         if last:
-            self.close_now()
+            self.close_now(keep=self._keep)
+
+
+def _when_done(sent: list[weakref.ref[Future[Any]]], then: Callable[[], None]) -> None:
+    """Call ``then`` when all of these are done; now if they are."""
+    while sent:
+        future = sent.pop()()
+        if future is not None and not future.done():
+            future.add_done_callback(lambda _: _when_done(sent, then))
+            return
+    then()
 
 
 def _original(function: Any) -> Any:

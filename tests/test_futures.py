@@ -33,6 +33,7 @@ from proxystore_core import ConfigurationError, Store
 from proxystore_integrations.dependents import Search
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
 from proxystore_integrations.futures.executor import THRESHOLD
+from proxystore_integrations.testing.tasks import wait_for
 
 WAIT = 60
 
@@ -167,11 +168,13 @@ def test_the_search_for_futures_has_an_end(executor: StoreExecutor) -> None:
     assert filled["a"][1][0] is filled["a"][1][1]["b"] is named["d"][0] is Future.result(first)
 
 
-def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor) -> None:
+def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor, tmp_path: Path) -> None:
     failed = executor.submit(tasks.fail, tasks.big())
     dependent = executor.submit(tasks.add, failed)
     assert type(executor.submit(tasks.total, dependent).exception(WAIT)) is ValueError
-    blockers = [executor.submit(tasks.slow, tasks.big(), 2) for _ in range(4)]
+    go = tmp_path / "go"
+    # Both workers have one, and the pool's queue is full: what comes then may be cancelled.
+    blockers = [executor.submit(wait_for, str(go), tasks.big()) for _ in range(6)]
     waiting = executor.submit(tasks.total, blockers[0], tasks.big())
     assert waiting.cancel()
     assert waiting.cancelled()
@@ -180,6 +183,7 @@ def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor) -> None:
     assert last.cancel()
     with pytest.raises(CancelledError):
         after.result(WAIT)
+    go.touch()
     wait(blockers, WAIT)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from proxystore_core import ConfigurationError, Store, StoreError
-from proxystore_integrations.attempts import Once
+from proxystore_core.borrowing import alive
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
 from proxystore_integrations.dependents import in_place
@@ -112,6 +112,17 @@ class StoreExecutor(CallExecutor):
     def _options_among(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {name: kwargs.pop(name) for name in self.kind.options if name in kwargs}
 
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
+        link = self._link
+        # No future of ours is small, nor what holds one: this call waits for no other. Options of the
+        # executor's own are among kwargs here, as it takes them.
+        if alive or self.kind.is_local or not link.is_small(fn, args, kwargs):
+            return super().submit(fn, *args, **kwargs)
+        future = self.executor.submit(link.small(fn), *args, **kwargs)
+        link.sent(future)
+        return in_place(future)
+
     def _begin(
         self,
         function: Callable[..., Any],
@@ -121,17 +132,7 @@ class StoreExecutor(CallExecutor):
     ) -> Future[Any]:
         if self.kind.is_local:
             return self.executor.submit(function, *args, **kwargs, **options)
-        link = self._link
-        if not link.is_small(function, args, kwargs):
-            return super()._begin(function, args, kwargs, options)
-        link.began()
-        try:
-            future = self.executor.submit(link.small(function), *args, **kwargs, **options)
-        except BaseException:
-            link.ended()
-            raise
-        future.add_done_callback(Once(lambda _: link.ended()))
-        return in_place(future)
+        return super()._begin(function, args, kwargs, options)
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         if not self.kind.is_local:
