@@ -226,8 +226,12 @@ class Outgoing:
         return reference
 
 
-def load(references: Sequence[Reference]) -> list[Any]:
+def load(references: Sequence[Reference], *, shared: bool = True) -> list[Any]:
     """The objects of several references, each key fetched once, those of one store in parallel.
+
+    Args:
+        references: of any stores.
+        shared: whether other processes of this host may want them, too.
 
     Raises:
         StoreError: one of them cannot be had; says which and why.
@@ -236,23 +240,23 @@ def load(references: Sequence[Reference]) -> list[Any]:
         start = time.perf_counter()
         unique = dict.fromkeys(references)
         cached = sum(store_for(one.recipe).is_cached(one.key) for one in unique)
-        values = _load(references)
+        values = _load(references, shared)
         size = sum(one.size for one in unique)
         book.get(len(unique), size, time.perf_counter() - start, cached)
         return values
-    return _load(references)
+    return _load(references, shared)
 
 
-def _load(references: Sequence[Reference]) -> list[Any]:
+def _load(references: Sequence[Reference], shared: bool) -> list[Any]:
     with progress.shown("loading", sum(reference.size for reference in references)):
-        return _loaded(references)
+        return _loaded(references, shared)
 
 
-def _loaded(references: Sequence[Reference]) -> list[Any]:
+def _loaded(references: Sequence[Reference], shared: bool) -> list[Any]:
     stores: dict[str, list[Reference]] = {}
     for reference in dict.fromkeys(references):
         stores.setdefault(reference.recipe, []).append(reference)
     loaded: dict[Reference, Any] = {}
     for recipe, wanted in stores.items():
-        loaded.update(zip(wanted, store_for(recipe).load_batch(wanted), strict=True))
+        loaded.update(zip(wanted, store_for(recipe).load_batch(wanted, shared=shared), strict=True))
     return [loaded[reference] for reference in references]

@@ -470,7 +470,10 @@ def test_small_ones_and_those_for_one_reader_are_not_copied(store: Store[RedisCo
     assert store._near is not None
     store.load(store.reference(bytes(NEAR_FROM // 2)))
     store.load(store.reference(bytes(2 * MB), evict=True))
+    reference = store.reference(bytes(2 * MB))
+    assert store.load_batch([reference], shared=False) == [bytes(2 * MB)]
     assert copies(store._near) == []
+    store.evict(reference.key)
 
 
 def test_evicted_from_the_store_gone_from_the_host(store: Store[RedisConnector]) -> None:

@@ -429,14 +429,18 @@ class Store(Generic[C]):
             self.evict(reference.key)
         return obj
 
-    def load_batch(self, references: Sequence[Reference]) -> list[Any]:
-        """The objects that several references name, in their order, fetched in parallel where that helps."""
+    def load_batch(self, references: Sequence[Reference], *, shared: bool = True) -> list[Any]:
+        """The objects that several references name, in their order, fetched in parallel where that helps.
+
+        Args:
+            references: to this store.
+            shared: whether other processes of this host may want them, too. If not, no copy is left here
+                for them, where the connector fetches several in one trip.
+        """
         if self._batched is None:
             return self._map(self.load, references)
-        found = self._bytes_batch(
-            [reference.key for reference in references],
-            {reference.key: _shared_size(reference) for reference in references},
-        )
+        sizes = {reference.key: _shared_size(reference) for reference in references} if shared else _NO_SIZES
+        found = self._bytes_batch([reference.key for reference in references], sizes)
         return [self._load(*pair) for pair in zip(references, found, strict=True)]
 
     def proxy(

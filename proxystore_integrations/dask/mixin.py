@@ -248,7 +248,7 @@ class StoreMixin(distributed.Client):
         published = {key: unpack(packed) for key, packed in response.pop("references", {}).items()}
         try:
             if published and response["status"] == "OK":
-                loaded = await asyncio.to_thread(load, list(published.values()))
+                loaded = await asyncio.to_thread(load, list(published.values()), shared=False)
                 response["data"] = {**response["data"], **dict(zip(published, loaded, strict=True))}
         except StoreError as error:
             link.by_value.accept(error, "gather")

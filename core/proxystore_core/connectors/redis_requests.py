@@ -26,6 +26,7 @@ T = TypeVar("T")
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
 _PAUSES = ExponentialBackoff(cap=1.0, base=0.01)  # seconds between tries
 _COPIED = 8  # parts that redis-py reads at a time, where it must
+_SMALL = 32 << 10  # bytes of a part up to which a copy is cheaper than reading it to where it is wanted
 _asked: set[str] = set()  # URLs of servers whose settings were looked at
 _droppers: set[str] = set()  # and of those that drop keys as they run full
 
@@ -87,6 +88,8 @@ class Requests:
         """
 
         def fetch(client: Any) -> list[bool]:
+            if len(parts) == 1 and parts[0].view.nbytes <= _SMALL:
+                return _copy(client, parts)
             try:
                 found = receive([_pool(client, part) for part in parts], parts, until, window)
             except FAILURES:
@@ -174,7 +177,7 @@ class Requests:
 
 def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
     if len(commands) == 1:
-        return [client.execute_command(*commands[0])]
+        return [client.execute_command(*commands[0]) if _is_cluster(client) else _exchange(client, *commands)]
     pipeline = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
@@ -184,6 +187,17 @@ def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
             if isinstance(each, Exception):
                 raise each
     return replies
+
+
+def _exchange(client: Any, command: Command) -> Any:
+    """One command's reply. What redis-py does besides takes as long again: `Requests.persist` does that."""
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        connection.send_command(*command)
+        return connection.read_response()
+    finally:
+        pool.release(connection)
 
 
 def _is_cluster(client: Any) -> bool:
