@@ -282,7 +282,8 @@ class CallLink(Link):
         kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
             return kept[1]
-        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy)
+        by_name = not self.main_by_value and isinstance(function, types.FunctionType)
+        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy, by_name)
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()

@@ -7,11 +7,12 @@ the result, or a `StoredResult`.
 from __future__ import annotations
 
 import operator
+import pickle
 import socket
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -225,6 +226,7 @@ class StoreFunction:
         terms: for its result; None when results go by value.
         name: what the engine shows.
         should_proxy: may keep a large result out of the store.
+        by_name: whether the engine pickles the function by its name alone.
     """
 
     def __init__(
@@ -233,14 +235,24 @@ class StoreFunction:
         terms: Terms | None,
         name: str,
         should_proxy: Callable[[Any], bool] | None = None,
+        by_name: bool = False,
     ) -> None:
         self.function = function
         self.terms = terms
         self.__name__ = name
         self.should_proxy = should_proxy
+        self._by_name = by_name
+        self._pickled: bytes | None = None
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
-        # Engines pickle it with every call: its terms as a few bytes, which a worker reads once.
+        # Engines pickle it with every call: as bytes that a worker reads once, as far as they stay the same.
+        if self._by_name:
+            if self._pickled is None:
+                self._pickled = pickle.dumps(self._reduced())
+            return _unpickled, (self._pickled,)
+        return self._reduced()
+
+    def _reduced(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
         given = (self.function, terms, self.__name__)
         return _store_function, given if self.should_proxy is None else (*given, self.should_proxy)
@@ -259,7 +271,14 @@ class StoreFunction:
         return self.terms.outgoing(result, function, self.__name__, self.should_proxy)
 
 
-@cache
+@lru_cache(256)
+def _unpickled(pickled: bytes) -> StoreFunction:
+    make, given = pickle.loads(pickled)
+    made: StoreFunction = make(*given)
+    return made
+
+
+@lru_cache(256)
 def _terms(encoded: bytes) -> Terms:
     return msgspec.msgpack.decode(encoded, type=Terms)
 
