@@ -282,13 +282,17 @@ class CallLink(Link):
         kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
             return kept[1]
-        by_name = not self.main_by_value and isinstance(function, types.FunctionType)
+        by_name = self.by_name(function)
         wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy, by_name)
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
             self._functions[id(function)] = function, wrapped
         return wrapped
+
+    def by_name(self, function: Callable[..., Any]) -> bool:
+        """Whether the engine sends no more than a function's name, in a pickle: known of some engines."""
+        return False
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Take one pin from each of these objects; those that have none left are evicted.

@@ -1,15 +1,19 @@
-"""Does a task's function carry large values? Partials, closures, methods, callable objects."""
+"""What travels with a task's function: partials, closures, methods, callable objects."""
 
 from __future__ import annotations
 
 import functools
+import operator
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import cloudpickle
+
 from proxystore_integrations.policy import Policy
 
-__all__ = ["carries_large", "users_function"]
+__all__ = ["carries_large", "goes_by_name", "users_function"]
 
 _DEPTH = 3
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
@@ -41,6 +45,21 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
     return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(
         inner, policy, main_by_value
     )
+
+
+def goes_by_name(function: Any, main_by_value: bool) -> bool:
+    """Whether pickle takes only a function's name; cloudpickle, where ``__main__`` goes by value."""
+    if not isinstance(function, types.FunctionType) or "<" in function.__qualname__:
+        return False
+    name = function.__module__
+    if main_by_value:
+        packages = cloudpickle.list_registry_pickle_by_value()
+        if name == "__main__" or any(f"{name}.".startswith(f"{package}.") for package in packages):
+            return False
+    try:
+        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
+    except (AttributeError, KeyError):
+        return False
 
 
 def users_function(function: Any) -> Any:

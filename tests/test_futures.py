@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import (
@@ -24,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import futures_tasks as tasks
 import numpy as np
 import pytest
@@ -31,6 +35,7 @@ from waiting import until
 
 from proxystore_core import ConfigurationError, Store
 from proxystore_integrations.dependents import Search
+from proxystore_integrations.functions import goes_by_name
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
 from proxystore_integrations.futures.executor import THRESHOLD
 from proxystore_integrations.testing.tasks import wait_for
@@ -185,6 +190,27 @@ def test_chains_that_fail_or_are_cancelled(executor: StoreExecutor, tmp_path: Pa
         after.result(WAIT)
     go.touch()
     wait(blockers, WAIT)
+
+
+def test_functions_that_travel_as_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inner() -> None: ...
+
+    replaced = types.FunctionType(tasks.add.__code__, {}, "add")
+    replaced.__module__ = tasks.__name__
+    assert goes_by_name(tasks.add, True)
+    assert goes_by_name(json.JSONDecoder.decode, True)
+    for function in (inner, lambda: 1, replaced, functools.partial(tasks.add), len, tasks):
+        assert not goes_by_name(function, True)
+    main = types.FunctionType(tasks.add.__code__, {}, "in_main")
+    main.__module__, main.__qualname__ = "__main__", "in_main"
+    monkeypatch.setattr(sys.modules["__main__"], "in_main", main, raising=False)
+    assert goes_by_name(main, False)
+    assert not goes_by_name(main, True)
+    cloudpickle.register_pickle_by_value(tasks)
+    try:
+        assert not goes_by_name(tasks.add, True)
+    finally:
+        cloudpickle.unregister_pickle_by_value(tasks)
 
 
 def test_into_a_thread_pool(executor: StoreExecutor) -> None:

@@ -14,6 +14,7 @@ from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling
 from proxystore_integrations.dependents import in_place
 from proxystore_integrations.executor import CallExecutor
+from proxystore_integrations.functions import goes_by_name
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
@@ -30,6 +31,9 @@ class FuturesLink(CallLink):
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
         self.main_by_value = kind.main_by_value
+
+    def by_name(self, function: Callable[..., Any]) -> bool:
+        return goes_by_name(function, self.main_by_value)
 
 
 class StoreExecutor(CallExecutor):
