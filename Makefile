@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test chaos contracts audit lowest lint format bench soak clean
+.PHONY: help demo demo-parsl demo-ray test chaos contracts fuzz audit lowest lint format bench soak clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -26,6 +26,9 @@ test: $(VENV)/.dev ## run the tests
 
 contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or on those in ARGS: an hour
 	$(BIN)/python tests/contracts.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## what reads others' bytes, ten minutes each, side by side
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py -rP $(ARGS)
 
 audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the package index
 	$(BIN)/python -m pip install --quiet pip-audit
