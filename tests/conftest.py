@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import shlex
 import sys
@@ -99,6 +100,8 @@ def nothing_left_behind() -> Iterator[None]:
         scratch = Path(directory)
         patch.setenv("TMPDIR", str(scratch))
         patch.setattr(tempfile, "tempdir", None)
+        # Else multiprocessing makes one in there, and at the very end misses it.
+        patch.setitem(multiprocessing.current_process()._config, "tempdir", directory)  # type: ignore[attr-defined]
         yield
         deadline = time.monotonic() + GRACE
         while (left := stored_paths(SHARED_MEMORY, scratch) - before) and time.monotonic() < deadline:
