@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="nothing is out of reach for longer than 3 s")
     parser.add_argument("--verbose", action="store_true", help="show every call")
     parser.add_argument("--results", type=Path, help="JSON file to add the outcomes to")
+    parser.add_argument(
+        "--missing", action="store_true", help="only those that the results have not, or failed"
+    )
     parser.add_argument("--report", type=Path, help="Markdown file to write from all results")
     options = parser.parse_args()
     stores = {"bare", *options.store.split(",")}
@@ -36,6 +39,10 @@ def main() -> None:
         if options.fault in names[0] and names[2] in stores
     ]
     results = Results(options.results)
+    if options.missing:
+        missing = {(case.fault, case.engine) for case in cases if not results.has(case)}
+        bares = [case for case in cases if case.store == "bare" and (case.fault, case.engine) in missing]
+        cases = [case for case in cases if case in bares or not results.has(case)]
     bare: dict[tuple[str, str], Outcome] = {}
     failed = []
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -30,7 +30,7 @@ from redis_servers import free_port
 from waiting import until
 
 LEASE = 3.0
-LIMIT = 150.0
+LIMIT = 240.0
 """Seconds that a case may take at all."""
 
 _GRACE = 20.0  # seconds that the last objects may stay after a lease

@@ -12,7 +12,7 @@ from typing import Any
 
 from chaos.own_memory import SIZE, separate
 
-WAIT = 45.0
+WAIT = 90.0
 """Seconds after which a client that waits for a result says that it hangs."""
 
 _LOCAL = "127.0.0.1"
@@ -108,7 +108,10 @@ class Parsl(Engine):
         from proxystore_integrations.parsl import wrap
 
         launcher = {"launcher": _separate_launcher()} if self.far else {}
-        executor = htex("htex", worker_init=f"export PYTHONPATH={os.environ['PYTHONPATH']}", **launcher)
+        # A busy machine is no fault of these cases: a node that is late is not given up for lost.
+        patience = {"heartbeat_period": 5, "heartbeat_threshold": 60}
+        path = f"export PYTHONPATH={os.environ['PYTHONPATH']}"
+        executor = htex("htex", worker_init=path, **patience, **launcher)
         config = Config(
             executors=[wrap(executor, **self.settings) if self.settings else executor],
             run_dir=str(self.place / "parsl"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chaos.case import Outcome
+from chaos.case import Case, Outcome
 from chaos.engines import ENGINES
 from chaos.scenarios import FAULTS
 
@@ -35,9 +35,13 @@ class Results:
         if path is not None and path.exists():
             self.cases = json.loads(path.read_text())
 
+    def has(self, case: Case) -> bool:
+        """Whether a case came out well."""
+        return not self.cases.get(_name(case), {"failed": True})["failed"]
+
     def add(self, outcome: Outcome, failed: bool) -> None:
         case = outcome.case
-        self.cases[f"{case.fault}/{case.store}/{case.engine}"] = {
+        self.cases[_name(case)] = {
             "seed": case.seed,
             "failed": failed,
             "outcomes": list(dict.fromkeys(probe.outcome for probe in outcome.probes)),
@@ -62,8 +66,12 @@ class Results:
                     yield f"| {fault} | {store} | {' | '.join(map(_cell, found))} |"
 
 
+def _name(case: Case) -> str:
+    return f"{case.fault}/{case.store}/{case.engine}"
+
+
 def _cell(case: dict[str, Any] | None) -> str:
     if case is None:
         return ""
-    outcomes = ", ".join(case["outcomes"]) or "no client"
+    outcomes = ", ".join(case["outcomes"]) or "nothing left"
     return f"{'**FAILED** ' if case['failed'] else ''}{outcomes}; {case['seconds']:.0f} s"

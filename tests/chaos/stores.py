@@ -170,9 +170,10 @@ class Zmq(Stored):
         return {SECRET: "a secret for everybody here", SIZE: str(self.own_size)}
 
     def restart(self) -> None:
-        for server in _servers():
+        killed = set(_servers())
+        for server in killed:
             os.kill(server, signal.SIGKILL)
-        until(lambda: not list(_servers()))
+        until(lambda: not killed & set(_servers()))  # whoever uses the node starts another
 
     def wipe(self) -> None:
         roots = {Path(f"/proc/{server}/root/dev/shm") for server in _servers()}
