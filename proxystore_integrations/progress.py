@@ -99,8 +99,9 @@ class _Line:
         """Take it away."""
         with _lock:
             self._stopped = True
-            if self._task is not None:
-                _display.remove(self._task)
+            task, self._task = self._task, None  # a thread may tell of more yet
+            if task is not None:
+                _display.remove(task)
 
     def _show(self) -> None:
         text = f"{self._doing} {format_size(self._size)}"

@@ -16,6 +16,7 @@ from proxystore_core.urls import redact
 __all__ = ["Measured", "Point", "measured", "path", "remember", "threshold_for"]
 
 _FILE = "tuned.json"
+_DEFAULT = 500_000  # bytes, the largest default threshold of any engine
 
 
 class Point(NamedTuple):
@@ -46,13 +47,19 @@ class Measured(msgspec.Struct):
     @property
     def from_size(self) -> int | None:
         """The threshold; beyond all that was measured where the store won at none of it."""
-        largest = max((point.size for points in self.points.values() for point in points), default=None)
-        return 2 * largest if self.threshold is None and largest is not None else self.threshold
+        if self.threshold is not None or not self.largest:
+            return self.threshold
+        return max(2 * self.largest, _DEFAULT)
+
+    @property
+    def largest(self) -> int:
+        """The largest size that was measured, bytes; 0 if none was."""
+        return max((point.size for points in self.points.values() for point in points), default=0)
 
     def seconds(self, size: float, *, stored: bool) -> float:
         """What a value of this size takes on one of its ways, on average.
 
-        Linear between the sizes that were measured, and beyond the largest at what a byte took there.
+        Linear between the sizes that were measured, and beyond the largest as between the last two.
         """
         ways = [_at(points, size, stored) for points in self.points.values() if points]
         return sum(ways) / len(ways)
@@ -113,9 +120,11 @@ def _at(points: list[Point], size: float, stored: bool) -> float:
     place = bisect.bisect_left([point.size for point in points], size)
     if not place:
         return seconds[0]
-    low, below = points[place - 1].size, seconds[place - 1]
     if place == len(points):
-        return below * size / low
+        place -= 1  # on along the last line
+        if not place:
+            return seconds[0]
+    low, below = points[place - 1].size, seconds[place - 1]
     return below + (size - low) / (points[place].size - low) * (seconds[place] - below)
 
 

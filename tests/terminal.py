@@ -7,8 +7,17 @@ import pty
 from pathlib import Path
 
 
-def at_terminal(*words: str, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
-    """Run a command in a terminal of 100 columns; its exit code and all that the terminal showed."""
+def at_terminal(
+    *words: str, cwd: Path | None = None, keys: tuple[str, str] | None = None, **variables: str
+) -> tuple[int, str]:
+    """Run a command in a terminal of 100 columns; its exit code and all that the terminal showed.
+
+    Args:
+        words: the command.
+        cwd: where.
+        keys: a text, and what is typed once it is shown.
+        variables: for its environment.
+    """
     process, terminal = pty.fork()
     if not process:
         try:
@@ -27,6 +36,9 @@ def at_terminal(*words: str, cwd: Path | None = None, **variables: str) -> tuple
         if not data:
             break
         shown += data
+        if keys is not None and keys[0].encode() in shown:
+            os.write(terminal, keys[1].encode())
+            keys = None
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     return os.waitstatus_to_exitcode(status), shown.decode().replace("\r\n", "\n")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import at_terminal
 
 PYTHON = [sys.executable, "-m", "proxystore_integrations"]
 
@@ -54,15 +57,21 @@ def test_version():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rum"], "No such command 'rum'"),
+        (["rum"], "No such command 'rum'. Did you mean 'run'?"),
+        (["ls", "--stor", "x"], "Possible options: --json, --store"),
+        (["ls", "--store", "nonsense"], "--store = 'nonsense': 'nonsense' is not a store's URL"),
+        (["run", "--report", "/nowhere/x.html", "-c", "print()"], "there is no directory /nowhere"),
+        (["run", "--json", "/tmp", "-c", "print()"], "--json /tmp: is a directory"),
+        (["tune", "--plot", "/nowhere/x.svg"], "--plot /nowhere/x.svg: there is no directory /nowhere"),
+        (["bench", "--plot", "", "-c", "1"], "--plot : names no file"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["run"], "nothing to run"),
         (["run", "-m"], "nothing to run"),
         (["run", "no_such.py"], "there is no script 'no_such.py'"),
         (["run", "--stor", "shm://", "x.py"], "Did you mean --store?"),
         (["run", "--store"], "--store has no value"),
-        (["run", "--store", "shn://", "-c", "1"], "run: --store = 'shn://': unknown store scheme 'shn'"),
-        (["run", "--store=/data", "-c", "1"], "run: --store"),
+        (["run", "--store", "shn://", "-c", "1"], "--store = 'shn://': unknown store scheme 'shn'"),
+        (["run", "--store=/data", "-c", "1"], "--store = '/data'"),
         (["run", "--threshold", "1 XB", "-c", "1"], "unknown unit 'XB'"),
         (["run", "--results", "some", "-c", "1"], "'some' is no choice"),
     ],
@@ -84,6 +93,68 @@ def test_an_unreadable_file_of_settings_is_one_clear_line(tmp_path):
     assert not done.stdout
     assert done.stderr.count("\n") == 1
     assert "proxystore.toml is not valid TOML" in done.stderr
+
+
+def test_what_is_wrong_with_us_or_the_system_is_one_line_too(monkeypatch, capsys):
+    from proxystore_integrations.cli import commands
+    from proxystore_integrations.cli.main import main
+
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PYTHON, "ls", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "proxystore: error: [Errno 28] No space left on device\n"
+    monkeypatch.setattr(commands.proxystore, "main", lambda *words, **options: 1 / 0)
+    assert main(["ls"]) == 1
+    said = "proxystore: error: ZeroDivisionError: division by zero (--debug shows where; please report it)\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(ZeroDivisionError):
+        main(["--debug", "ls"])
+    os.environ.pop("PROXYSTORE_DEBUG")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("ls", "--json"), ("completion", "bash")])
+def test_a_reader_that_leaves_is_no_error(words):
+    with subprocess.Popen([*PYTHON, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    done = subprocess.run(
+        f"{sys.executable} -m proxystore_integrations run --json - -c 'raise SystemExit(3)' | true; "
+        "exit ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+def test_an_interrupt_ends_a_command_at_once(tmp_path):
+    wait = "import time; print('ready', flush=True); time.sleep(60)"
+    code, shown = at_terminal(*PYTHON, "run", "-c", wait, keys=("ready", "\x03"))
+    assert code == -signal.SIGINT  # as the script alone
+    assert shown.count("KeyboardInterrupt") == 1
+    assert "no engine" in shown  # the report
+    store = ("--store", f"file://{tmp_path}/store")
+    code, shown = at_terminal(*PYTHON, "top", *store, "--interval", "0.1", keys=("free", "\x03"))
+    assert code == 0
+    words = ("--sizes", "10MB", "--repeat", "1000")
+    code, shown = at_terminal(*PYTHON, "tune", *store, *words, keys=("of 10 MB", "\x03"))
+    assert code == 130
+    assert shown.rstrip().endswith("Aborted.")
+    assert "Traceback" not in shown
+
+
+def test_a_narrow_terminal_loses_no_word(tmp_path):
+    words = ("doctor", "--engine", "loky", "--store", f"file://{tmp_path}/store")
+    code, shown = at_terminal(*PYTHON, *words, COLUMNS="40")
+    assert code == 0
+    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).splitlines())) <= 40
+    assert "All is well." in shown
+    said = "".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split())
+    assert "there" in said
+    assert "\u2026" not in said  # nothing is cut off
 
 
 def test_debug_shows_the_traceback():

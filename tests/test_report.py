@@ -229,14 +229,18 @@ def test_advice_goes_by_what_was_measured_on_this_machine(tmp_path, monkeypatch)
     (line,) = [line for line in advise(report) if "would have saved" in line]
     assert re.match(r"dask: threshold \S+ \w?B would have saved about 3 s \(it was 100 MB\); by what", line)
     assert "`proxystore tune` measured on this machine" in line
+    ledger.by_value("dask", "small", 90_000_000)  # what was measured says nothing of such a one
+    ledger.flush()
+    assert not any("by what" in line for line in advise(collect(str(tmp_path), ["x"])))
 
 
 def test_what_was_measured_reaches_to_other_sizes():
     from proxystore_integrations.tuned import Measured, Point
 
     measured = Measured(None, {"arguments": [Point(100, 1.0, 3.0), Point(300, 2.0, 4.0)]})
-    assert [measured.seconds(size, stored=False) for size in (10, 200, 300, 600)] == [1.0, 1.5, 2.0, 4.0]
+    assert [measured.seconds(size, stored=False) for size in (10, 200, 300, 700)] == [1.0, 1.5, 2.0, 4.0]
     assert measured.seconds(200, stored=True) == 3.5
+    assert Measured(None, {"arguments": [Point(100, 1.0, 3.0)]}).seconds(10_000, stored=True) == 3.0
 
 
 def test_a_ledger_that_cannot_be_written_is_no_error(tmp_path):

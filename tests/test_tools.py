@@ -62,7 +62,7 @@ def left(url: str) -> Iterator[str]:
 def test_gc_removes_what_dead_sessions_left_and_nothing_else(left):
     told = proxystore("gc", "--store", left, "--dry-run")
     assert told.returncode == 0
-    assert "1 sessions, 3 objects would be removed." in told.stdout
+    assert "1 session, 3 objects would be removed." in told.stdout
     assert "dead for" in told.stdout
     found = json.loads(proxystore("gc", "--store", left, "--json").stdout)
     assert found == {"dry_run": False, "sessions": {"killed": 3}}
@@ -80,7 +80,7 @@ def test_gc_ends_a_session_by_name(url):
         assert done.stderr.count("\n") == 1
         assert "no session 'no-such'" in done.stderr
         done = proxystore("gc", "--store", url, "--session", session.name)
-        assert "1 sessions, 1 objects removed." in done.stdout
+        assert "1 session, 1 object removed." in done.stdout
         assert store.get(key) is None
         session.end()
 
@@ -155,7 +155,7 @@ def test_doctor_names_a_problem_and_its_remedy(tmp_path, toml, said):
     (tmp_path / "proxystore.toml").write_text(toml)
     done = doctor(cwd=tmp_path)
     assert done.returncode == 1
-    assert "1 problems." in done.stdout
+    assert "1 problem." in done.stdout
     assert said in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -178,7 +178,8 @@ def test_doctor_asks_the_workers_of_a_cluster(cluster, url):
     assert [one["level"] for one in answers] == ["ok", "ok"]
     done = doctor("--store", url, "--dask", "tcp://127.0.0.1:1")
     assert done.returncode == 1
-    assert "cannot be asked" in done.stdout
+    assert "nothing answers there" in done.stdout
+    assert "'nonsense' is no address" in doctor("--store", url, "--dask", "nonsense").stdout
 
 
 def test_doctor_sees_that_workers_lack_the_password(tmp_path):

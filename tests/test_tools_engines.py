@@ -204,8 +204,9 @@ def test_auto_is_what_was_measured_with_the_very_engine(monkeypatch, tmp_path):
         name: number * 1000 for number, name in enumerate(names, 1)
     }
     # Where the store won at no size, what is as large as those goes the engine's way.
-    tuned.remember("shm://", "dask", None, {"arguments": [tuned.Point(20_000_000, 1.0, 2.0)]})
-    assert links()["dask"].policy.threshold == 40_000_000
+    for largest, threshold in ((20_000_000, 40_000_000), (1000, 500_000)):
+        tuned.remember("shm://", "dask", None, {"arguments": [tuned.Point(largest, 1.0, 2.0)]})
+        assert links()["dask"].policy.threshold == threshold
 
 
 def test_doctor_says_whether_auto_was_measured(monkeypatch, tmp_path):

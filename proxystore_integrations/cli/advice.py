@@ -28,6 +28,7 @@ FIXED = 5e-4
 
 _WORTH = 0.05  # seconds, below which a gain is not worth a line
 _SHARE = 0.02  # share of the run, likewise
+_REACH = 8  # times the largest size that was measured: what is beyond is not known from it
 
 
 class Better(NamedTuple):
@@ -71,7 +72,7 @@ def advise(report: Report) -> list[str]:
             f"loading ran at {rate}/s: a store nearer to the workers (shm:// on one machine) is faster."
         )
     if report.leaks:
-        lines.append(f"{report.leaks} sessions are left in the store: `proxystore gc` removes them.")
+        lines.append(f"sessions left in the store: {report.leaks}; `proxystore gc` removes them.")
     return lines
 
 
@@ -109,9 +110,11 @@ def best_threshold(report: Report, engine: str) -> Better | None:
 
 
 def _measured(report: Report, engine: str) -> tuned.Measured | None:
+    """What `proxystore tune` found for an engine, if it reaches to the sizes of this run."""
+    largest = max(size // count for name, _, _, count, size in report.sizes if name == engine)
     for recipe in report.engines[engine].stores:
         found = tuned.measured(Recipe.parse(recipe).url, engine)
-        if found is not None and any(found.points.values()):
+        if found is not None and found.largest * _REACH >= largest:
             return found
     return None
 

@@ -15,9 +15,9 @@ from rich.table import Table
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import redact
 from proxystore_integrations.cli.console import console, errors
+from proxystore_integrations.cli.options import check_writable, settings_given
 from proxystore_integrations.cli.plots import bars
 from proxystore_integrations.cli.run import command, environment, parse
-from proxystore_integrations.settings import Settings
 
 __all__ = ["Contender", "bench"]
 
@@ -64,7 +64,8 @@ def bench(
     """
     if repeat < 1:
         raise ConfigurationError(f"--repeat is {repeat}", remedy="Expected 1 or more.")
-    urls = [Settings.load(store=url).store for url in stores or (None,)]
+    check_writable("--plot", plot)
+    urls = [settings_given(store=url).store for url in stores or (None,)]
     order = parse(list(program))
     words = command(order.program)
     contenders = [Contender("bare"), *map(Contender, urls)]
@@ -108,7 +109,9 @@ def _run(contender: Contender, words: list[str], order: Any) -> None:
 def _show(contenders: list[Contender], same: list[bool]) -> None:
     table = Table(title="seconds, medians of the runs", title_justify="left", box=None)
     for name in ("", "median", "fastest", "slowest", "ratio", "same output"):
-        table.add_column(name, justify="right" if name not in ("", "same output") else "left")
+        table.add_column(
+            name, justify="right" if name not in ("", "same output") else "left", overflow="fold"
+        )
     for contender, ok in zip(contenders, same, strict=True):
         ratio = contender.median / contenders[0].median
         style = "green" if ratio <= 1 else "red"

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-__all__ = ["console", "errors"]
+__all__ = ["console", "counted", "errors"]
 
 _WIDE = 200
 
@@ -21,6 +21,11 @@ def console() -> Console:
 def errors() -> Console:
     """Standard error as it is now: for what is not the answer itself."""
     return _console(sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 session``, ``2 sessions``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _console(file: TextIO) -> Console:

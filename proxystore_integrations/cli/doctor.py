@@ -22,7 +22,8 @@ from proxystore_core.connectors.base import leased, place_of, surveyed
 from proxystore_core.errors import StoreError
 from proxystore_core.urls import redact
 from proxystore_integrations import __version__
-from proxystore_integrations.cli.console import console
+from proxystore_integrations.cli.console import console, counted
+from proxystore_integrations.cli.options import settings_given
 from proxystore_integrations.cli.workers import ASK, POOLS, Question
 from proxystore_integrations.link import open_store
 from proxystore_integrations.settings import NAMES, Settings, format_size
@@ -122,7 +123,8 @@ def doctor(
     bad = ("problem", "warning") if strict else ("problem",)
     count = sum(finding.level in bad for finding in findings)
     if not as_json:
-        screen.print(f"{count} problems." if count else "All is well.", style="red" if count else "green")
+        verdict = f"{counted(count, 'problem')}." if count else "All is well."
+        screen.print(verdict, style="red" if count else "green")
     return 1 if count else 0
 
 
@@ -132,7 +134,7 @@ def _all(
     yield Finding("ok", "python", f"{platform.python_version()}, proxystore-integrations {__version__}")
     settings: Settings | None = None
     try:
-        settings = Settings.load(store=store)
+        settings = settings_given(store=store)
     except StoreError as error:
         yield _problem("settings", error)
     else:
@@ -279,8 +281,8 @@ def _problem(what: str, error: StoreError) -> Finding:
 def _table(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column()
-    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
     for finding in findings:
         text = finding.detail + (f" -> {finding.remedy}" if finding.remedy else "")

@@ -38,13 +38,16 @@ def report_error(error: Exception) -> int:
     """Say in one line what is wrong, with the traceback where debugging; the exit code.
 
     Args:
-        error: one of ours (see `proxystore_core.errors`); any other is raised again.
+        error: any; one that is neither ours (see `proxystore_core.errors`) nor the system's is a defect.
     """
     from proxystore_core.errors import ConfigurationError, StoreError
 
-    if not isinstance(error, StoreError) or os.environ.get(DEBUG):
+    if os.environ.get(DEBUG):
         raise error
-    print(f"proxystore: error: {error}", file=sys.stderr)
+    text = str(error)
+    if not isinstance(error, StoreError | OSError):
+        text = f"{type(error).__name__}: {error} (--debug shows where; please report it)"
+    print(f"proxystore: error: {text}", file=sys.stderr)
     return 2 if isinstance(error, ConfigurationError) else 1
 
 

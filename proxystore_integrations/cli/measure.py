@@ -7,6 +7,7 @@ import importlib
 import itertools
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -127,6 +128,11 @@ def _engine(name: str) -> Engine:
 # Engines.
 
 
+def _calm() -> None:
+    """For workers: a terminal's interrupt is for the main process. Who dies while it sends hangs its pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Setup(NamedTuple):
     """How an engine is to be started.
 
@@ -168,8 +174,10 @@ def _pool(stack: ExitStack, settings: dict[str, Any], setup: Setup) -> tuple[Sub
 
     from proxystore_integrations.futures import StoreExecutor
 
-    bare = stack.enter_context(ProcessPoolExecutor(setup.workers))
-    ours = stack.enter_context(StoreExecutor(ProcessPoolExecutor(setup.workers), **settings))
+    bare = stack.enter_context(ProcessPoolExecutor(setup.workers, initializer=_calm))
+    ours = stack.enter_context(
+        StoreExecutor(ProcessPoolExecutor(setup.workers, initializer=_calm), **settings)
+    )
     return bare.submit, ours.submit
 
 
@@ -178,8 +186,10 @@ def _loky(stack: ExitStack, settings: dict[str, Any], setup: Setup) -> tuple[Sub
 
     from proxystore_integrations.futures import StoreExecutor
 
-    bare = stack.enter_context(loky.ProcessPoolExecutor(setup.workers))
-    ours = stack.enter_context(StoreExecutor(loky.ProcessPoolExecutor(setup.workers), **settings))
+    bare = stack.enter_context(loky.ProcessPoolExecutor(setup.workers, initializer=_calm))
+    ours = stack.enter_context(
+        StoreExecutor(loky.ProcessPoolExecutor(setup.workers, initializer=_calm), **settings)
+    )
     return bare.submit, ours.submit
 
 

@@ -7,7 +7,7 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from proxystore_integrations.cli.console import errors
+from proxystore_integrations.cli.console import counted, errors
 from proxystore_integrations.cli.report import Report
 from proxystore_integrations.units import format_size
 
@@ -24,7 +24,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     table = Table(title="proxystore: what went through the store", title_justify="left", box=None)
     for name in ("engine", "arguments", "shared", "results", "off the engine", "by value", "why"):
         left = name in ("engine", "why")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name == "engine")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for name, engine in report.engines.items():
         results = engine.results.count + engine.gathered.count
         why = ", ".join(
@@ -46,13 +46,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(
         f"put {report.put_seconds:.3g} s ({format_size(report.puts.size)}), "
         f"get {report.get_seconds:.3g} s ({format_size(report.gets.size)}), "
-        f"{report.cached} of {report.gets.count} loads from a cache, {report.leaks} leaks, "
-        f"{report.processes} processes, {report.seconds:.3g} s"
+        f"{report.cached} of {report.gets.count} loads from a cache, "
+        f"{counted(report.leaks, 'leak')}, {report.processes} processes, {report.seconds:.3g} s"
     )
     if report.biggest:
         table = Table(title="The biggest", title_justify="left", box=None)
         for name in ("size", "times", "what", "task", "where", "kind"):
-            table.add_column(name, justify="right" if name in ("size", "times") else "left")
+            table.add_column(name, justify="right" if name in ("size", "times") else "left", overflow="fold")
         for one in report.biggest:
             table.add_row(
                 format_size(one.size), str(one.times), one.what, one.task, place(one.source), one.kind

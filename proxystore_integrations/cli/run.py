@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from proxystore_core.errors import ConfigurationError
+from proxystore_integrations.cli.options import check_writable, settings_given
 
 __all__ = ["HELP", "Order", "command", "environment", "parse", "run"]
 
@@ -27,7 +28,8 @@ Usage: proxystore run [OPTIONS] SCRIPT.py [ARGUMENTS]...
        proxystore run [OPTIONS] PROGRAM [ARGUMENTS]...
 
   Run a script as it is; whichever engine it uses (Dask, Parsl, Ray, concurrent.futures, loky, joblib,
-  Globus Compute) sends large arguments and results through a store. Child processes follow.
+  mpi4py, executorlib, Globus Compute) sends large arguments and results through a store. Child
+  processes follow.
 
   What the script prints, its exit code and its traceback are its own.
 
@@ -98,7 +100,9 @@ def run(words: list[str]) -> int:
     if "--debug" in order.flags:
         os.environ["PROXYSTORE_DEBUG"] = "1"
     program = command(order.program)
-    _check(order.settings)
+    settings_given(**order.settings)
+    for name, path in order.files.items():
+        check_writable(f"--{name}", path)
     os.environ.update(environment(order, os.environ))
     sys.stdout.flush()
     table = "--summary" in order.flags or (sys.stderr.isatty() and "--quiet" not in order.flags)
@@ -179,18 +183,6 @@ def _which(name: str) -> str | None:
     """A program of this Python's environment, else of PATH."""
     beside = os.path.join(os.path.dirname(sys.executable), name)
     return beside if os.access(beside, os.X_OK) else shutil.which(name)
-
-
-def _check(given: dict[str, str]) -> None:
-    from proxystore_integrations.settings import Settings
-
-    try:
-        Settings.load(**given)
-    except ConfigurationError as error:
-        _, keyword, problem = error.problem.partition("keyword argument: ")
-        if not keyword:
-            raise
-        raise type(error)(f"run: --{problem.replace('_', '-', 1)}", remedy=error.remedy) from error
 
 
 def _unknown(option: str) -> ConfigurationError:

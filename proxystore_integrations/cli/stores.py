@@ -18,8 +18,8 @@ from proxystore_core.connectors.base import USER_SESSION, Connector, Held, lease
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.recipe import open_connector
 from proxystore_core.urls import redact
-from proxystore_integrations.cli.console import console
-from proxystore_integrations.settings import Settings
+from proxystore_integrations.cli.console import console, counted
+from proxystore_integrations.cli.options import settings_given
 from proxystore_integrations.units import format_size
 
 __all__ = ["Row", "gc", "ls", "rows_of", "top"]
@@ -143,7 +143,8 @@ def gc(store: str | None, dry_run: bool, names: tuple[str, ...], as_json: bool) 
         if chosen:
             console().print(shown)
         verb = "would be removed" if dry_run else "removed"
-        console().print(f"{len(removed)} sessions, {sum(removed.values())} objects {verb}.")
+        sessions, objects = counted(len(removed), "session"), counted(sum(removed.values()), "object")
+        console().print(f"{sessions}, {objects} {verb}.")
 
 
 def rows_of(connector: Connector) -> list[Row]:
@@ -163,7 +164,7 @@ def rows_of(connector: Connector) -> list[Row]:
 
 @contextmanager
 def _opened(store: str | None) -> Iterator[Connector]:
-    connector = open_connector(Settings.load(store=store).store)
+    connector = open_connector(settings_given(store=store).store)
     try:
         yield connector
     finally:
@@ -177,14 +178,15 @@ def _table(
     room = survey.room() if survey is not None else None
     left = "" if room is None else f", {format_size(room)} free"
     title = (
-        f"{redact(connector.url)}: {len(rows)} sessions, {format_size(sum(row.size or 0 for row in rows))}"
+        f"{redact(connector.url)}: {counted(len(rows), 'session')}, "
+        f"{format_size(sum(row.size or 0 for row in rows))}"
     )
     table = Table(box=None)
     names = ["session", "state", "objects", "bytes"]
     if before is not None:
         names += ["objects/s", "bytes/s"]
     for name in names:
-        table.add_column(name, justify="left" if name in ("session", "state") else "right")
+        table.add_column(name, justify="left" if name in ("session", "state") else "right", overflow="fold")
     was = {row.session: row for row in before or ()}
     for row in rows:
         cells = [
@@ -201,7 +203,8 @@ def _table(
             cells += [f"{more / seconds:.3g}", f"{sign}{format_size(int(abs(grown) / seconds))}"]
         dead = row.lease is not None and row.lease < 0
         table.add_row(*cells, style="red" if dead else None)
-    return Group(Text(title + left, style="bold"), table)
+    heading = Text(title + left, style="bold")
+    return Group(heading, table) if rows else Group(heading)
 
 
 def _duration(seconds: float) -> str:

@@ -12,8 +12,8 @@ from proxystore_core.errors import ConfigurationError
 from proxystore_integrations import tuned
 from proxystore_integrations.cli.console import console, errors
 from proxystore_integrations.cli.measure import ENGINES, crossover, measure
+from proxystore_integrations.cli.options import check_writable, settings_given
 from proxystore_integrations.cli.plots import Line, lines
-from proxystore_integrations.settings import Settings
 from proxystore_integrations.tuned import Point
 from proxystore_integrations.units import format_size, parse_size
 
@@ -56,7 +56,9 @@ def tune(
       proxystore tune --engine dask --store redis://localhost:6379 --plot crossover.svg
       proxystore tune --write
     """
-    url = Settings.load(store=store).store
+    url = settings_given(store=store).store
+    check_writable("--plot", plot)
+    check_writable("--write", "proxystore.toml" if write else None)
     bytes_ = sorted({parse_size(size) for size in sizes.split(",")})
     if repeat < 1 or workers < 1 or not all(bytes_):
         raise ConfigurationError("--repeat, --workers and all --sizes are to be positive")
@@ -134,10 +136,10 @@ def picture(engine: str, url: str, found: dict[str, list[Point]]) -> str:
 
 def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int | None) -> None:
     table = Table(title=f"{engine}, {url}: ms a call, medians", title_justify="left", box=None)
-    table.add_column("size", justify="right")
+    table.add_column("size", justify="right", overflow="fold")
     for way in found:
         for name in (f"{way.removesuffix('s')}, bare", "store", "ratio"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
     for points in zip(*found.values(), strict=True):
         cells = [format_size(points[0].size)]
         for point in points:

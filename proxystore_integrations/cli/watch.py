@@ -36,7 +36,13 @@ def run_and_report(
     try:
         start = time.monotonic()
         code = _run(program, {**os.environ, "PROXYSTORE_RUN": directory})
-        _report(directory, called, code, time.monotonic() - start, page, json, table)
+        seconds = time.monotonic() - start
+        try:
+            _report(directory, called, code, seconds, page, json, table)
+        except BrokenPipeError:  # nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            print(f"proxystore: error: the report cannot be written: {error}", file=sys.stderr)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if code < 0:

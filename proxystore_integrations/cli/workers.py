@@ -54,6 +54,7 @@ def look_here(recipe: str, key: str) -> tuple[str, str]:
 
 def ask_dask(address: str, question: Question) -> dict[str, str]:
     """The answers of a scheduler's workers, by their addresses."""
+    _check_reach(address, question, "tcp://host:port, as the scheduler says when it starts")
     import distributed
 
     with distributed.Client(address, timeout=min(5, question.timeout), set_as_default=False) as client:
@@ -62,7 +63,8 @@ def ask_dask(address: str, question: Question) -> dict[str, str]:
 
 def ask_ray(address: str, question: Question) -> dict[str, str]:
     """The answers of a cluster's nodes, by the first digits of their ids."""
-    _check_reach(address, question)
+    if address not in ("auto", "local"):
+        _check_reach(address, question, "host:port, as ray start says, or auto")
     import ray
 
     ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -132,16 +134,15 @@ def ask_pool(kind: str, question: Question) -> dict[str, str]:
         return found | {futures[future]: _late(question) for future in late}
 
 
-def _check_reach(address: str, question: Question) -> None:
-    """See that something answers at ``host:port``: Ray itself would look for it for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:
-        return  # a word of Ray's own, such as auto
+def _check_reach(address: str, question: Question, expected: str) -> None:
+    """See that something answers at an address: an engine itself might look for it for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigurationError(f"{address!r} is no address", remedy=f"Expected {expected}.")
     try:
-        socket.create_connection((host, int(port)), min(5, question.timeout)).close()
-    except OSError as error:
-        remedy = "Expected the address that ray start printed."
-        raise ConfigurationError(f"nothing answers at {address}: {error}", remedy=remedy) from error
+        socket.create_connection((host.strip("[]"), int(port)), min(5, question.timeout)).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"nothing answers there: {error}", remedy=f"Expected {expected}.") from error
 
 
 def _pool(kind: str) -> Executor:
