@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from proxystore_core.ownership import borrows_in, end_with
+from proxystore_integrations import ledger
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.carriers import RayOutgoing
 from proxystore_integrations.ray.link import RayLink, current, leave
@@ -73,6 +74,7 @@ def _sent(
     if (
         link is None
         or not (args or kwargs)
+        or _are_small(link, args or (), kwargs or {})
         or options.get("tensor_transport")
         or options.get("lifetime") == "detached"  # such an actor may outlive the session
         or options.get("get_if_exists")  # Ray comes here again if it does not
@@ -164,6 +166,12 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             del ticket
 
     return serializing
+
+
+def _are_small(link: RayLink, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether nothing of a call is for the store, and nobody keeps a ledger of what is not."""
+    over = link.policy.over
+    return ledger.book is None and not any(map(over, args)) and not any(map(over, kwargs.values()))
 
 
 def _link() -> RayLink | None:
