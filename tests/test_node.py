@@ -25,6 +25,7 @@ from proxystore_core.connectors.node_place import (
     load_secret,
     name_of_session,
 )
+from proxystore_core.connectors.node_process import NodeProcess
 from proxystore_core.connectors.node_protocol import (
     CHUNK,
     LONGEST_HEAD,
@@ -43,7 +44,14 @@ from proxystore_core.connectors.node_protocol import (
 from proxystore_core.connectors.node_server import NodeServer
 from proxystore_core.connectors.shm import ShmConnector, node
 from proxystore_core.connectors.zmq import ZeroMQConnector
-from proxystore_core.errors import ConfigurationError, CorruptError, FullError, RefusedError, UnreachableError
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    FullError,
+    RefusedError,
+    StoreError,
+    UnreachableError,
+)
 from proxystore_core.recipe import open_connector
 
 KEY = bytes(range(32))
@@ -130,6 +138,14 @@ class TestFormat:
         assert b"".join(bytes(body) for _, body in chunks) == b"".join(views)
         assert [offset for offset, _ in chunks] == list(range(0, max(1, sum(sizes)), CHUNK))
         assert all(memoryview(body).nbytes <= CHUNK for _, body in chunks)
+
+
+def test_an_error_of_a_node_s_directory_names_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = NodeProcess(str(tmp_path / "file" / "node"), "zmq://x", dict)
+    with pytest.raises(StoreError) as caught:
+        process.use()
+    assert caught.value.store == "zmq://x"
 
 
 class TestServer:

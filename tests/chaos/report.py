@@ -9,7 +9,7 @@ from typing import Any
 
 from chaos.case import Case, Outcome
 from chaos.engines import ENGINES
-from chaos.scenarios import FAULTS
+from chaos.scenarios import FAULTS, cases_of
 
 _TITLE = """\
 # What came of each fault
@@ -59,11 +59,16 @@ class Results:
     def _table(self) -> Iterator[str]:
         yield f"| fault | store | {' | '.join(ENGINES)} |"
         yield f"|---|---|{'---|' * len(ENGINES)}"
+        there = cases_of(ENGINES)
         for fault, (_, stores) in FAULTS.items():
             for store in stores:
-                found = [self.cases.get(f"{fault}/{store}/{engine}") for engine in ENGINES]
-                if any(found):
-                    yield f"| {fault} | {store} | {' | '.join(map(_cell, found))} |"
+                found = [
+                    _cell(self.cases.get(f"{fault}/{store}/{engine}"))
+                    if (fault, engine, store) in there
+                    else ""
+                    for engine in ENGINES
+                ]
+                yield f"| {fault} | {store} | {' | '.join(found)} |"
 
 
 def _name(case: Case) -> str:
@@ -72,6 +77,6 @@ def _name(case: Case) -> str:
 
 def _cell(case: dict[str, Any] | None) -> str:
     if case is None:
-        return ""
+        return "not run"
     outcomes = ", ".join(case["outcomes"]) or "nothing left"
     return f"{'**FAILED** ' if case['failed'] else ''}{outcomes}; {case['seconds']:.0f} s"

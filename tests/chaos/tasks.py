@@ -70,6 +70,13 @@ def stay(path: str, seed: int, size: int) -> Any:
     return content(seed, size)
 
 
+def visit(path: str, armed: str) -> None:
+    """Die in the process that a file names."""
+    time.sleep(0.1)  # so that two visits meet two workers
+    if os.getpid() == int(Path(path).read_text()):
+        die_once(armed)
+
+
 @dataclasses.dataclass
 class Fragile:
     """An array whose way into a worker, or out of one, kills it once.

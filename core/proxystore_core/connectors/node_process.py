@@ -32,7 +32,7 @@ import proxystore_core
 from proxystore_core import forks
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.node_place import Place
-from proxystore_core.errors import ConfigurationError, DeadlineError, UnreachableError
+from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError, UnreachableError
 from proxystore_core.locks import OPEN, is_at, locked
 
 __all__ = ["LIVE", "SERVER", "WHERE", "NodeProcess", "is_running", "remove"]
@@ -96,7 +96,11 @@ class NodeProcess:
         for _ in range(_TRIES):
             if self._held:
                 return
-            FileConnector(self.directory, grace=0)  # makes the directory, or refuses it
+            try:
+                FileConnector(self.directory, grace=0)  # makes the directory, or refuses it
+            except StoreError as error:
+                error.store = self.store
+                raise
             with contextlib.suppress(FileNotFoundError):
                 live = locked(os.path.join(self.directory, LIVE), fcntl.LOCK_SH)
                 if live is not None:
