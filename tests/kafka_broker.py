@@ -76,9 +76,9 @@ def mocking(brokers: int = 1) -> Iterator[str]:
         del holder
 
 
-def new_topic(bootstrap: str, partitions: int = 1) -> str:
+def new_topic(bootstrap: str, partitions: int = 1, name: str | None = None) -> str:
     """A fresh topic."""
-    name = f"t{secrets.token_hex(4)}"
+    name = name or f"t{secrets.token_hex(4)}"
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     admin.create_topics([NewTopic(name, partitions, 1)])[name].result(20)
     return name

@@ -7,7 +7,7 @@
 | `redis_lists` | one subscriber | at most once: a dead consumer's message is lost |
 | `redis_pubsub` | every subscriber that is there | at most once; a slow one is dropped by the server |
 | `zmq` | every subscriber that is there | at most once; nothing is dropped while both live |
-| `kafka` | one of each group | at least once; exactly once with transactions, where the broker has them |
+| `kafka` | one of each group | at least once; exactly once from topic to topic, with transactions |
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ class StreamConsumer(Generic[T]):
         if producers < 1:
             raise ConfigurationError(f"producers is {producers!r}: expected a number from 1 on")
         self.subscriber = subscriber
+        self._transactional = bool(getattr(subscriber, "transactional", False))
         self._filter = filter_
         self._producers = producers
         self._timeout = timeout
@@ -160,10 +161,14 @@ class StreamConsumer(Generic[T]):
         given, self._given = self._given, []
         for place, (arrived, event) in enumerate(given):
             try:
+                last = arrived.left == 1
+                # What was sent meanwhile must not be lost with a crash in between: then it goes first.
+                if last and self._transactional:
+                    self.subscriber.acknowledge(arrived.message)
                 if event is not None:
                     store_for(event.recipe).evict(event.key)
                 arrived.left -= 1
-                if not arrived.left:
+                if last and not self._transactional:
                     self.subscriber.acknowledge(arrived.message)
             except BaseException:
                 self._given = given[place:] + self._given

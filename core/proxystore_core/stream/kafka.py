@@ -3,13 +3,17 @@
 At least once: the items after the last committed offset come again. With ``transactional_id`` every
 message is sent in a transaction, and is there whole or not at all, and once: a producer that comes back
 under its id fences the one that was there. Brokers without transactions say so.
+
+Exactly once, for who consumes and produces: a subscriber that is given such a publisher commits its offsets
+in the publisher's transactions (KIP-98, KIP-447). What is sent while an item is dealt with, and that it is
+dealt with, are one transaction.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import confluent_kafka as kafka
@@ -70,6 +74,8 @@ class KafkaPublisher:
             if self._transactional:
                 self._producer.init_transactions(deadline)
         self._lock = forks.lock()
+        self._joined = False  # a subscriber says when a transaction ends
+        self._open = False
 
     def __repr__(self) -> str:
         return f"KafkaPublisher({self.bootstrap!r})"
@@ -91,7 +97,68 @@ class KafkaPublisher:
         self._send(topic, [(message, partition)])
 
     def close(self) -> None:
+        if self._open:
+            with self._lock, _translated(self.bootstrap):
+                self._commit()
         self._producer.flush(self._deadline)
+
+    def join(self) -> None:
+        """From here on a subscriber ends the transactions, with `commit` or `abort`.
+
+        Raises:
+            ConfigurationError: the publisher has no ``transactional_id``, or another subscriber.
+        """
+        if not self._transactional or self._joined:
+            raise ConfigurationError(
+                "a subscriber's publisher sends in transactions, for that subscriber alone",
+                store=self.bootstrap,
+                remedy="Give it transactional_id=, and each subscriber a publisher of its own.",
+            )
+        self._joined = True
+
+    def commit(self, offsets: Sequence[Any], group: Any) -> None:
+        """Commit what was sent since the last time, and a consumer's offsets, as one.
+
+        Args:
+            offsets: as confluent-kafka's ``send_offsets_to_transaction``.
+            group: likewise.
+
+        Raises:
+            RefusedError: another producer or consumer has taken over; nothing was committed.
+            UnreachableError, DeadlineError: as their names say.
+        """
+        with self._lock, _translated(self.bootstrap):
+            self._begin()
+            with self._aborting():
+                self._producer.send_offsets_to_transaction(list(offsets), group, self._deadline)
+            self._commit()
+
+    def abort(self) -> None:
+        """Take back what was sent since the last `commit`. Raises as `commit`."""
+        with self._lock, _translated(self.bootstrap):
+            if self._open:
+                self._open = False
+                self._producer.abort_transaction(self._deadline)
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._producer.begin_transaction()
+            self._open = True
+
+    def _commit(self) -> None:
+        with self._aborting():
+            self._producer.commit_transaction(self._deadline)
+        self._open = False
+
+    @contextlib.contextmanager
+    def _aborting(self) -> Iterator[None]:
+        try:
+            yield
+        except kafka.KafkaException as error:
+            self._open = False
+            if error.args[0].txn_requires_abort():
+                self._producer.abort_transaction(self._deadline)
+            raise
 
     def _send(self, topic: str, messages: Sequence[tuple[bytes, int]]) -> None:
         failed: list[Any] = []
@@ -102,11 +169,13 @@ class KafkaPublisher:
 
         with self._lock if self._transactional else contextlib.nullcontext(), _translated(self.bootstrap):
             if self._transactional:
-                self._producer.begin_transaction()
+                self._begin()
             for message, partition in messages:
                 self._producer.produce(topic, message, partition=partition, on_delivery=delivered)
-            if self._transactional:
-                self._producer.commit_transaction(self._deadline)
+            if self._joined:
+                self._producer.poll(0)
+            elif self._transactional:
+                self._commit()
             elif self._producer.flush(self._deadline):
                 raise DeadlineError(
                     f"the broker did not store a message within {self._deadline:g} s",
@@ -125,6 +194,8 @@ class KafkaSubscriber:
         topics: one topic, or several. A new group starts with what is there.
         group: each message goes to one consumer of each group.
         deadline: seconds for a commit.
+        publisher: one with a ``transactional_id``, for this subscriber alone: what it sends between two items
+            is committed with the first one's being dealt with, or not at all.
         options: of librdkafka, for example ``{"session.timeout.ms": 6000}``: after so long what a dead
             consumer had goes to another.
 
@@ -139,10 +210,12 @@ class KafkaSubscriber:
         *,
         group: str = "proxystore",
         deadline: float = 30.0,
+        publisher: KafkaPublisher | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
         self._topics = topics_of(topics)
+        self._joint = publisher
         self._left: set[str] = set()
         self._deadline = deadline
         self._ends: dict[tuple[str, int], set[str]] = {}
@@ -162,6 +235,8 @@ class KafkaSubscriber:
         }
         with _translated(bootstrap):
             self._consumer = kafka.Consumer({**settings, **(options or {})})
+            if publisher is not None:
+                publisher.join()
             self._consumer.subscribe(list(self._topics), on_revoke=self._revoke)
 
     def __repr__(self) -> str:
@@ -170,6 +245,11 @@ class KafkaSubscriber:
     @property
     def topics(self) -> tuple[str, ...]:
         return self._topics
+
+    @property
+    def transactional(self) -> bool:
+        """Whether an item counts as dealt with only once what came of it is committed."""
+        return self._joint is not None
 
     def receive(self, timeout: float | None) -> Message | None:
         until = float("inf") if timeout is None else time.monotonic() + timeout
@@ -197,11 +277,15 @@ class KafkaSubscriber:
     def acknowledge(self, message: Message) -> None:
         topic, partition, offset = message.mark
         if (topic, partition) in self._revoked:
+            if self._joint is not None:
+                self._joint.abort()
             return  # another's now, who gets it again
+        done = [kafka.TopicPartition(topic, partition, offset + 1)]
+        if self._joint is not None:
+            self._joint.commit(done, self._consumer.consumer_group_metadata())
+            return
         with _translated(self.bootstrap):
-            self._consumer.commit(
-                offsets=[kafka.TopicPartition(topic, partition, offset + 1)], asynchronous=False
-            )
+            self._consumer.commit(offsets=done, asynchronous=False)
 
     def flush(self) -> None:
         pass  # a commit is at the broker when it returns
@@ -224,6 +308,8 @@ class KafkaSubscriber:
     def close(self) -> None:
         if self._publisher is not None:
             self._publisher.close()
+        if self._joint is not None:
+            self._joint.abort()  # of an item that was not dealt with
         self._leave_group()
 
     def _leave_group(self) -> None:
@@ -243,12 +329,15 @@ class KafkaSubscriber:
 
 _ERROR = kafka.KafkaError
 _NOT_YET = frozenset({_ERROR._PARTITION_EOF, _ERROR.UNKNOWN_TOPIC_OR_PART, _ERROR._UNKNOWN_TOPIC})
+_FENCED = frozenset(
+    {_ERROR._FENCED, _ERROR.PRODUCER_FENCED, _ERROR.INVALID_PRODUCER_EPOCH, _ERROR.ILLEGAL_GENERATION}
+)
 _LATE = frozenset({_ERROR._TIMED_OUT, _ERROR._MSG_TIMED_OUT, _ERROR.REQUEST_TIMED_OUT})
 _AWAY = frozenset({_ERROR._TRANSPORT, _ERROR._ALL_BROKERS_DOWN, _ERROR._RESOLVE})
 
 
 @contextlib.contextmanager
-def _translated(bootstrap: str) -> Any:
+def _translated(bootstrap: str) -> Iterator[None]:
     try:
         yield
     except kafka.KafkaException as error:
@@ -256,6 +345,8 @@ def _translated(bootstrap: str) -> Any:
         code, text = found.code(), found.str()
         kind: type[StoreError] = RefusedError
         remedy = "See the broker's log."
+        if code in _FENCED:
+            remedy = "Another producer has this transactional_id, or another consumer these items: end one."
         if code in _LATE or code in _AWAY:
             kind = DeadlineError if code in _LATE else UnreachableError
             remedy = "Check bootstrap, and that the broker runs and has the topic."

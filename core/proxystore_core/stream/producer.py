@@ -221,7 +221,7 @@ class StreamProducer(Generic[T]):
                 pending = list(self._pending.get(topic, ()))
             if len(pending) + len(self._topics.get(topic, ())) < self._max_pending:
                 return
-            consumed = [each for each in pending if not each[0].exists(each[1])]
+            consumed = _consumed(pending)
             if consumed:
                 with self._lock:
                     self._pending[topic] = [each for each in self._pending[topic] if each not in consumed]
@@ -235,3 +235,14 @@ class StreamProducer(Generic[T]):
                 )
             time.sleep(pause)
             pause = min(2 * pause, _PAUSES[1])
+
+
+def _consumed(pending: Sequence[tuple[Store[Any], str]]) -> list[tuple[Store[Any], str]]:
+    """Some of the items that are gone from their stores, if any is: looks for the oldest ones first."""
+    consumed = []
+    for store, key in pending:
+        if not store.exists(key):
+            consumed.append((store, key))
+        elif consumed:
+            break
+    return consumed
