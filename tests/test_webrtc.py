@@ -35,6 +35,7 @@ from proxystore_core.endpoint.wire import CHUNK, MOST, Answer, Operation, Reques
 from proxystore_core.errors import (
     ConfigurationError,
     FullError,
+    GoneError,
     RefusedError,
     UnreachableError,
 )
@@ -174,6 +175,39 @@ def test_a_lease_does_not_travel_where_nobody_stored(here, there):
     here.renew(session, 600)
     here.end(session)
     assert session not in there.sessions()
+
+
+@pytest.mark.parametrize("size", [0, 10, CHUNK, 1_000_000])
+def test_an_object_that_the_other_site_sets(here, there, size):
+    key, data = here.reserve(), os.urandom(size)
+    assert there.get(key) is None
+    assert not there.wait(key, 0)
+    with ThreadPoolExecutor(2) as executor:
+        waits = [executor.submit(site.wait, key, 30) for site in (here, there)]
+        there.set(key, [data[:7], data[7:]])
+        assert all(wait.result() for wait in waits)
+    assert here.get(key) == there.get(key) == data
+    with pytest.raises(RefusedError, match="nothing is reserved"):
+        there.set(key, [data])
+    there.evict(key)
+    with pytest.raises(GoneError, match="will not come"):
+        there.wait(key, 30)
+
+
+def test_a_batch_from_the_other_site(sites, here, there):
+    items = [os.urandom(size) for size in (*range(60), CHUNK, CHUNK + 1, 300_000)] * 10
+    keys = here.put_batch([[data] for data in items], session="batch")
+    mine = there.put([b"mine"], session="batch")
+    gone = here.put([b"gone"])
+    here.evict(gone)
+    found = there.get_batch([*keys, mine, gone])
+    assert found == [*items, b"mine", None]
+    there.evict_batch([*keys, mine, keys[0]])
+    assert here.get_batch(keys) == [None] * len(keys)
+    with pytest.raises(UnreachableError):
+        there.get_batch([mine, "0" * 32 + mine[32:]])
+    with pytest.raises(RefusedError):
+        there.get_batch(["../../etc/passwd"])
 
 
 @pytest.mark.parametrize("connected", [False, True])

@@ -18,9 +18,11 @@ import pytest
 import trustme
 import websockets
 from aioice import stun
+from waiting import until
 from websockets.asyncio.client import connect
 
 from proxystore_core.connectors.base import USER_SESSION
+from proxystore_core.endpoint import relay as relay_module
 from proxystore_core.endpoint.channel import _HIGH, _SERVED, Counters
 from proxystore_core.endpoint.clients import Clients
 from proxystore_core.endpoint.introductions import MESSAGE
@@ -243,6 +245,30 @@ def test_what_is_not_for_peers():
     of_pair(test)
 
 
+def test_a_peer_that_sets_an_object():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key = one.objects.reserve(USER_SESSION)
+
+        async def told(offset: int, size: int, data: bytes, upload: bytes = b"u" * 16) -> Status:
+            head = upload + size.to_bytes(8, "big")
+            said = Request(Operation.WRITE, key=key, offset=offset, data=head + data)
+            return (await two.peers.ask(one.id, said, 10)).status
+
+        assert await told(5, 10, b"no beginning") is Status.REFUSED
+        assert await told(0, 2, b"more than it said") is Status.REFUSED
+        assert await told(0, 1 << 40, b"x") is Status.FULL
+        short = await two.peers.ask(one.id, Request(Operation.WRITE, key=key, data=b"short"), 10)
+        assert short.status is Status.REFUSED
+        assert one.objects.read(key, 0, 10) is None
+        for offset in (0, 0, 2, 2):  # answers get lost, and what was asked is asked again
+            assert await told(offset, 4, b"data"[offset : offset + 2]) is Status.OK
+        assert one.objects.read(key, 0, 10) == (4, b"data")
+        assert await told(0, 4, b"late", b"v" * 16) is Status.REFUSED
+        assert one.objects.read(key, 0, 10) == (4, b"data")
+
+    of_pair(test)
+
+
 def test_an_introduction_that_the_relay_altered_or_repeats():
     async def test(one: End, two: End, relay: Relay) -> None:
         said: list[dict[str, Any]] = []
@@ -445,6 +471,32 @@ def test_tokens_file():
     assert read_tokens(f"# groups\n\nours {digest}  # since May\n") == {"ours": digest}
     with pytest.raises(ConfigurationError, match="line 2"):
         read_tokens(f"ours {digest}\ntheirs {SECRET}\n")
+
+
+def test_the_relay_follows_its_tokens_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(relay_module, "_LOOKS", 0.01)
+    file, theirs = tmp_path / "groups.txt", "y" * 40
+    file.write_text(f"ours {relay_token(SECRET)}\n")
+
+    async def test() -> None:
+        relay = Relay(read_tokens(file.read_text()))
+        async with relay.serving() as port, line(port) as ours, line(port) as late:
+            following = asyncio.ensure_future(relay.follow(file))
+            await ours.send(register())
+            assert json.loads(await ours.recv()) == {"type": "registered"}
+            await asyncio.sleep(0)
+            with caplog.at_level("WARNING"):
+                file.write_text("what is this?\n")  # by accident: nobody has to go
+                await asyncio.to_thread(until, lambda: "stay as they were" in caplog.text)
+            assert relay.registered == 1
+            file.write_text(f"theirs {relay_token(theirs)}\n")
+            with pytest.raises(websockets.ConnectionClosed, match="any more"):
+                await ours.recv()
+            await late.send(register("b" * 32, theirs))
+            assert json.loads(await late.recv()) == {"type": "registered"}
+            following.cancel()
+
+    asyncio.run(test())
 
 
 def test_stun():

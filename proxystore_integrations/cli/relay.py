@@ -44,7 +44,8 @@ def relay(
 ) -> None:
     """Introduce endpoints to each other; what they exchange never comes here.
 
-    The tokens' file has a line for each group of endpoints: what `proxystore endpoint token` prints.
+    The tokens' file has a line for each group of endpoints: what `proxystore endpoint token` prints. Its
+    changes are followed: endpoints of a group that is taken out have to go.
 
     \b
     Examples:
@@ -71,6 +72,8 @@ def relay(
         ) as bound:
             scheme = "wss" if cert else "ws"
             click.echo(f"relay at {scheme}://{f'[{host}]' if ':' in host else host}:{bound}")
+            following = asyncio.ensure_future(server.follow(Path(tokens)))
             await stopped.wait()
+            following.cancel()
 
     asyncio.run(run())

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import pydaos
 
 from proxystore_core.buffers import fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -235,6 +235,21 @@ class DAOSConnector:
             with contextlib.suppress(RefusedError):
                 self.renew(session, _UNRENEWED)
         return lapsed
+
+    def held(self) -> dict[str, Held]:
+        found: dict[str, Held] = {}
+        with self._translated():
+            for bucket in range(_BUCKETS):
+                for field in self._named(str(bucket)):
+                    key, _, part = field.rpartition(".")
+                    if part == "0":
+                        session = key.partition(".")[0]
+                        held = found.get(session, Held(0, 0))
+                        found[session] = Held(held.objects + 1, held.nbytes + self._size(key))
+        return found
+
+    def room(self) -> int | None:
+        return None  # pydaos does not tell
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from proxystore_core import forks
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
@@ -266,6 +266,15 @@ class GlobusConnector:
                     self.end(session)
                     ended.append(session)
         return ended
+
+    def held(self) -> dict[str, Held]:
+        """What each session has at this site."""
+        with self._named():
+            return self._here()[1].held()
+
+    def room(self) -> int | None:
+        with self._named():
+            return self._here()[1].room()
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

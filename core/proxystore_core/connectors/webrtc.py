@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import aiortc  # noqa: F401 - so that a missing extra is found when the store is named
 import websockets  # noqa: F401
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.endpoint.lines import Lines
 from proxystore_core.endpoint.settings import ENDPOINT, EndpointSettings, configured
-from proxystore_core.endpoint.wire import Operation, Request, Status
+from proxystore_core.endpoint.wire import LONGEST_WAIT, Operation, Request, Status
 from proxystore_core.errors import (
     ConfigurationError,
     RefusedError,
@@ -30,9 +32,10 @@ from proxystore_core.urls import StoreURL
 
 __all__ = ["EndpointConnector", "WebRTCConnector"]
 
-_KEY = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9_-]{1,64}\.[0-9a-f]{20}(\.disk)?")
+_KEY = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9_-]{1,64}\.[0-9a-f]{20}(w|\.disk)?")
 _ID = re.compile(r"[0-9a-f]{32}")
 _DEADLINE = 60.0
+_TURN = 0.05  # seconds before an endpoint that does not wait is asked to again
 
 
 class EndpointConnector:
@@ -106,6 +109,42 @@ class EndpointConnector:
             self._own.add((os.getpid(), key))
         return key
 
+    def put_batch(self, items: Sequence[Sequence[Buffer]], *, session: str = USER_SESSION) -> list[Key]:
+        keys: list[Key] = []
+        try:
+            # This host's memory is at hand, or a socket away.
+            keys.extend(self.put(data, session=session) for data in items)
+        except BaseException:
+            for key in keys:
+                with contextlib.suppress(StoreError):
+                    self.evict(key)
+            raise
+        return keys
+
+    def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
+        """As `get`: small objects of other hosts side by side, in one exchange with the endpoint here."""
+        far = [key for key in keys if self._place(key)[1] is None]
+        answers = iter(self._at_home().ask_each(Operation.GETS, far, self._deadline) if far else ())
+        found: list[Buffer | None] = []
+        for key in keys:
+            if self._place(key)[1] is not None:
+                found.append(self.get(key))
+                continue
+            answer = next(answers)
+            if answer.status is Status.OK and answer.size == len(answer.data):
+                found.append(bytearray(answer.data))
+            else:
+                found.append(None if answer.status is Status.MISSING else self.get(key))
+        return found
+
+    def evict_batch(self, keys: Sequence[Key]) -> None:
+        far = [key for key in keys if self._place(key)[1] is None]
+        if far:
+            self._at_home().ask_each(Operation.EVICTS, far, self._deadline)
+            self._own.difference_update([(os.getpid(), key) for key in far])
+        for key in set(keys).difference(far):
+            self.evict(key)
+
     def get(self, key: Key) -> Buffer | None:
         lines, inner = self._place(key)
         if inner is None:
@@ -132,6 +171,47 @@ class EndpointConnector:
             with self._named(key):
                 lines.memory.evict(inner)
         self._own.discard((os.getpid(), key))
+
+    def reserve(self, *, session: str = USER_SESSION) -> Key:
+        check_session(session, self.url)
+        lines = self._at_home()
+        if lines.memory is not None:
+            with self._named():
+                lines.check()
+                key = f"{lines.settings.id}.{lines.memory.reserve(session=session).partition('.')[2]}"
+        else:
+            asked = Request(Operation.RESERVE, session=session, seconds=self._deadline)
+            key = lines.ask(asked).data.decode()
+        if session == USER_SESSION:
+            self._own.add((os.getpid(), key))
+        return key
+
+    def set(self, key: Key, data: Sequence[Buffer]) -> None:
+        lines, inner = self._place(key)
+        if inner is None:
+            lines.set(key, data, self._deadline)
+            return
+        assert lines.memory is not None
+        with self._named(key):
+            lines.memory.set(inner, data)
+
+    def wait(self, key: Key, timeout: float | None = None) -> bool:
+        lines, inner = self._place(key)
+        if inner is not None:
+            assert lines.memory is not None
+            with self._named(key):
+                return lines.memory.wait(inner, timeout)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            asked = Request(Operation.WAIT, key=key, seconds=min(left, LONGEST_WAIT))
+            begun = time.monotonic()
+            if lines.ask(asked, self._deadline).status is Status.OK:
+                return True
+            if time.monotonic() >= until:
+                return False
+            if time.monotonic() - begun < _TURN:
+                time.sleep(_TURN)  # too many wait at the endpoint
 
     def holds(self, key: Key) -> bool:
         """Whether the object is on this host already."""
@@ -161,6 +241,15 @@ class EndpointConnector:
         request = Request(Operation.KEYS, session=session, seconds=self._deadline)
         found: list[Key] = self._at_home().list(request)
         return found
+
+    def held(self) -> dict[str, Held]:
+        """What each session has at this host's endpoint."""
+        asked = Request(Operation.HELD, seconds=self._deadline)
+        return {session: Held(*held) for session, held in self._at_home().list(asked).items()}
+
+    def room(self) -> int | None:
+        lines = self._at_home()
+        return None if lines.memory is None else lines.memory.room()
 
     def health(self) -> dict[str, Any]:
         """What the endpoint says of itself: its id, its relay, the peers that it is connected to."""

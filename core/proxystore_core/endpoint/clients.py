@@ -14,7 +14,9 @@ from typing import Any
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION
+from proxystore_core.endpoint.batches import answers_for
 from proxystore_core.endpoint.channel import Counters
+from proxystore_core.endpoint.later import Later
 from proxystore_core.endpoint.objects import Objects
 from proxystore_core.endpoint.peers import Peers
 from proxystore_core.endpoint.settings import EndpointSettings
@@ -25,7 +27,7 @@ __all__ = ["Clients"]
 
 _CLIENTS = 512
 _FETCHES = 32  # objects on their way from peers: each has up to 2 MiB of the endpoint's memory
-_LISTS = (Operation.SESSIONS, Operation.SWEEP, Operation.KEYS)
+_LISTS = (Operation.SESSIONS, Operation.SWEEP, Operation.KEYS, Operation.HELD)
 _LENGTH = struct.Struct("!I")
 _ENDS = 2.0  # seconds that peers have to end a session that ends here
 _log = logging.getLogger("proxystore_core.endpoint")
@@ -59,6 +61,7 @@ class Clients:
         self._counters = counters
         self._health = health
         self._fetches = asyncio.Semaphore(_FETCHES)
+        self._later = Later(objects, peers, settings.most)
         self._room = settings.most
         self._room_changed = asyncio.Condition()
         self._open: set[asyncio.Task[None]] = set()
@@ -80,6 +83,7 @@ class Clients:
         for task in [*self._open, *self._background]:
             task.cancel()
         await asyncio.gather(*self._open, *self._background, return_exceptions=True)
+        self._later.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -116,10 +120,16 @@ class Clients:
             if request.operation is Operation.GET:
                 await self._get(request, writer)
                 return
+            if request.operation in (Operation.GETS, Operation.EVICTS):
+                answers = answers_for(request, self._objects, self._peers)
+                async with self._fetches, contextlib.aclosing(answers):
+                    async for each in answers:
+                        await _send(writer, each)
+                return
             if request.operation in _LISTS:
                 await _in_parts(writer, request.number, await asyncio.to_thread(self._list, request))
                 return
-            if request.operation is Operation.PUT:
+            if request.operation in (Operation.PUT, Operation.SET):
                 answer = await self._put(request, reader, writer)
             else:
                 answer = await self._answer(request)
@@ -184,6 +194,10 @@ class Clients:
                     raise asyncio.IncompleteReadError(b"", size)
                 view[done : done + len(data)] = data
                 done += len(data)
+            if request.operation is Operation.SET:
+                ours = self._is_ours(request.key)
+                await self._later.set(request.key, buffer, request.seconds, ours=ours)
+                return Answer(Status.OK, request.number, size)
             key = await asyncio.to_thread(self._objects.put, buffer, request.session or USER_SESSION)
         finally:
             async with self._room_changed:
@@ -200,6 +214,8 @@ class Clients:
                 found = store.sessions()
             case Operation.SWEEP:
                 found = store.sweep()
+            case Operation.HELD:
+                found = store.held()
             case _:
                 found = [self._objects.outer(key) for key in store.keys(request.session)]
         return json.dumps(found).encode()
@@ -211,6 +227,11 @@ class Clients:
                 return Answer(Status.OK, number, data=json.dumps(self._health()).encode()[:CHUNK])
             case Operation.EXISTS | Operation.EVICT | Operation.PING if not self._is_ours(request.key):
                 return await self._peers.ask(request.key.partition(".")[0], request, patience)
+            case Operation.WAIT if not self._is_ours(request.key):
+                return await self._later.wait(request, ours=False)
+            case Operation.RESERVE:
+                key = await asyncio.to_thread(self._objects.reserve, request.session or USER_SESSION)
+                return Answer(Status.OK, number, data=key.encode())
             case Operation.RENEW | Operation.END:
                 await self._to_peers(request)
         return await self.serve(request)
@@ -232,6 +253,10 @@ class Clients:
             case Operation.RENEW:
                 if request.data != b"if known" or request.session in store.sessions():
                     store.renew(request.session, request.seconds)
+            case Operation.WAIT:
+                return await self._later.wait(request, ours=True)
+            case Operation.WRITE:
+                return await self._later.write(request)
             case Operation.END:
                 return Answer(Status.OK, number, await asyncio.to_thread(store.end, request.session))
             case Operation.PING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import struct
@@ -24,6 +25,7 @@ __all__ = ["Lines"]
 
 _SLACK = 5.0  # seconds more than the daemon takes to say that it took too long
 _IDLE = 8  # connections to the daemon that are kept
+_KEYS = 480  # in one request: of at most 130 bytes each
 _LENGTH = struct.Struct("!I")
 
 
@@ -68,30 +70,55 @@ class Lines:
         with self._link():
             pass
 
-    def ask(self, request: Request) -> Answer:
-        """The daemon's answer. Raises the error that it tells of."""
-        with self._link(request.seconds) as link:
+    def ask(self, request: Request, patience: float = 0.0) -> Answer:
+        """The daemon's answer. Raises the error that it tells of.
+
+        Args:
+            request: what is asked.
+            patience: seconds to wait for the answer, where those of the request are something else.
+        """
+        with self._link(patience or request.seconds) as link:
             _send(link, request.encode())
             answer = _receive(link)
         return self._checked(answer, request.key or None)
 
     def put(self, data: Sequence[Buffer], session: str, seconds: float) -> Key:
+        """Store an object at this host's endpoint."""
+        return self._upload(Request(Operation.PUT, session=session, seconds=seconds), data)
+
+    def set(self, key: Key, data: Sequence[Buffer], seconds: float) -> None:
+        """Publish an object under a reserved key, of whichever endpoint."""
+        self._upload(Request(Operation.SET, key=key, seconds=seconds), data)
+
+    def _upload(self, request: Request, data: Sequence[Buffer]) -> Key:
+        key = request.key or None
         views = [memoryview(buffer).cast("B") for buffer in data if memoryview(buffer).nbytes]
         size = sum(view.nbytes for view in views)
-        with self._link(seconds) as link:
-            _send(link, Request(Operation.PUT, session=session, offset=size, seconds=seconds).encode())
-            self._checked(_receive(link), None)
+        with self._link(request.seconds) as link:
+            _send(link, dataclasses.replace(request, offset=size).encode())
+            self._checked(_receive(link), key)
             for view in views:
                 for start in range(0, view.nbytes, STEP):
                     part = view[start : start + STEP]
                     link.sendall(part)
                     moved(part.nbytes)
             answer = _receive(link)
-        return self._checked(answer, None).data.decode()
+        return self._checked(answer, key).data.decode()
 
     def list(self, request: Request) -> Any:
         """What the daemon lists, be it long."""
         return json.loads(bytes(self.get(request) or b"null"))
+
+    def ask_each(self, operation: Operation, keys: Sequence[Key], seconds: float) -> Sequence[Answer]:
+        """The daemon's answer for each of several keys, in one exchange. Raises the first error of them."""
+        found: list[Answer] = []
+        for start in range(0, len(keys), _KEYS):
+            some = keys[start : start + _KEYS]
+            request = Request(operation, data=" ".join(some).encode("ascii"), seconds=seconds)
+            with self._link(seconds) as link:
+                _send(link, request.encode())
+                found += [_receive(link) for _ in some]
+        return [self._checked(answer, key) for answer, key in zip(found, keys, strict=True)]
 
     def get(self, request: Request) -> Buffer | None:
         """What the daemon says in several answers: an object's bytes; None where there is none."""

@@ -72,6 +72,10 @@ class Objects:
     def put(self, data: Buffer, session: str) -> Key:
         return self.outer(self.store.put([data], session=session))
 
+    def reserve(self, session: str) -> Key:
+        """A key for an object that is set later."""
+        return self.outer(self.store.reserve(session=session))
+
     def let_go(self) -> None:
         """Close what nobody has read for a while."""
         now = time.monotonic()

@@ -22,6 +22,7 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import websockets
@@ -38,6 +39,7 @@ _TOKEN = re.compile(r"[0-9a-f]{64}")
 _OPENING = 10.0  # seconds for TLS, the handshake and registering
 _RATE, _BURST = 20.0, 100.0  # messages a second of one endpoint, and at once
 _STUN_RATE, _STUN_BURST = 200.0, 400.0  # answers a second to all
+_LOOKS = 1.0  # seconds between two looks at the file of tokens
 _ADDRESSES = 1024  # connections from one address
 _log = logging.getLogger("proxystore_core.relay")
 
@@ -51,12 +53,7 @@ class Relay:
     """
 
     def __init__(self, tokens: Mapping[str, str], *, most: int = 10_000) -> None:
-        if not tokens:
-            raise ConfigurationError(
-                "a relay without tokens lets nobody in",
-                remedy="Name a file with a line for each group: GROUP DIGEST (proxystore endpoint token).",
-            )
-        self._tokens = dict(tokens)
+        self._tokens = _some(tokens)
         self._most = most
         self._registered: dict[str, tuple[str, ServerConnection]] = {}  # by id: group, line
         self._by_address: dict[str, int] = {}
@@ -68,6 +65,34 @@ class Relay:
     def registered(self) -> int:
         """Endpoints now."""
         return len(self._registered)
+
+    async def let_in(self, tokens: Mapping[str, str]) -> None:
+        """Let in these groups from here on; who is registered with a token that is not among them has to go.
+
+        Raises:
+            ConfigurationError: there is none. All stays as it was.
+        """
+        self._tokens, before = _some(tokens), self._tokens
+        gone = {group for group, token in before.items() if self._tokens.get(group) != token}
+        lines = [line for group, line in self._registered.values() if group in gone]
+        for line in lines:
+            await line.close(4401, "the relay does not know the token of this group any more")
+        if self._tokens != before:
+            _log.info("%d groups are let in, %d endpoints had to go", len(self._tokens), len(lines))
+
+    async def follow(self, path: Path) -> None:
+        """`let_in` what a file says whenever it changes, for ever. A file that is wrong changes nothing."""
+        seen = None  # it may have changed since it was read
+        while True:
+            await asyncio.sleep(_LOOKS)
+            now = _look(path)
+            if now is None or now == seen:
+                continue
+            seen = now
+            try:
+                await self.let_in(read_tokens(await asyncio.to_thread(path.read_text, "utf-8")))
+            except (ConfigurationError, OSError, UnicodeDecodeError) as error:
+                _log.warning("the relay's tokens stay as they were: %s", error)
 
     @contextlib.asynccontextmanager
     async def serving(
@@ -247,6 +272,24 @@ class _Stun(asyncio.DatagramProtocol):
         answer = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, transaction_id=asked.transaction_id)
         answer.attributes["XOR-MAPPED-ADDRESS"] = address[:2]
         self._transport.sendto(bytes(answer), address)
+
+
+def _some(tokens: Mapping[str, str]) -> dict[str, str]:
+    if not tokens:
+        raise ConfigurationError(
+            "a relay without tokens lets nobody in",
+            remedy="Name a file with a line for each group: GROUP DIGEST (proxystore endpoint token).",
+        )
+    return dict(tokens)
+
+
+def _look(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read_tokens(text: str) -> dict[str, str]:

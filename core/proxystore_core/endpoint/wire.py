@@ -22,18 +22,32 @@ from proxystore_core.errors import (
     CorruptError,
     DeadlineError,
     FullError,
+    GoneError,
     RefusedError,
     StoreError,
     UnreachableError,
 )
 
-__all__ = ["CHUNK", "MOST", "Answer", "Operation", "Request", "Status", "WireError", "error_of"]
+__all__ = [
+    "CHUNK",
+    "LONGEST_WAIT",
+    "MOST",
+    "Answer",
+    "Operation",
+    "Request",
+    "Status",
+    "WireError",
+    "error_of",
+]
 
 CHUNK = 64 << 10
 """Bytes of an object that one answer carries at most."""
 
 MOST = CHUNK + 1024
 """Bytes of a request or an answer at most."""
+
+LONGEST_WAIT = 5.0
+"""Seconds; whoever waits longer asks again, so that nobody waits for those who are gone."""
 
 _LARGEST = 1 << 44  # bytes of an object: what is said to be larger is a lie
 _KEY = 200
@@ -60,6 +74,13 @@ class Operation(enum.IntEnum):
     SWEEP = 11
     PING = 12
     KEYS = 13
+    RESERVE = 14
+    SET = 15  # of a client, as PUT
+    WRITE = 16  # of a peer: some bytes, from offset, of an object to be set (data: upload, size, bytes)
+    WAIT = 17
+    GETS = 18  # of a client: the first chunks of several objects
+    EVICTS = 19
+    HELD = 20
 
 
 class Status(enum.IntEnum):
@@ -74,6 +95,7 @@ class Status(enum.IntEnum):
     FULL = 20
     CORRUPT = 21
     MISCONFIGURED = 22
+    GONE = 23
 
 
 _ERRORS: dict[Status, type[StoreError]] = {
@@ -84,6 +106,7 @@ _ERRORS: dict[Status, type[StoreError]] = {
     Status.FULL: FullError,
     Status.CORRUPT: CorruptError,
     Status.MISCONFIGURED: ConfigurationError,
+    Status.GONE: GoneError,
 }
 
 
