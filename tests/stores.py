@@ -36,7 +36,8 @@ class Stores:
     def names(cls) -> list[str]:
         """Of all stores, those that a base class has first."""
         kinds = reversed(cls.__mro__)
-        return [name[1:] for kind in kinds for name in vars(kind) if name[0] == "_" and name[1:].islower()]
+        made = (name for kind in kinds if issubclass(kind, Stores) for name in vars(kind))
+        return [name[1:] for name in made if name[0] == "_" != name[1] and name[1:].islower()]
 
     def _redis(self) -> str:
         server = self._stack.enter_context(redis_servers.serving(self.place / "redis"))

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from redis_servers import Server, serving
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
+from proxystore_core.connectors.base import USER_SESSION
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -584,6 +585,10 @@ def test_a_killed_producer_leaves_whole_items(
     assert found.pop() == -1
     assert found == list(range(len(found)))
     assert len(found) >= 6
+    left = store.connector.keys(USER_SESSION)
+    assert len(left) <= 1  # stored by the one that died before it could send
+    for key in left:
+        store.evict(key)
 
 
 def test_kafka_transactions(bootstrap: str, store: Store[Any]) -> None:

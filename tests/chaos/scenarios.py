@@ -318,8 +318,8 @@ def scheduler_restarted(world: World) -> None:
     world.probe("a call in flight", lambda: engine.result(waiting), array.sum())
     world.probe("a result from before", lambda: engine.result(held), made)
     client = engine.client  # type: ignore[attr-defined]
-    until(lambda: client.status == "running" and len(client.scheduler_info()["workers"]) >= 2, 30)
-    until(lambda: world.bare or client._link.joined)
+    until(lambda: client.status == "running" and len(client.scheduler_info()["workers"]) >= 2, 60)
+    until(lambda: world.bare or client._link.joined, 60)
     world.works("calls afterwards")
 
 

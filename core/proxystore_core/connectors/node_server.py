@@ -52,6 +52,7 @@ Respond = Callable[[bytes, Buffer], None]
 """Sends a reply's head and data to whoever asked; a listener's own, called once, from any thread."""
 
 TICK = 5.0  # seconds between two looks at what has become old
+_LONGEST_LEASE = 1e9  # seconds
 _SWEEP = 60.0  # seconds between two looks for lapsed sessions
 _LINGER = 1.0  # seconds without a user after which the server stops
 _MAPS = 64  # objects that are mapped while others read them
@@ -220,7 +221,7 @@ class NodeServer:
         return Status.DONE, 0, b""
 
     def _renew(self, request: Request) -> tuple[Status, int, Buffer]:
-        if not (math.isfinite(request.seconds) and request.seconds >= 0):
+        if not 0 <= request.seconds <= _LONGEST_LEASE:
             raise MalformedError(f"a lease of {request.seconds} s")
         self._space(request).renew(request.session, request.seconds)
         return Status.DONE, 0, self._members(request)

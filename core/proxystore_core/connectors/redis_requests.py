@@ -195,7 +195,7 @@ def _exchange(client: Any, command: Command) -> Any:
     connection = pool.get_connection()
     try:
         connection.send_command(*command)
-        return connection.read_response()
+        return client.parse_response(connection, command[0])
     finally:
         pool.release(connection)
 

@@ -110,7 +110,7 @@ class Later:
             if size > self._most - on_their_way:
                 raise FullError(f"{size} bytes more cannot be on their way to this endpoint ({self._most})")
             state = self._uploads[upload] = _Upload(size)
-        if request.offset + body.nbytes <= state.done:
+        if body.nbytes and request.offset + body.nbytes <= state.done:
             return Answer(Status.OK, request.number)  # again: its answer was lost
         if request.offset != state.done or state.done + body.nbytes > len(memoryview(state.buffer)):
             del self._uploads[upload]
