@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import click
@@ -91,18 +91,16 @@ def top(store: str | None, interval: float, count: int | None) -> None:
         raise ConfigurationError(f"--interval is {interval}", remedy="Expected more than 0 seconds.")
     screen = console()
     looks = count or (None if screen.is_terminal else 1)
-    with _opened(store) as connector:
+    # An interrupt is how one stops watching, whatever is being done at that moment.
+    with suppress(KeyboardInterrupt), _opened(store) as connector:
         before, since = rows_of(connector), time.monotonic()
         with Live(_table(connector, before), console=screen, auto_refresh=False) as live:
             done = 1
-            try:
-                while looks is None or done < looks:
-                    time.sleep(interval)
-                    rows, now = rows_of(connector), time.monotonic()
-                    live.update(_table(connector, rows, before, now - since), refresh=True)
-                    before, since, done = rows, now, done + 1
-            except KeyboardInterrupt:
-                pass
+            while looks is None or done < looks:
+                time.sleep(interval)
+                rows, now = rows_of(connector), time.monotonic()
+                live.update(_table(connector, rows, before, now - since), refresh=True)
+                before, since, done = rows, now, done + 1
 
 
 @click.command(short_help="Remove what dead sessions left.")
