@@ -21,8 +21,8 @@ def selection(engine: str) -> list[Case]:
     """The cases of one engine; ``CHAOS_SEED`` chooses others."""
     seed = int(os.environ.get("CHAOS_SEED", "11"))
     choose = random.Random(seed)
-    # Beside other tests a scheduler's restart failed in two of three runs, alone in none: only in the full form
-    # until it is known why.
+    # Beside other tests a scheduler's restart failed in two of three runs, alone in none: it is only in the
+    # full form until it is known why.
     faults = [fault for fault in FAULTS if fault != "scheduler restarted"]
     choose.shuffle(faults)
     hands = {name: [faults.pop() for _ in range(share)] for name, share in _SHARES.items()}
