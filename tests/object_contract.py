@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from parts import wholes
+
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.objects import ObjectConnector
 from proxystore_core.testing import ConnectorContract
@@ -36,12 +38,7 @@ class BucketContract(ConnectorContract):
                 parts[f"{session}.{named}"][int(part)] = bytes(witness.get(path).bytes())
             except FileNotFoundError:
                 continue  # evicted while we look
-        found = {}
-        for name, those in parts.items():
-            data = b"".join(those[part] for part in sorted(those))
-            whole = len(data) == int(name.rpartition(".")[2], 16)
-            found[name if whole else f"unfinished {name}"] = data
-        return found
+        return wholes(parts)
 
     def corrupt(self, connector: Connector, key: Key) -> bool:
         assert isinstance(connector, ObjectConnector)

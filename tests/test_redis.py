@@ -26,6 +26,7 @@ import redis.crc
 from hypothesis import given
 from hypothesis import strategies as st
 from measures import peaks
+from parts import wholes
 from redis_servers import REDIS_6, REDIS_TLS, Server, binary, free_port, serving, serving_cluster
 from waiting import until
 
@@ -141,11 +142,7 @@ class RedisContract(ConnectorContract):
                 elif field != b"lease":
                     name, _, part = field.decode().rpartition(".")
                     parts[f"{session}.{name}"][int(part)] = data
-        for name, those in parts.items():
-            data = b"".join(those[part] for part in sorted(those))
-            whole = len(data) == int(name.rpartition(".")[2], 16)
-            found[name if whole else f"unfinished {name}"] = data
-        return found
+        return found | wholes(parts)
 
     def corrupt(self, connector: Connector, key: Key) -> bool:
         assert isinstance(connector, RedisConnector)
