@@ -24,7 +24,7 @@ demo-ray: $(VENV)/.demo ## the same for Ray
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or on those in ARGS: an hour
+contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or on those in ARGS: hours
 	$(BIN)/python tests/contracts.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## what reads others' bytes, ten minutes each, side by side

@@ -1,4 +1,7 @@
-"""A real S3 server for tests: SeaweedFS, on loopback and free ports, killed for real, stopped afterwards."""
+"""A real S3 server for tests: SeaweedFS, on loopback and free ports, killed for real, stopped afterwards.
+
+`google` makes it one that Google's clients talk to, too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from measures import Relay
 from mounts import on_tmpfs
 from redis_servers import free_port
 from waiting import until
@@ -155,3 +159,18 @@ def serving(directory: Path, **options: Any) -> Iterator[ObjectServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def google(server: ObjectServer, directory: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """A port where a server's bucket `OPEN` is one of Google's, and the environment of its users.
+
+    What the library asks Google are requests of S3 with a token for a signature.
+    """
+    nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    token = b"authorization: Bearer", b"x-no-signature: none "
+    with Relay(server.port, instead=token) as relay:
+        place = {"gcs_base_url": f"http://127.0.0.1:{relay.port}", "disable_oauth": True}
+        account = directory / "account.json"
+        account.write_text(json.dumps({**nobody, **place}))
+        yield relay.port, {"GOOGLE_SERVICE_ACCOUNT": str(account)}

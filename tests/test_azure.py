@@ -3,66 +3,28 @@
 from __future__ import annotations
 
 import base64
-import email.utils
-import hashlib
-import hmac
 import os
 import secrets
-import shutil
-import subprocess
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import obstore.store
 import pytest
+from azure_servers import ACCESS, ACCOUNT, AZURITE, KEY, MISSING, serving
 from object_contract import BucketContract
-from redis_servers import free_port
-from waiting import until
 
 from proxystore_core.connectors.objects import AzureConnector
 from proxystore_core.errors import ConfigurationError, RefusedError
 
-ACCOUNT = "devstoreaccount1"
-KEY = base64.b64encode(b"a key for tests that nobody else has or needs".ljust(64, b".")).decode()
-AZURITE = os.environ.get("AZURITE") or shutil.which("azurite-blob")
-
-pytestmark = pytest.mark.skipif(not AZURITE, reason="no azurite-blob in PATH or AZURITE: npm install azurite")
+pytestmark = pytest.mark.skipif(not AZURITE, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, place = free_port(), tmp_path_factory.mktemp("azurite")
-    endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
-    command = [str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
-    command += ["--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{KEY}")
-        patch.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=place)
-        try:
-            until(lambda: make_container(endpoint))
-            yield endpoint
-        finally:
-            server.kill()
-            server.wait()
-
-
-def make_container(endpoint: str) -> bool:
-    """Make the container ``bucket``, as Azure's documentation of shared keys says; whether that went well."""
-    headers = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
-    named = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    text = f"PUT{12 * chr(10)}{named}/{ACCOUNT}/{ACCOUNT}/bucket\nrestype:container"
-    digest = base64.b64encode(hmac.digest(base64.b64decode(KEY), text.encode(), hashlib.sha256)).decode()
-    headers |= {"Authorization": f"SharedKey {ACCOUNT}:{digest}", "Content-Length": "0"}
-    try:
-        request = urllib.request.Request(
-            f"{endpoint}/bucket?restype=container", method="PUT", headers=headers
-        )
-        urllib.request.urlopen(request, timeout=5).close()
-    except OSError:
-        return False
-    return True
+    with serving(tmp_path_factory.mktemp("azurite")) as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in ACCESS.items():
+            patch.setenv(name, value)
+        yield endpoint
 
 
 class TestAzureConnector(BucketContract):  # type: ignore[misc]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from measures import Relay, peaks
 from object_contract import BucketContract, listed
-from object_servers import ACCESS, OPEN, PUBLIC, READER, ObjectServer, program, serving
+from object_servers import ACCESS, OPEN, PUBLIC, READER, ObjectServer, google, program, serving
 from redis_servers import free_port
 from waiting import resolve_together
 
@@ -72,23 +72,22 @@ class TestS3Connector(BucketContract):  # type: ignore[misc]
 
 
 class TestGCSConnector(BucketContract):  # type: ignore[misc]
-    """On the same server: what the library asks Google are requests of S3 with a token for a signature."""
+    """On the same server, by way of what stands in for Google's."""
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def relay(cls, server: ObjectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
-        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-        account = tmp_path_factory.mktemp("gs") / "account.json"
-        token = b"authorization: Bearer", b"x-no-signature: none "
-        with Relay(server.port, instead=token) as relay, pytest.MonkeyPatch.context() as patch:
-            endpoint = f"http://127.0.0.1:{relay.port}"
-            account.write_text(json.dumps({**nobody, "gcs_base_url": endpoint, "disable_oauth": True}))
-            patch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
-            yield relay
+    def relay(cls, server: ObjectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+        with (
+            google(server, tmp_path_factory.mktemp("gs")) as (port, access),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            for name, value in access.items():
+                patch.setenv(name, value)
+            yield port
 
     @pytest.fixture(autouse=True)
-    def on(self, server: ObjectServer, relay: Relay) -> None:
-        self.server, self.relay_port = server, relay.port
+    def on(self, server: ObjectServer, relay: int) -> None:
+        self.server, self.relay_port = server, relay
 
     def make(self) -> GCSConnector:
         return GCSConnector(OPEN, f"t/{secrets.token_hex(4)}", endpoint=f"http://127.0.0.1:{self.relay_port}")
