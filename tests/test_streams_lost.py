@@ -14,7 +14,9 @@ from typing import Any
 
 import kafka_broker
 import pytest
+import stream_kinds
 from redis_servers import Server, serving
+from stream_kinds import GROUP, WAIT
 from waiting import until
 
 from proxystore_core import Store
@@ -23,9 +25,9 @@ from proxystore_core.stream import StreamConsumer, StreamProducer
 from proxystore_core.stream.kafka import KafkaPublisher, KafkaSubscriber
 from proxystore_core.stream.redis_lists import RedisQueuePublisher, RedisQueueSubscriber
 from proxystore_core.stream.redis_pubsub import RedisPublisher, RedisSubscriber
+from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStreamSubscriber
 from proxystore_core.stream.zmq import ZeroMQPublisher, ZeroMQSubscriber
 
-WAIT = 30.0
 DIES = """
 import pickle, sys, time
 from proxystore_core import Store
@@ -51,11 +53,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def bootstrap() -> Iterator[str]:
+    with kafka_broker.broker() as bootstrap:
+        yield bootstrap
+
+
 @pytest.fixture
 def store() -> Iterator[Store[Any]]:
-    with Store.from_url(f"shm://{secrets.token_hex(4)}", name=secrets.token_hex(4)) as store:
+    with stream_kinds.store() as store:
         yield store
-        store.connector.end("user")  # also what others put who were killed
 
 
 @pytest.fixture
@@ -82,17 +89,26 @@ def killed_at(child: subprocess.Popen[bytes], last: int) -> None:
         child.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["lists", "pubsub", "zmq"])
+@pytest.mark.parametrize("kind", ["streams", "lists", "pubsub", "zmq", "kafka"])
 def test_a_killed_producer_leaves_whole_items(
-    kind: str, server: Server, store: Store[Any], topic: str
+    kind: str, request: pytest.FixtureRequest, store: Store[Any], topic: str
 ) -> None:
-    place = ("127.0.0.1", free_port() if kind == "zmq" else server.port)
+    options: dict[str, Any] = {}
+    place: tuple[Any, ...] = ("127.0.0.1", free_port())
+    if kind == "kafka":
+        place = (request.getfixturevalue("bootstrap"),)
+        topic = kafka_broker.new_topic(place[0])
+        options = {"group": topic, "options": GROUP}
+    elif kind != "zmq":
+        place = ("127.0.0.1", request.getfixturevalue("server").port)
     publisher, subscriber = {
+        "streams": (RedisStreamPublisher, RedisStreamSubscriber),
         "lists": (RedisQueuePublisher, RedisQueueSubscriber),
         "pubsub": (RedisPublisher, RedisSubscriber),
         "zmq": (ZeroMQPublisher, ZeroMQSubscriber),
+        "kafka": (KafkaPublisher, KafkaSubscriber),
     }[kind]
-    consumer = StreamConsumer[Any](subscriber(*place, topic), timeout=WAIT)
+    consumer = StreamConsumer[Any](subscriber(*place, topic, **options), timeout=WAIT)
     with ThreadPoolExecutor(1) as executor:
         # ZeroMQ subscribes anew in the thread that receives.
         consumed = executor.submit(list, consumer.iter_objects())
@@ -177,9 +193,8 @@ def test_a_kafka_broker_that_keeps_nothing(store: Store[Any]) -> None:
         topic = kafka_broker.new_topic(server.address)
 
         def consumer(group: str) -> StreamConsumer[Any]:
-            options = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 200}
             return StreamConsumer[Any](
-                KafkaSubscriber(server.address, topic, group=group, options=options), timeout=WAIT
+                KafkaSubscriber(server.address, topic, group=group, options=GROUP), timeout=WAIT
             )
 
         producer = StreamProducer[Any](KafkaPublisher(server.address), store)

@@ -35,6 +35,7 @@ from proxystore_core.connectors.base import (
     Leased,
     leased,
     listed,
+    session_until,
     surveyed,
 )
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
@@ -489,6 +490,15 @@ class ConnectorContract(DeferredContract):
         assert session not in keeper.sessions()
         assert other.sweep() == []
         again.close()
+
+    def test_a_session_may_say_when_it_lapses(self, connector: Connector, keeper: Leased) -> None:
+        session = session_until("test", time.time() + 0.5)
+        keeper.renew(session, 0.5)
+        key = connector.put([b"x" * 2_000_000], session=session)
+        until(lambda: keeper.sessions().get(session, -1.0) < 0)
+        keeper.sweep()
+        assert connector.get(key) is None
+        assert session not in keeper.sessions()
 
     def test_the_user_session_has_no_lease(self, connector: Connector, keeper: Leased) -> None:
         key = connector.put([b"mine"])

@@ -32,11 +32,13 @@ __all__ = [
     "deferred",
     "holder_of",
     "is_far",
+    "lapse_of",
     "leased",
     "listed",
     "new_session",
     "place_of",
     "routed",
+    "session_until",
     "surveyed",
     "waiting",
 ]
@@ -51,6 +53,7 @@ USER_SESSION = "user"
 """The session of objects that belong to nobody's run: they stay until evicted by hand."""
 
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNTIL = re.compile(r"[a-z]+-until-([0-9a-f]{1,12})")
 
 
 def check_session(session: str, store: str, *, leased: bool = False) -> None:
@@ -164,7 +167,8 @@ class Leased(Protocol):
     A session is one client process that uses an integration (or one explicit lifetime). Its
     liveness is the age of its lease, never a process id: containers share memory, not ids.
     A session that gets an object without ever having been renewed, or after its end, has ten
-    minutes. The user session has no lease and is never swept.
+    minutes. The user session has no lease and is never swept. A session may say in its name when it lapses
+    (`session_until`): whoever reads that needs no record of it, and leaves nothing of it when it is empty.
     """
 
     def renew(self, session: str, seconds: float) -> None:
@@ -398,6 +402,22 @@ def has_scattered_leases(connector: Connector) -> bool:
     A connector says so with a class attribute ``scattered_leases = True``.
     """
     return bool(getattr(connector, "scattered_leases", False))
+
+
+def session_until(what: str, when: float) -> str:
+    """The name of a session that lapses at a time, in seconds since the epoch, whoever renews it.
+
+    Args:
+        what: whose it is: small letters.
+        when: kept to the millisecond.
+    """
+    return f"{what}-until-{round(1000 * when):x}"
+
+
+def lapse_of(session: str) -> float | None:
+    """When a session lapses by its very name, in seconds since the epoch; None where that does not say."""
+    match = _UNTIL.fullmatch(session)
+    return None if match is None else int(match[1], 16) / 1000
 
 
 def new_session(connector: Connector) -> str:

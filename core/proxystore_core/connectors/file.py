@@ -1,7 +1,7 @@
 """Objects as files in a directory that all processes reach, for example on a parallel file system.
 
 <directory>/<session>/<object>      mode 0600, published whole, never changed
-<directory>/<session>/.lease        its modification time is when the lease lapses
+<directory>/<session>/.lease        its modification time is when the lease lapses, where no name says it
 <directory>/<session>/.<object>     not published yet (where files need a name from the start)
 <directory>/<session>/<object>w     one that was set later, under a reserved key
 <directory>/<session>/.<object>w    its reservation, until it is set; locked by the one who sets it
@@ -28,6 +28,7 @@ from proxystore_core.connectors.base import (
     Held,
     Key,
     check_session,
+    lapse_of,
     never_comes,
     no_reservation,
 )
@@ -176,6 +177,9 @@ class FileConnector:
         later = self._taken(path) if path.endswith(LATER) else contextlib.nullcontext()
         with self._translated(key), later, contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+            if lapse_of(os.path.basename(os.path.dirname(path))) is not None:
+                with contextlib.suppress(OSError):  # it holds more
+                    os.rmdir(os.path.dirname(path))
         self._own.discard((os.getpid(), key))
 
     def keys(self, session: str) -> list[Key]:
@@ -189,6 +193,8 @@ class FileConnector:
 
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
+        if lapse_of(session) is not None:
+            return
         lease = os.path.join(self._directory(session), _LEASE)
         expiry = time.time() + seconds
         with self._translated():
@@ -224,7 +230,10 @@ class FileConnector:
         found = {}
         with self._translated(), contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.store_dir):
-                if name != USER_SESSION and _SESSION.fullmatch(name):
+                lapse = lapse_of(name)
+                if lapse is not None:
+                    found[name] = lapse - now
+                elif name != USER_SESSION and _SESSION.fullmatch(name):
                     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                         found[name] = os.stat(os.path.join(self.store_dir, name, _LEASE)).st_mtime - now
         return found
@@ -373,14 +382,14 @@ class FileConnector:
         return os.path.join(self.store_dir, *parsed)
 
     def _begin(self, session: str, seconds: float) -> None:
-        """Make a session's directory, with a lease unless it is the user's."""
+        """Make a session's directory, with a lease unless it is the user's or its name says enough."""
         directory = self._directory(session)
         lease = os.path.join(directory, _LEASE)
         self._prepare()
         # Somebody beside us may remove each directory as empty until it has the next: callers try again.
         with contextlib.suppress(FileNotFoundError):
             self._prepare(directory)
-            if session == USER_SESSION or os.path.exists(lease):
+            if session == USER_SESSION or lapse_of(session) is not None or os.path.exists(lease):
                 return
             part = os.path.join(directory, f".{secrets.token_hex(10)}")
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -3,7 +3,8 @@
 <prefix>:{<session>:<bucket>}       a hash; its expiry is the session's lease, kept by the server itself
     <object>.<size>.<part> -> bytes objects of up to 1 MiB are one part
     <object>.- -> ...               one that is set later, see `proxystore_core.connectors.redis_later`
-    lease -> ""                     holds the expiry: an empty hash would vanish, with it
+    lease -> ""                     holds the expiry: an empty hash would vanish, with it (and does, where the
+                                    session's name says when it lapses)
 
 The sixteen buckets of a session are in sixteen slots, which a cluster spreads over its servers.
 An object's key says how many bytes it has, hence in which fields they are: it needs no record of
@@ -29,6 +30,7 @@ from proxystore_core.connectors.base import (
     Held,
     Key,
     check_session,
+    lapse_of,
     never_comes,
     no_reservation,
 )
@@ -316,6 +318,8 @@ class RedisConnector:
 
     def renew(self, session: str, seconds: float) -> None:
         check_session(session, self.url, leased=True)
+        if self._transactions and lapse_of(session) is not None:
+            return
         self._requests.warn_once_if_keys_may_be_dropped()
         milliseconds = max(1, round(seconds * 1000))
         self._requests.run([("EVAL", _RENEW, 1, place, milliseconds) for place in self._hashes(session)])
@@ -438,6 +442,9 @@ class RedisConnector:
         """A command that writes to a session's hash, with what makes sure that it has a lease."""
         if session == USER_SESSION:
             return [write]
+        lapse = lapse_of(session)
+        if lapse is not None and self._transactions:
+            return [("MULTI",), write, ("PEXPIREAT", write[1], round(1000 * lapse)), ("EXEC",)]
         fresh = ("EVAL", _FRESH, 1, write[1], _UNRENEWED)
         # Before redis-py 6.1 a cluster has no transactions.
         return [("MULTI",), write, fresh, ("EXEC",)] if self._transactions else [fresh, write, fresh]

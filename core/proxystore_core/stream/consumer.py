@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError
+from proxystore_core.errors import ConfigurationError, DeadlineError, GoneError, RefusedError
 from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.registry import store_for
 from proxystore_core.secret import Secret
@@ -248,12 +248,12 @@ class StreamConsumer(Generic[T]):
     def _object(self, timeout: float | None) -> tuple[Event, T]:
         while True:
             arrived, event = self._next(timeout)
-            store = store_for(event.recipe)
-            if arrived.message.again and event.evict and not store.exists(event.key):
-                self._given.append((arrived, None))
-                continue
             self._given.append((arrived, event if event.evict else None))
-            return event, store.load(event.reference(evict=False))
+            try:
+                return event, store_for(event.recipe).load(event.reference(evict=False))
+            except GoneError:
+                if not (arrived.message.again and event.evict):
+                    raise
 
     def _item(self, arrived: _Arrived, event: Event, *, evict: bool) -> Item[T]:
         self._given.append((arrived, None))

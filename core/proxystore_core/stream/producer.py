@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
+import operator
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +18,7 @@ from proxystore_core.reference import Reference
 from proxystore_core.store import Store
 from proxystore_core.stream.broker import Publisher
 from proxystore_core.stream.events import End, Event, encode
+from proxystore_core.stream.keeping import WEEK, Keeping
 
 __all__ = ["StreamProducer"]
 
@@ -34,7 +38,12 @@ class StreamProducer(Generic[T]):
         filter_: a function of an item's metadata; items for which it is true are not sent.
         max_pending: items of a topic that may be stored and not yet consumed: `send` waits. None for any
             number. Only items that are evicted when consumed count.
-        session: the session that the objects belong to; the store's own by default.
+        session: the session that the objects belong to. By default the store's own if it has one; else what
+            consumers evict is in sessions of streams (see ``keep``), and the rest is the user's, as with
+            `Store.put`.
+        keep: seconds that an object stays at least which is to be evicted when consumed, and is not; it is
+            gone an eighth later. `math.inf` for no end. By default as long as the publisher keeps
+            messages, if it says so (its ``keep``), else a week.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -50,6 +59,7 @@ class StreamProducer(Generic[T]):
         filter_: Callable[[Mapping[str, Any]], bool] | None = None,
         max_pending: int | None = None,
         session: str | None = None,
+        keep: float | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size!r}: expected items, 1 or more")
@@ -66,6 +76,9 @@ class StreamProducer(Generic[T]):
         self._filter = filter_
         self._max_pending = max_pending
         self._session = session
+        if keep is None:
+            keep = getattr(publisher, "keep", WEEK) or math.inf
+        self._keeping = Keeping(keep)
         self._lock = forks.lock()
         self._topics: dict[str, list[tuple[T, bool, Mapping[str, Any]]]] = {}
         self._pending: dict[str, list[tuple[Store[Any], str]]] = {}
@@ -192,10 +205,13 @@ class StreamProducer(Generic[T]):
                 merged.update(metadata)
             evicted = all(evict for _, evict, _ in batch)
             batch = [(self._aggregator([obj for obj, _, _ in batch]), evicted, merged)]
-        references: list[Reference] = store.reference_batch(
-            [obj for obj, _, _ in batch], session=self._session
-        )
+        references: list[Reference] = []
         try:
+            for evicted, items in itertools.groupby(batch, key=operator.itemgetter(1)):
+                session = self._session
+                if session is None and evicted:
+                    session = self._keeping.session_in(store)
+                references += store.reference_batch([obj for obj, _, _ in items], session=session)
             events = [
                 Event(reference.key, reference.recipe, reference.size, reference.kind, evict, metadata)
                 for reference, (_, evict, metadata) in zip(references, batch, strict=True)
