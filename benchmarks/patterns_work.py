@@ -151,7 +151,7 @@ def streams(plan: Plan) -> Iterator[Row]:
                 BROKER: functools.partial(run, ""),
                 OURS: functools.partial(run, url),
             }
-            outcomes = interleave(samples, min(3, plan.repeat), warm=1)
+            outcomes = interleave(samples, plan.repeat, warm=1)
             title = f"{ITEMS} items of 1 MB to {WORKERS} workers, {broker}"
             row = Row(title, "s", outcomes.of())
             row.times_faster(OURS, BROKER, 3.0)

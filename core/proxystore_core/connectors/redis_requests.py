@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from redis import ResponseError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -176,12 +177,15 @@ class Requests:
 
 
 def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
-    if len(commands) == 1:
-        return [client.execute_command(*commands[0]) if _is_cluster(client) else _exchange(client, *commands)]
-    pipeline = client.pipeline(transaction=False)
-    for command in commands:
-        pipeline.execute_command(*command)
-    replies: list[Any] = pipeline.execute(raise_on_error=False)
+    if not _is_cluster(client):
+        replies = _exchange(client, commands)
+    elif len(commands) == 1:
+        return [client.execute_command(*commands[0])]
+    else:
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies = pipeline.execute(raise_on_error=False)
     for reply in replies:
         for each in reply if isinstance(reply, list) else (reply,):  # a list: of a transaction
             if isinstance(each, Exception):
@@ -189,15 +193,24 @@ def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
-def _exchange(client: Any, command: Command) -> Any:
-    """One command's reply. What redis-py does besides takes as long again: `Requests.persist` does that."""
+def _exchange(client: Any, commands: Sequence[Command]) -> list[Any]:
+    """Each command's reply, or error. What redis-py does besides takes as long again: `persist` does that."""
     pool = client.connection_pool
     connection = pool.get_connection()
+    replies: list[Any] = []
     try:
-        connection.send_command(*command)
-        return client.parse_response(connection, command[0])
+        connection.send_packed_command(connection.pack_commands(commands))
+        for command in commands:
+            try:
+                replies.append(client.parse_response(connection, command[0]))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        connection.disconnect()  # the replies that are left would be taken for those of the next commands
+        raise
     finally:
         pool.release(connection)
+    return replies
 
 
 def _is_cluster(client: Any) -> bool:
