@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
+from pathlib import Path
 
 from proxystore_core.errors import ConfigurationError, RefusedError
 
-__all__ = ["read_private"]
+__all__ = ["read_private", "write_private"]
 
 _MOST = 64 << 10  # bytes of such a file
 
@@ -40,3 +42,17 @@ def read_private(path: str | os.PathLike[str], *, what: str = "secret", store: s
         raise ConfigurationError(f"no {what} in {path}: {error.strerror}", store=store) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"the {what} in {path} is no text", store=store) from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read, whole or not at all.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        text: that it holds.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    os.rename(part, path)

@@ -26,6 +26,7 @@ import pydaos
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -243,9 +244,7 @@ class DAOSConnector:
                 for field in self._named(str(bucket)):
                     key, _, part = field.rpartition(".")
                     if part == "0":
-                        session = key.partition(".")[0]
-                        held = found.get(session, Held(0, 0))
-                        found[session] = Held(held.objects + 1, held.nbytes + self._size(key))
+                        tally(found, key.partition(".")[0], 1, self._size(key))
         return found
 
     def room(self) -> int | None:

@@ -27,7 +27,7 @@ from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, StoreError
-from proxystore_core.urls import StoreURL
+from proxystore_core.urls import StoreURL, flag
 
 __all__ = ["GlobusConnector", "GlobusEndpoint"]
 
@@ -143,7 +143,7 @@ class GlobusConnector:
             "deadline": float,
             "polling_interval": int,
             "access": _uuids,
-            "encrypt": _flag,
+            "encrypt": flag,
         }
         options = parts.options(known, [name for name in parts.query if table.is_parameter(name)])
         return cls(table.endpoints, **options)
@@ -418,9 +418,3 @@ def _long(task: str) -> str:
 
 def _uuids(text: str) -> list[str]:
     return [str(uuid.UUID(each)) for each in text.split(",") if each]
-
-
-def _flag(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("expected 0 or 1")
-    return text == "1"

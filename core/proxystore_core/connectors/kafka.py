@@ -31,6 +31,7 @@ from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL, flag
@@ -199,8 +200,7 @@ class KafkaTopicConnector:
         found: dict[str, Held] = {}
         for session in self._all():
             for place in self._places(session):
-                held = found.get(place.session, Held(0, 0))
-                found[place.session] = Held(held.objects + 1, held.nbytes + place.size)
+                tally(found, place.session, 1, place.size)
         return found
 
     def room(self) -> int | None:

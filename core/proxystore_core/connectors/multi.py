@@ -33,6 +33,7 @@ from proxystore_core.connectors.base import (
     waiting,
 )
 from proxystore_core.connectors.multi_policy import Policy, host
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
@@ -284,8 +285,7 @@ class MultiConnector:
         for part in self._order:
             survey = surveyed(part.connector)
             for session, more in ({} if survey is None else survey.held()).items():
-                held = found.get(session, Held(0, 0))
-                found[session] = Held(held.objects + more.objects, held.nbytes + more.nbytes)
+                tally(found, session, *more)
         return found
 
     def room(self) -> int | None:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, parts_of
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
@@ -161,8 +162,7 @@ class ObjectConnector(BucketReader):
             for entry in page:
                 match = _PATH.fullmatch(entry["path"])
                 if match:
-                    held = found.get(match[1], Held(0, 0))
-                    found[match[1]] = Held(held.objects + (match[3] == "0"), held.nbytes + entry["size"])
+                    tally(found, match[1], match[3] == "0", entry["size"])
         return found
 
     def room(self) -> int | None:

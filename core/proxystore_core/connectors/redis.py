@@ -39,6 +39,7 @@ from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, WAKE, ch
 from proxystore_core.connectors.redis_login import Login, Options, TLSConnection, database
 from proxystore_core.connectors.redis_replies import Part
 from proxystore_core.connectors.redis_requests import Command, Requests
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -354,8 +355,7 @@ class RedisConnector:
         replies = self._requests.run(asked)
         found: dict[str, Held] = {}
         for place, lease, count, nbytes in zip(places, leases, replies[::2], replies[1::2], strict=True):
-            held = found.get(session := _session_of(place), Held(0, 0))
-            found[session] = Held(held.objects + (count or 0) - lease, held.nbytes + (nbytes or 0))
+            tally(found, _session_of(place), (count or 0) - lease, nbytes or 0)
         return found
 
     def room(self) -> int | None:

@@ -24,6 +24,7 @@ from proxystore_core.buffers import MAP_FROM, map_private, read_file
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, never_comes
 from proxystore_core.connectors.file import LATER, FileConnector
 from proxystore_core.connectors.segments import SegmentStock, has_room
+from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -165,8 +166,7 @@ class ShmConnector(FileConnector):
     def held(self) -> dict[str, Held]:
         found = super().held()
         for session, more in (self._spill.held() if self._has_spilled() else {}).items():
-            held = found.get(session, Held(0, 0))
-            found[session] = Held(held.objects + more.objects, held.nbytes + more.nbytes)
+            tally(found, session, *more)
         return found
 
     def close(self, *, clear: bool = False) -> None:

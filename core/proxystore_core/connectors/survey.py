@@ -8,7 +8,20 @@ import re
 
 from proxystore_core.connectors.base import Held
 
-__all__ = ["held_in", "room_at"]
+__all__ = ["held_in", "room_at", "tally"]
+
+
+def tally(found: dict[str, Held], session: str, objects: int, nbytes: int) -> None:
+    """Add to what a session holds.
+
+    Args:
+        found: by session, so far.
+        session: whose.
+        objects: how many more.
+        nbytes: of them, bytes.
+    """
+    held = found.get(session, Held(0, 0))
+    found[session] = Held(held.objects + objects, held.nbytes + nbytes)
 
 
 def held_in(directory: str, session: re.Pattern[str], obj: re.Pattern[str]) -> dict[str, Held]:

@@ -28,7 +28,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
-from proxystore_core.urls import StoreURL
+from proxystore_core.urls import StoreURL, flag
 
 __all__ = ["EndpointConnector", "WebRTCConnector"]
 
@@ -94,7 +94,7 @@ class EndpointConnector:
         parts = StoreURL.parse(url)
         if parts.path.strip("/") or parts.port is not None or parts.username:
             raise ConfigurationError(f"{parts.url!r} is more than endpoints: expected webrtc://ID,ID")
-        return cls(parts.hosts, **parts.options({"deadline": float, "direct": _flag}))
+        return cls(parts.hosts, **parts.options({"deadline": float, "direct": flag}))
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         check_session(session, self.url)
@@ -319,9 +319,3 @@ class EndpointConnector:
 
 class WebRTCConnector(EndpointConnector):
     """Another name of `EndpointConnector`."""
-
-
-def _flag(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise ValueError("expected 0 or 1")
-    return text == "1"

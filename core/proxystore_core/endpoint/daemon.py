@@ -22,8 +22,9 @@ from proxystore_core.endpoint.clients import Clients
 from proxystore_core.endpoint.objects import Objects, shared_memory
 from proxystore_core.endpoint.pages import pages
 from proxystore_core.endpoint.peers import Peers
-from proxystore_core.endpoint.settings import EndpointSettings, write_private
+from proxystore_core.endpoint.settings import EndpointSettings
 from proxystore_core.errors import ConfigurationError, StoreError, UnreachableError
+from proxystore_core.private import write_private
 
 __all__ = ["run", "start", "stop"]
 

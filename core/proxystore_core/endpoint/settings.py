@@ -20,14 +20,14 @@ import os
 import re
 import secrets
 import socket
-import stat
 import tomllib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from proxystore_core.errors import ConfigurationError, RefusedError
+from proxystore_core.errors import ConfigurationError
+from proxystore_core.private import read_private, write_private
 
 __all__ = ["DIRECTORY", "ENDPOINT", "SECRET", "EndpointSettings", "configured", "relay_token", "sign"]
 
@@ -158,11 +158,11 @@ class EndpointSettings:
 
     def secret(self) -> str:
         """The group's token."""
-        return read_private(self.directory / "secret")
+        return read_private(self.directory / "secret", what="token")
 
     def token(self) -> str:
         """What local clients show."""
-        return read_private(self.directory / "token")
+        return read_private(self.directory / "token", what="token")
 
     @property
     def running(self) -> bool:
@@ -210,31 +210,6 @@ def configured() -> list[EndpointSettings]:
     return [
         EndpointSettings.load(path.parent.name) for path in sorted(all_directory().glob("*/endpoint.toml"))
     ]
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read, whole."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="ascii") as file:
-        file.write(text + "\n")
-    os.rename(part, path)
-
-
-def read_private(path: Path) -> str:
-    """The inverse of `write_private`.
-
-    Raises:
-        RefusedError: others can read or write the file.
-    """
-    with open(path, encoding="ascii") as file:
-        status = os.fstat(file.fileno())
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise RefusedError(
-                f"{path} is not this user's alone ({stat.filemode(status.st_mode)})",
-                remedy=f"Run: chmod 600 {path}, and take another token if others may have seen it.",
-            )
-        return file.read().strip()
 
 
 def relay_token(secret: str) -> str:
