@@ -86,15 +86,6 @@ class Row:
             lambda mine, theirs: (f"{mine.over(theirs):.2f}x", mine.over(theirs) <= factor),
         )
 
-    def at_most_share(self, contender: str, other: str, share: float, *, claim: str = "") -> None:
-        """Hold the contender to a share of what the other takes."""
-        self._judge(
-            claim,
-            (contender, other),
-            f"<= {share:.3g} of {other}",
-            lambda mine, theirs: (f"{mine.over(theirs):.4f}", mine.over(theirs) <= share),
-        )
-
     def times_faster(self, contender: str, other: str, factor: float, *, claim: str = "") -> None:
         """Hold the contender to be at least ``factor`` times as fast as the other."""
         self._judge(

@@ -12,6 +12,8 @@ import msgspec
 from proxystore_core.connectors.base import leased
 from proxystore_core.errors import StoreError
 from proxystore_core.recipe import Recipe, open_connector
+from proxystore_integrations.ledger import Event, Got, Opened, Put, Trouble, Went
+from proxystore_integrations.ledger_file import lines_of
 
 __all__ = ["Big", "Engine", "Moved", "Report", "collect"]
 
@@ -139,28 +141,28 @@ def collect(directory: str, command: list[str], exit_code: int = 0, seconds: flo
     for events in _ledgers(directory):
         report.processes += 1
         for event in events:
-            engine = engines[event["engine"]] if event.get("engine") else Engine()
-            match event["e"]:
-                case "put":
-                    _add_put(report, engine, event)
-                    sizes[event["engine"], event["size"].bit_length(), True].add(1, event["size"])
+            match event:
+                case Put():
+                    _add_put(report, engines[event.engine], event)
+                    sizes[event.engine, event.size.bit_length(), True].add(1, event.size)
                     _add_big(big, event)
-                case "get":
-                    report.gets.add(event["count"], event["size"])
-                    report.get_seconds += event["seconds"]
-                    report.cached += event["cached"]
-                case "value":
-                    count, size = event["count"], event["size"]
-                    engine.by_value.setdefault(event["why"], Moved()).add(count, size)
-                    sizes[event["engine"], (size // count).bit_length(), False].add(count, size)
-                case "session":
-                    engine.threshold = event["threshold"]
-                    if event["recipe"] not in engine.stores:
-                        engine.stores.append(event["recipe"])
-                    sessions.append((event["recipe"], event["session"]))
-                case "trouble":
-                    if event["problem"] not in report.troubles:
-                        report.troubles.append(event["problem"])
+                case Got():
+                    report.gets.add(event.count, event.size)
+                    report.get_seconds += event.seconds
+                    report.cached += event.cached
+                case Went():
+                    engines[event.engine].by_value.setdefault(event.why, Moved()).add(event.count, event.size)
+                    length = (event.size // event.count).bit_length()
+                    sizes[event.engine, length, False].add(event.count, event.size)
+                case Opened():
+                    engine = engines[event.engine]
+                    engine.threshold = event.threshold
+                    if event.recipe not in engine.stores:
+                        engine.stores.append(event.recipe)
+                    sessions.append((event.recipe, event.session))
+                case Trouble():
+                    if event.problem not in report.troubles:
+                        report.troubles.append(event.problem)
     report.engines = dict(sorted(engines.items()))
     report.sizes = [(*place, moved.count, moved.size) for place, moved in sorted(sizes.items())]
     report.biggest = sorted(big.values(), key=lambda one: -one.size)[:_BIGGEST]
@@ -168,29 +170,28 @@ def collect(directory: str, command: list[str], exit_code: int = 0, seconds: flo
     return report
 
 
-def _ledgers(directory: str) -> Iterator[Iterable[dict[str, Any]]]:
+def _ledgers(directory: str) -> Iterator[Iterable[Event]]:
+    decoder = msgspec.json.Decoder(Event)
     for name in sorted(os.listdir(directory)):
         if name.endswith(".jsonl"):
-            with open(os.path.join(directory, name), "rb") as file:
-                lines = file.read().split(b"\n")
-            # The last is empty, or was cut off when its process was killed.
-            yield map(msgspec.json.decode, lines[:-1])
+            lines = lines_of(os.path.join(directory, name))
+            if lines:
+                yield map(decoder.decode, lines)
 
 
-def _add_put(report: Report, engine: Engine, event: dict[str, Any]) -> None:
-    size = event["size"]
-    report.puts.add(1, size)
-    report.put_seconds += event["seconds"]
-    name = {"argument": "arguments", "result": "results"}.get(event["what"], "gathered")
-    getattr(engine, name).add(1, size)
-    if event["shared"]:
-        engine.shared.add(1, size)
+def _add_put(report: Report, engine: Engine, event: Put) -> None:
+    report.puts.add(1, event.size)
+    report.put_seconds += event.seconds
+    name = {"argument": "arguments", "result": "results"}.get(event.what, "gathered")
+    getattr(engine, name).add(1, event.size)
+    if event.shared:
+        engine.shared.add(1, event.size)
 
 
-def _add_big(big: dict[tuple[Any, ...], Big], event: dict[str, Any]) -> None:
-    fields = {name: event[name] for name in ("size", "what", "engine", "task", "source", "kind")}
-    fields["kind"] = fields["kind"].replace("builtins:", "").replace(":", ".")
-    known = big.setdefault(tuple(fields.values()), Big(**fields, times=0))
+def _add_big(big: dict[tuple[Any, ...], Big], event: Put) -> None:
+    kind = event.kind.replace("builtins:", "").replace(":", ".")
+    fields = event.size, event.what, event.engine, event.task, event.source, kind
+    known = big.setdefault(fields, Big(*fields, times=0))
     known.times += 1
 
 
