@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from hosts import Remote
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +186,28 @@ def test_a_session_has_a_topic_which_goes_with_it(broker: Tansu) -> None:
     assert f"{topic}.s.run" not in connector._clients.topics()
     for each in (connector, other):
         each.close()
+
+
+def test_no_consumer_is_open_when_a_topic_is_removed(broker: Tansu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """librdkafka may crash on the answer to a request that is on its way then."""
+    connector = KafkaConnector(broker.address, f"t{secrets.token_hex(4)}")
+    other = open_connector(connector.url)
+    assert isinstance(other, KafkaConnector)
+    key = connector.put([b"data"], session="s")
+    assert connector.get(key) == other.get(key) == b"data"
+    remove = AdminClient.delete_topics
+    open_then = []
+
+    def removing(admin: AdminClient, *args: Any, **options: Any) -> Any:
+        idle = [clients._consumers.values() for clients in (connector._clients, other._clients)]
+        open_then.append(sum(len(consumers) for kinds in idle for consumers in kinds))
+        return remove(admin, *args, **options)
+
+    monkeypatch.setattr(AdminClient, "delete_topics", removing)
+    assert connector.end("s") == 1
+    assert open_then == [0]
+    connector.close()
+    other.close()
 
 
 def test_a_killed_clients_objects_go_with_its_lease(broker: Tansu) -> None:

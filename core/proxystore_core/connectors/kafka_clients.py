@@ -160,13 +160,13 @@ class Clients:
 
     def remove(self, topic: str) -> None:
         """Remove a topic with all that is in it; one that is not there is success."""
+        # Not with a request for its records on the way: librdkafka does not survive what Tansu answers then.
+        _forget(topic)
         with self.failures():
             removed = self._administrator().delete_topics([topic], request_timeout=self._options.deadline)
             self._done(removed[topic], "the topic was not removed in time", KafkaError.UNKNOWN_TOPIC_OR_PART)
         self._producer = None  # it counts the records of a topic that begins anew
-        for clients in list(_instances):
-            clients._partitions.pop(topic, None)
-            clients._close_consumers()
+        _forget(topic)
 
     def truncate(self, topic: str, partition: int, offset: int) -> bool:
         """Have the brokers drop what is before an offset, if they can; whether they are asked to."""
@@ -390,6 +390,13 @@ class _Sending:
                 raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT, "no confirmation in time"))
         if self._error is not None:
             raise KafkaException(self._error)
+
+
+def _forget(topic: str) -> None:
+    """Have no client of this process know a topic, as far as none is in use."""
+    for clients in list(_instances):
+        clients._partitions.pop(topic, None)
+        clients._close_consumers()
 
 
 _parents: list[Any] = []
