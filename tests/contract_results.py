@@ -30,12 +30,12 @@ beside other work.
 """
 
 
-def outcome(said: str, good: bool, seconds: float) -> dict[str, Any]:
+def outcome(said: str, code: int, seconds: float) -> dict[str, Any]:
     """What pytest said, as something to keep.
 
     Args:
         said: its output, with ``-rfEs``.
-        good: whether it ended well.
+        code: that it ended with.
         seconds: that it took.
     """
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
@@ -44,8 +44,8 @@ def outcome(said: str, good: bool, seconds: float) -> dict[str, Any]:
             kind = "failed" if name in ("error", "errors") else name
             counts[kind] = counts.get(kind, 0) + int(number)
     names = re.findall(r"^(?:FAILED|ERROR) \S*?::(.+?)(?: - .*)?$", said, re.MULTILINE)
-    if not good and not counts["failed"]:
-        names.append("it did not come to its end")
+    if code and not counts["failed"]:
+        names.append(f"it ended with {code}")
     reasons = re.findall(r"^SKIPPED \[\d+\] \S+: (.+)", said, re.MULTILINE)
     return {
         **{name: counts[name] for name in ("passed", "failed", "skipped")},
