@@ -23,14 +23,14 @@ CONTACT = 8.0  # Angstrom between the C-alpha atoms of residues at least four pl
 COPIES = 5  # of each frame, with the thermal noise of as many repeated simulations
 
 
-def read(topology: str, trajectory: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def read(topology: str, trajectory: str, every: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Coordinates (frames, atoms, 3) in Angstrom, and which of the atoms are C-alpha."""
     import MDAnalysis
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         universe = MDAnalysis.Universe(topology, trajectory)
-        frames = universe.trajectory.timeseries(order="fac")
+        frames = universe.trajectory.timeseries(order="fac", step=every)
     return np.asarray(frames, dtype=np.float64), universe.select_atoms("name CA").indices
 
 
@@ -50,7 +50,7 @@ def contacts(frames: NDArray[Any], atoms: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(parts)
 
 
-def analyse(executor: Executor) -> dict[str, NDArray[Any]]:
+def analyse(executor: Executor, every: int = 1) -> dict[str, NDArray[Any]]:
     from MDAnalysisTests import datafiles
 
     files = {
@@ -58,7 +58,7 @@ def analyse(executor: Executor) -> dict[str, NDArray[Any]]:
         "DIMS 2": (datafiles.PSF, datafiles.DCD2),
         "TMD": (datafiles.PSF_NAMD_GBIS, datafiles.DCD_NAMD_GBIS),
     }
-    paths = {name: read(*names) for name, names in files.items()}
+    paths = {name: read(*names, every) for name, names in files.items()}
     noisy = {
         name: executor.submit(shaken, frames, 0.3, seed)
         for seed, (name, (frames, _)) in enumerate(paths.items())
@@ -80,11 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which contacts break while adenylate kinase opens?")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
     parser.add_argument("--bare", action="store_true", help="without a store")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.workers) as pool:
         executor: Executor = pool if arguments.bare else StoreExecutor(pool)
         start = time.perf_counter()
-        shares = analyse(executor)
+        shares = analyse(executor, arguments.every)
         print(f"analysed in {time.perf_counter() - start:.2f} s", file=sys.stderr)
         executor.shutdown()
     report(shares)

@@ -43,18 +43,18 @@ def distances(path: NDArray[Any], other: NDArray[Any], atoms: NDArray[Any], othe
     return np.asarray([np.sqrt(((second - frame) ** 2).sum(axis=2).mean(axis=1)) for frame in first])
 
 
-def read(topology: str, trajectory: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def read(topology: str, trajectory: str, every: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Coordinates (frames, atoms, 3) in Angstrom, and which of the atoms are C-alpha."""
     import MDAnalysis
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         universe = MDAnalysis.Universe(topology, trajectory)
-        frames = universe.trajectory.timeseries(order="fac")
+        frames = universe.trajectory.timeseries(order="fac", step=every)
     return np.asarray(frames, dtype=np.float64), universe.select_atoms("name CA").indices
 
 
-def analyse(executor: AnyExecutor) -> dict[str, NDArray[Any]]:
+def analyse(executor: AnyExecutor, every: int = 1) -> dict[str, NDArray[Any]]:
     """Distance maps of all pairs of paths."""
     from MDAnalysisTests import datafiles
 
@@ -63,7 +63,7 @@ def analyse(executor: AnyExecutor) -> dict[str, NDArray[Any]]:
         "DIMS 2": (datafiles.PSF, datafiles.DCD2),
         "TMD": (datafiles.PSF_NAMD_GBIS, datafiles.DCD_NAMD_GBIS),
     }
-    paths = {name: read(*names) for name, names in files.items()}
+    paths = {name: read(*names, every) for name, names in files.items()}
     fitted = {name: executor.submit(aligned, frames, atoms) for name, (frames, atoms) in paths.items()}
     maps = {
         f"{first} - {second}": executor.submit(
@@ -87,6 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--endpoint", required=True, metavar="UUID", help="Globus Compute endpoint")
     parser.add_argument("--store", help="URL that this machine and the endpoint reach, redis://host:6379")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     from proxystore_integrations.globus_compute import (
         Executor,  # was: from globus_compute_sdk import Executor
@@ -94,7 +95,7 @@ def main() -> None:
 
     with Executor(arguments.endpoint, store=arguments.store) as executor:
         start = time.perf_counter()
-        maps = analyse(executor)
+        maps = analyse(executor, arguments.every)
         print(f"compared in {time.perf_counter() - start:.2f} s", file=sys.stderr)
     report(maps)
 

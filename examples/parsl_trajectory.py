@@ -29,7 +29,7 @@ from proxystore_integrations.parsl import wrap
 
 
 @python_app
-def read(topology: str, trajectory: str) -> Any:
+def read(topology: str, trajectory: str, every: int) -> Any:
     """A path: coordinates (frames, atoms, 3) in Angstrom, as float64, of the C-alpha atoms and of all."""
     import warnings
 
@@ -39,7 +39,7 @@ def read(topology: str, trajectory: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         universe = MDAnalysis.Universe(topology, trajectory)
-        frames = universe.trajectory.timeseries(order="fac").astype(np.float64)
+        frames = universe.trajectory.timeseries(order="fac", step=every).astype(np.float64)
     return {"all": np.ascontiguousarray(frames), "ca": universe.select_atoms("name CA").indices}
 
 
@@ -76,7 +76,7 @@ def spread(paths: Any) -> Any:
     return np.sqrt(frames.var(axis=0).sum(axis=1))
 
 
-def analyse() -> dict[str, Any]:
+def analyse(every: int) -> dict[str, Any]:
     from MDAnalysisTests import datafiles
 
     files = {
@@ -84,7 +84,7 @@ def analyse() -> dict[str, Any]:
         "DIMS 2": (datafiles.PSF, datafiles.DCD2),
         "TMD": (datafiles.PSF_NAMD_GBIS, datafiles.DCD_NAMD_GBIS),
     }
-    paths = {name: read(*names) for name, names in files.items()}
+    paths = {name: read(*names, every) for name, names in files.items()}
     aligned = {name: superposed(path, paths["DIMS 1"]) for name, path in paths.items()}
     alike = {f"{a} - {b}": distances(aligned[a], aligned[b]) for a, b in combinations(paths, 2)}
     moves = spread([aligned["DIMS 1"], aligned["DIMS 2"]])
@@ -100,7 +100,7 @@ def report(results: dict[str, Any]) -> None:
     print(f"{len(moves)} atoms move by {np.median(moves):.1f} Å in the middle, {moves.max():.1f} Å at most")
 
 
-def run(bare: bool, output: str | None) -> None:
+def run(bare: bool, output: str | None, every: int) -> None:
     # Parsl finds its own programs on the path.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     with tempfile.TemporaryDirectory() as folder:
@@ -119,9 +119,9 @@ def run(bare: bool, output: str | None) -> None:
             initialize_logging=False,
         )
         with parsl.load(config if bare else wrap(config)):
-            analyse()  # workers start and import
+            analyse(every)  # workers start and import
             start = time.perf_counter()
-            results = analyse()
+            results = analyse(every)
             seconds = time.perf_counter() - start
     report(results)
     print(f"analysed in {seconds:.2f} s", file=sys.stderr)
@@ -156,10 +156,11 @@ def main() -> int:
     parser.add_argument("--bare", action="store_true", help="without a store")
     parser.add_argument("--compare", action="store_true", help="run it both ways and compare")
     parser.add_argument("--output", metavar="FILE", help="save all results and the time to this .npz file")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     if arguments.compare:
         return 0 if compare() else 1
-    run(arguments.bare, arguments.output)
+    run(arguments.bare, arguments.output, arguments.every)
     return 0
 
 

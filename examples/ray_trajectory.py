@@ -28,14 +28,14 @@ SAMPLES = 20
 HOOK = "proxystore_integrations.ray.runtime_env_hook"
 
 
-def read(topology: str, trajectory: str) -> tuple[Any, Any]:
+def read(topology: str, trajectory: str, every: int) -> tuple[Any, Any]:
     """A path: coordinates (frames, atoms, 3) in Angstrom, as float64, and which atoms are C-alpha."""
     import MDAnalysis
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         universe = MDAnalysis.Universe(topology, trajectory)
-        frames = universe.trajectory.timeseries(order="fac").astype(np.float64)
+        frames = universe.trajectory.timeseries(order="fac", step=every).astype(np.float64)
     return np.ascontiguousarray(frames), universe.select_atoms("name CA").indices
 
 
@@ -57,7 +57,7 @@ def moves(path: Any, ca: Any, seed: int) -> Any:
     return np.sqrt(path[frames][:, ca].var(axis=0).sum(axis=1))
 
 
-def analyse() -> dict[str, Any]:
+def analyse(every: int) -> dict[str, Any]:
     from MDAnalysisTests import datafiles
 
     files = {
@@ -65,7 +65,7 @@ def analyse() -> dict[str, Any]:
         "DIMS 2": (datafiles.PSF, datafiles.DCD2),
         "TMD": (datafiles.PSF_NAMD_GBIS, datafiles.DCD_NAMD_GBIS),
     }
-    paths = {name: read(*names) for name, names in files.items()}
+    paths = {name: read(*names, every) for name, names in files.items()}
     start = time.perf_counter()
     results: dict[str, Any] = {}
     for name, (path, ca) in paths.items():
@@ -83,12 +83,12 @@ def report(results: dict[str, Any]) -> None:
         print(f"{name:8} residue {most + 1} moves most, {moved}; all within ± {spread.max():.2f} Å")
 
 
-def run(output: str | None) -> None:
+def run(output: str | None, every: int) -> None:
     # The imports of a task are the workers' to do before anything is timed.
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
     small = np.random.default_rng(0).random((9, 9, 3))
     ray.get([moves.remote(small, np.arange(9), seed) for seed in range(8)])
-    results = analyse()
+    results = analyse(every)
     ray.shutdown()
     seconds = results.pop("seconds")
     report(results)
@@ -126,10 +126,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="How sure are the motions of adenylate kinase?")
     parser.add_argument("--compare", action="store_true", help="run it with and without a store and compare")
     parser.add_argument("--output", metavar="FILE", help="save all results and the time to this .npz file")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     if arguments.compare:
         return 0 if compare() else 1
-    run(arguments.output)
+    run(arguments.output, arguments.every)
     return 0
 
 

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--store", help="URL of the store that the contracts of engines run on, instead of shm://"
     )
     parser.addoption("--elsewhere", help="command that starts a process on another host, for Dask")
+    parser.addoption("--every-example", action="store_true", help="all engines' over stores at two sites")
     parser.addoption("--address", help="of this host, as that one knows it")
 
 

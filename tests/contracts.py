@@ -1,6 +1,7 @@
 """All of every engine's contract on every store of `stores`, with its server: too long for each change.
 
     python tests/contracts.py [ENGINE|STORE ...]    # all engines, and all stores, unless some are named
+    python tests/contracts.py examples              # every engine's example over stores at two sites
 
 ``zmq-hosts`` and ``ucx-hosts`` are stores of two hosts: Dask's scheduler and client are on one, its workers
 on the other. Prints what failed, and one line for each pair; exits with how many of them did. What came of
@@ -29,6 +30,7 @@ from stores import Stores
 
 HERE = Path(__file__).parent
 HOSTS = ("zmq-hosts", "ucx-hosts")
+EXAMPLES = "examples"
 LIMIT = 900  # seconds for one engine on one store
 LATE = 124  # as of timeout(1)
 
@@ -55,9 +57,11 @@ class AllStores(Stores):  # type: ignore[misc]
 def main(named: list[str]) -> int:
     """Run what is named; how many pairs of an engine and a store failed."""
     known = [*AllStores.names(), *HOSTS]
-    unknown = [name for name in named if name not in (*ENGINES, *known)]
+    unknown = [name for name in named if name not in (*ENGINES, *known, EXAMPLES)]
     if unknown:
-        sys.exit(f"{unknown[0]!r} is no engine ({', '.join(ENGINES)}) and no store ({', '.join(known)})")
+        sys.exit(f"{unknown[0]!r} is neither {EXAMPLES} nor one of {', '.join([*ENGINES, *known])}")
+    if named == [EXAMPLES]:
+        return int(not examples_pass())
     engines = [name for name in ENGINES if name in named] or ENGINES
     os.environ.update(object_servers.ACCESS)
     results = Results(HERE.parent / "docs", known)
@@ -74,7 +78,7 @@ def main(named: list[str]) -> int:
                 print(f"{store}: {missing}", flush=True)  # noqa: T201
                 continue
             failed += sum(not passes(engine, store, url, results=results) for engine in engines)
-    return failed
+    return failed + (not named and not examples_pass())
 
 
 def passes_on_two_hosts(scheme: str, place: Path, only: str = "", results: Results | None = None) -> bool:
@@ -93,6 +97,13 @@ def passes_on_two_hosts(scheme: str, place: Path, only: str = "", results: Resul
     with two_hosts() as (one, other):
         elsewhere = ["--elsewhere", shlex.join(other), "--address", "10.97.0.1", "-k", only]
         return passes("dask", f"{scheme}-hosts", url, one, elsewhere, results)
+
+
+def examples_pass() -> bool:
+    """Run every engine's example over stores at two sites; whether all print the same as without."""
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rfE", "-p", "no:cacheprovider"]
+    command += ["--every-example", str(HERE / "test_examples_on_stores.py")]
+    return subprocess.run(command, cwd=HERE.parent, check=False).returncode == 0
 
 
 def passes(

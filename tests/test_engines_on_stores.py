@@ -15,13 +15,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import daos_fake
-import endpoint_sites
-import globus_transfer_fake
 import msgspec
 import numpy as np
 import object_servers
 import pytest
+from far_script import be_at_the_first
+from far_stores import HERE, far_stores
 from stores import Stores
 from waiting import until
 
@@ -32,40 +31,13 @@ from proxystore_integrations.testing import objects_of, tasks
 WAIT = 60
 
 
-def far_stores(place: Path, stack: ExitStack) -> dict[str, str]:
-    """Stores at two sites, by name: this process is at one of them, the workers to be started at the other.
-
-    DAOS and Globus are fakes.
-    """
-    place.mkdir()
-    patch = stack.enter_context(pytest.MonkeyPatch.context())
-    stack.enter_context(daos_fake.installed(place))
-    service = stack.enter_context(globus_transfer_fake.serving_globus())
-    stack.enter_context(globus_transfer_fake.guard(service.url, place, proxies=False))
-    from proxystore_core.connectors.globus import GlobusEndpoint, Table
-
-    roots = [place / "here", place / "there"]
-    ends = [GlobusEndpoint(service.collection(root), "/store", str(root / "store")) for root in roots]
-    patch.setenv("PROXYSTORE_GLOBUS_ENDPOINT", ends[1].uuid)
-    patch.setattr(Table, "here", lambda table: 0)
-    from proxystore_core.connectors.webrtc import EndpointConnector
-
-    endpoints = stack.enter_context(endpoint_sites.sites()).endpoints
-    patch.setenv("PROXYSTORE_ENDPOINT", "there")
-    patch.setattr(EndpointConnector, "_settings", lambda connector: endpoints["here"])
-    return {
-        "globus": Table(ends).url,
-        "daos": "daos://tank/box",
-        "webrtc": f"webrtc://{','.join(endpoint.id for endpoint in endpoints.values())}",
-    }
-
-
 class AllStores(Stores):  # type: ignore[misc]
-    """Those at two sites as well."""
+    """Those at two sites as well: this process is at one of them, the workers to be started at the other."""
 
     def __init__(self, place: Path, stack: ExitStack) -> None:
         super().__init__(place, stack)
         self.far = far_stores(place / "far", stack)
+        be_at_the_first(HERE, stack.enter_context(pytest.MonkeyPatch.context()).setattr)
 
     def _globus(self) -> str:
         return self.far["globus"]

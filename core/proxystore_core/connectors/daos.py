@@ -8,6 +8,9 @@
 An object's key says how many bytes it has, hence which parts: it needs no record of its own, and nobody
 has the key before all parts are there. Dictionaries are never destroyed: a process that has one open
 would go on writing where nobody looks.
+
+No object is set later here: pydaos has no conditional put, and what it does exclusively, to make a named
+dictionary, carries no value. Who is killed between the two would leave a key that nobody may set, or two may.
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@
 
 A key names the task that brings its object to each endpoint, so whoever has a key can wait for it. At each
 site the directory is a file store (`proxystore_core.connectors.file`).
+
+No object is set later here: no step of Transfer both decides between two sites and publishes (its mkdir
+carries no content, its rename replaces or not as the storage likes). Nor does a site list keys, as no file
+tells which transfers its key names.
 """
 
 from __future__ import annotations
