@@ -353,7 +353,7 @@ class FileConnector:
                     write_file(fd, data)
                     # A file without a name vanishes with the process that dies before this line.
                     with turn:
-                        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+                        self._link(fd, directory, path)
                 finally:
                     os.close(fd)
                 return
@@ -370,6 +370,19 @@ class FileConnector:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
             raise
+
+    def _link(self, fd: int, directory: str, path: str) -> None:
+        """Give a file its name."""
+        for tries_left in reversed(range(2)):
+            try:
+                os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+                return
+            except FileNotFoundError:
+                # An eviction beside us has emptied the session, and it went: the bytes need not be written again.
+                session = os.path.basename(directory)
+                if not tries_left or lapse_of(session) is None:
+                    raise
+                self._begin(session, _UNRENEWED)
 
     def _directory(self, session: str) -> str:
         check_session(session, self.url)
