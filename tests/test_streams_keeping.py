@@ -19,8 +19,9 @@ from redis_servers import Server, serving
 from stream_kinds import WAIT, dies_at, left
 from waiting import until
 
-from proxystore_core import Store
-from proxystore_core.connectors.base import USER_SESSION, lapse_of
+from proxystore_core import Store, buffers
+from proxystore_core.connectors import file
+from proxystore_core.connectors.base import USER_SESSION, lapse_of, session_until
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.lifetimes import ContextLifetime, Session
 from proxystore_core.stream import End, QueuePublisher, QueueSubscriber, StreamConsumer, StreamProducer
@@ -63,7 +64,8 @@ def sessions_of_streams(store: Store[Any]) -> list[str]:
 
 STUCK = """
 import sys, time
-from proxystore_core import Store
+from proxystore_core import Store, buffers
+from proxystore_core.connectors import file
 from proxystore_core.stream import QueuePublisher, StreamProducer
 class Stuck(QueuePublisher):
     def send(self, topic, message):
@@ -135,6 +137,26 @@ def test_nothing_stays_when_all_is_consumed(url: str, request: pytest.FixtureReq
             assert not witness.keys(f"{url.rpartition('=')[2]}:*")
         else:
             assert not left(store)
+
+
+@pytest.mark.parametrize("url", ["shm", "file"], indirect=True)
+def test_a_session_is_emptied_while_an_object_is_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    with Store.from_url(url) as store:
+        session = session_until("test", time.time() + HOUR)
+        last = store.connector.put([b"last"], session=session)
+
+        def write(fd: int, data: Any) -> None:
+            store.evict(last)
+            written.append(fd)
+            buffers.write_file(fd, data)
+
+        monkeypatch.setattr(file, "write_file", write)
+        key = store.connector.put([b"next"], session=session)
+        assert store.connector.get(key) == b"next"
+        store.evict(key)
+        assert len(written) == 1
+        assert not left(store)
 
 
 def test_what_was_sent_waits_for_as_long_as_its_event(server: Server, store: Store[Any]) -> None:

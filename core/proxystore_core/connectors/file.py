@@ -33,7 +33,7 @@ from proxystore_core.connectors.base import (
     no_reservation,
 )
 from proxystore_core.connectors.survey import held_in, room_at
-from proxystore_core.connectors.watch import watching
+from proxystore_core.connectors.watch import told_of, watching
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -46,9 +46,6 @@ LATER = "w"  # ends the names of objects that are waited for
 _LEASE = ".lease"
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
-_NETWORK = frozenset(
-    "nfs nfs4 lustre gpfs beegfs ceph cifs smb3 panfs afs wekafs fuse.sshfs fuse.glusterfs".split()
-)
 
 
 class FileConnector:
@@ -76,7 +73,7 @@ class FileConnector:
         self._is_local: bool | None = None
         with self._translated():
             self._prepare()
-        self.grace = (2.0 if _file_system(self.store_dir) in _NETWORK else 0.0) if grace is None else grace
+        self.grace = (0.0 if told_of(self.store_dir) else 2.0) if grace is None else grace
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.store_dir!r})"
@@ -333,7 +330,7 @@ class FileConnector:
         if (
             self._is_local is None
         ):  # not functools.cached_property: before Python 3.12 a fork inherits its lock
-            self._is_local = _file_system(self.store_dir) not in _NETWORK
+            self._is_local = told_of(self.store_dir)
         return self._is_local
 
     def _publish(
@@ -459,15 +456,3 @@ class FileConnector:
             elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
                 kind, remedy = RefusedError, "Name a directory that this user may write to."
             raise kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy) from error
-
-
-def _file_system(path: str) -> str:
-    """Type of the file system that holds a path, as the kernel names it; empty when it does not say."""
-    best, kind = "", ""
-    with contextlib.suppress(OSError), open("/proc/self/mounts", "rb") as mounts:
-        for line in mounts.read().decode(errors="replace").splitlines():
-            _, point, name, *_ = line.split(" ")
-            point = point.replace("\\040", " ")
-            if len(point) >= len(best) and (path + "/").startswith(point.rstrip("/") + "/"):
-                best, kind = point, name
-    return kind

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from proxystore_core import forks
 
-__all__ = ["Change", "watching"]
+__all__ = ["Change", "told_of", "watching"]
 
 _FOR = (
     0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800 | 0x01000000
@@ -26,6 +26,9 @@ _EVENT = struct.Struct("iIII")
 _IDLE = 5.0  # seconds without anyone waiting after which the instance is given back
 _LOOK = 0.01  # seconds between two looks where the kernel tells nothing
 _LOOK_ALL_THE_SAME = 1.0  # seconds, where it should tell: some file systems keep changes to themselves
+_NETWORK = frozenset(
+    "nfs nfs4 lustre gpfs beegfs ceph cifs smb3 panfs afs wekafs fuse.sshfs fuse.glusterfs".split()
+)
 
 
 class Change:
@@ -66,6 +69,23 @@ def watching(directory: str, names: tuple[str, ...], *, told: bool = True) -> It
         yield watched[1]
     finally:
         _inotify.remove(*watched)
+
+
+def told_of(path: str) -> bool:
+    """Whether all changes near a path are made by this host's kernel, which then tells of them."""
+    return _file_system(path) not in _NETWORK
+
+
+def _file_system(path: str) -> str:
+    """Type of the file system that holds a path, as the kernel names it; empty when it does not say."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError), open("/proc/self/mounts", "rb") as mounts:
+        for line in mounts.read().decode(errors="replace").splitlines():
+            _, point, name, *_ = line.split(" ")
+            point = point.replace("\\040", " ")
+            if len(point) >= len(best) and (path + "/").startswith(point.rstrip("/") + "/"):
+                best, kind = point, name
+    return kind
 
 
 class _Inotify:
