@@ -64,8 +64,7 @@ def sessions_of_streams(store: Store[Any]) -> list[str]:
 
 STUCK = """
 import sys, time
-from proxystore_core import Store, buffers
-from proxystore_core.connectors import file
+from proxystore_core import Store
 from proxystore_core.stream import QueuePublisher, StreamProducer
 class Stuck(QueuePublisher):
     def send(self, topic, message):
