@@ -375,7 +375,7 @@ class FileConnector:
                 os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
                 return
             except FileNotFoundError:
-                # An eviction beside us has emptied the session, and it went: no need to write the bytes again.
+                # An eviction beside us has emptied the session, so it went: no need to write the bytes again.
                 session = os.path.basename(directory)
                 if not tries_left or lapse_of(session) is None:
                     raise
