@@ -1,13 +1,10 @@
-"""Memory to read into, private maps, and writing without joining."""
+"""Memory to read into, and writing without joining."""
 
 from __future__ import annotations
 
 import array
-import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxystore_core import buffers
-from proxystore_core.buffers import MAP_FROM, fresh_buffer, map_private, read_file, write_file
+from proxystore_core.buffers import MAP_FROM, fresh_buffer, read_file, write_file
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.testing import in_fork
 
@@ -98,76 +94,3 @@ def test_interrupted_writes_go_on_at_the_right_byte() -> None:
         reader.join()
         os.close(reading)
     assert got == b"".join(bytes(memoryview(part).cast("B")) for part in parts)
-
-
-@pytest.fixture
-def mapped_file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(b"a" * 2_000_000)
-    return path
-
-
-def test_map_is_private_and_writable(mapped_file: Path) -> None:
-    fd = os.open(mapped_file, os.O_RDONLY)
-    one, two = map_private(fd, 2_000_000), map_private(fd, 2_000_000)
-    os.close(fd)
-    assert (one.format, one.ndim, one.readonly, one.nbytes) == ("B", 1, False, 2_000_000)
-    one[:5] = b"hello"
-    assert two == b"a" * 2_000_000
-    assert mapped_file.read_bytes() == b"a" * 2_000_000
-    mapped_file.unlink()
-    assert bytes(one[:6]) == b"helloa"
-
-
-def test_map_lives_as_long_as_any_view(mapped_file: Path) -> None:
-    fd = os.open(mapped_file, os.O_RDONLY)
-    view = map_private(fd, 2_000_000)
-    os.close(fd)
-    part = view[1_000_000:1_000_010]
-    assert len(buffers._maps) >= 1
-    count = len(buffers._maps)
-    del view
-    gc.collect()
-    assert len(buffers._maps) == count
-    assert bytes(part) == b"a" * 10
-    del part
-    gc.collect()
-    assert len(buffers._maps) == count - 1
-    with open("/proc/self/maps") as maps:
-        assert str(mapped_file) not in maps.read()
-
-
-def test_map_under_numpy(mapped_file: Path) -> None:
-    np = pytest.importorskip("numpy")
-    fd = os.open(mapped_file, os.O_RDONLY)
-    numbers = np.frombuffer(map_private(fd, 2_000_000), dtype="u1")
-    os.close(fd)
-    gc.collect()
-    numbers += 1
-    assert numbers.sum() == 98 * 2_000_000
-    assert mapped_file.read_bytes() == b"a" * 2_000_000
-
-
-def test_map_that_cannot_be(mapped_file: Path) -> None:
-    fd = os.open(mapped_file, os.O_WRONLY)
-    with pytest.raises(PermissionError, match="cannot map 100 bytes"):
-        map_private(fd, 100)
-    os.close(fd)
-
-
-def test_maps_at_exit_are_no_crash(mapped_file: Path) -> None:
-    program = (
-        "import os, sys; from proxystore_core.buffers import map_private\n"
-        f"fd = os.open({str(mapped_file)!r}, os.O_RDONLY)\n"
-        "held = [map_private(fd, 2_000_000) for _ in range(5)]\n"
-        "class Late:\n"
-        "    def __del__(self): assert held[0][0] == 97\n"
-        "late = Late(); held.append(late)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,15 +1,12 @@
-"""Fresh memory to read into, private maps of files, and writing buffers without joining them."""
+"""Fresh memory to read into, and writing buffers without joining them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import functools
 import mmap
 import os
-import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 from proxystore_core.connectors.base import Buffer
@@ -20,7 +17,6 @@ __all__ = [
     "blank_buffer",
     "byte_views",
     "fresh_buffer",
-    "map_private",
     "read_file",
     "split",
     "write_file",
@@ -31,7 +27,6 @@ MAP_FROM = 1 << 20
 
 _HEAP = 32 << 20  # bytes from which malloc always maps: what is smaller it gives again, its pages paid for
 _IOV_MAX = 1024  # Linux' bound on the buffers of one writev
-_maps: set[int] = set()  # addresses of the private maps that this process holds
 
 
 def fresh_buffer(size: int) -> bytearray | memoryview:
@@ -128,60 +123,3 @@ def split(views: Sequence[memoryview], part: int) -> Iterator[list[memoryview]]:
             room -= view.nbytes - start
     if cut:
         yield cut
-
-
-def map_private(fd: int, size: int) -> memoryview:
-    """A writable private map of a file's first ``size`` bytes: changes are never seen by anyone else.
-
-    The descriptor can be closed at once (``mmap.mmap`` would keep a duplicate of it open for as
-    long as the map lives, and a process that holds a thousand arrays would run out of them).
-    The map lives as long as any view of it.
-
-    Raises:
-        OSError: the system refuses another map, or this process has half of all that it may have
-            (``ENOMEM``: vm.max_map_count). At the bound itself not even malloc works any more.
-    """
-    if sys.platform != "linux":
-        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
-    if len(_maps) >= _most_maps():
-        raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
-    libc = _libc()
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        number = ctypes.get_errno() or errno.ENOMEM
-        raise OSError(number, f"cannot map {size} bytes: {os.strerror(number)}")
-    array = (ctypes.c_ubyte * size).from_address(address)
-    # At exit the arrays may outlive the finalizer's turn: the kernel unmaps then.
-    _maps.add(address)
-    weakref.finalize(array, _unmap, address, size).atexit = False
-    return memoryview(array).cast("B")
-
-
-def _unmap(address: int, size: int) -> None:
-    _maps.discard(address)  # first: once unmapped, the address may be another thread's
-    _libc().munmap(address, size)
-
-
-@functools.cache
-def _most_maps() -> int:
-    try:
-        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
-            return int(file.read()) // 2
-    except OSError:
-        return 32_765
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int64,
-    )
-    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    return libc

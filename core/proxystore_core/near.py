@@ -20,11 +20,12 @@ import weakref
 from collections.abc import Callable
 
 from proxystore_core import forks
-from proxystore_core.buffers import MAP_FROM, map_private, read_file
+from proxystore_core.buffers import MAP_FROM, read_file
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.errors import StoreError
 from proxystore_core.locks import OPEN, is_at, locked
+from proxystore_core.maps import map_private
 
 __all__ = ["NEAR_FROM", "NearCopies"]
 

@@ -20,12 +20,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from proxystore_core.buffers import MAP_FROM, map_private, read_file
+from proxystore_core.buffers import MAP_FROM, read_file
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, never_comes
 from proxystore_core.connectors.file import LATER, FileConnector
 from proxystore_core.connectors.segments import SegmentStock, has_room
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
+from proxystore_core.maps import map_private
 from proxystore_core.urls import StoreURL
 
 __all__ = ["ShmConnector"]

@@ -1,0 +1,197 @@
+"""Private maps of files: writable memory that costs nothing before it is touched.
+
+Tasks that share an argument map the same file one after another, and pay each time for a page fault a page
+and for taking them back: 1 ms for 10 MB. So a map of a file that was mapped before is not undone at once
+when nobody has it any more, if nobody has written to it (Linux tells, in ``/proc/self/pagemap``): the next
+one who maps the file gets it, pages and all. One that nobody wants is undone within two seconds: until then
+it keeps the memory of a file that is evicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import mmap
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from typing import Final
+
+from proxystore_core import forks
+
+__all__ = ["map_private"]
+
+Place = tuple[int, int, int, int]
+"""A file that nobody changes, as long as one maps it: device, inode, time of its change, bytes of the map."""
+
+_UNUSED: Final = 1.0  # seconds
+_REMEMBERED: Final = 64  # files
+_ENTRY: Final = 8  # bytes of a page's entry in a pagemap, little endian
+_OURS: Final = bytes(
+    # Of an entry's highest byte: swapped out, or present and no page of a file.
+    byte
+    for byte in range(256)
+    if byte & 0x40 or (byte & 0x80 and not byte & 0x20)
+)
+_CLEAN: Final = bytes(set(range(256)) - set(_OURS))
+
+_maps: set[int] = set()  # addresses of the private maps that this process holds
+_known: OrderedDict[Place, None] = OrderedDict()  # mapped lately
+# Changed by finalizers, which run wherever the interpreter pleases: by single operations, without a lock.
+_kept: dict[Place, tuple[int, float]] = {}  # address, and since when nobody has had it
+_dropping = False  # whether a thread takes back what is kept
+
+
+def map_private(fd: int, size: int) -> memoryview:
+    """A writable private map of a file's first ``size`` bytes: changes are never seen by anyone else.
+
+    The descriptor can be closed at once (``mmap.mmap`` would keep a duplicate of it open for as
+    long as the map lives, and a process that holds a thousand arrays would run out of them).
+    The map lives as long as any view of it.
+
+    Args:
+        fd: of a file that nobody writes to any more.
+        size: bytes.
+
+    Raises:
+        OSError: the system refuses another map, or this process has half of all that it may have
+            (``ENOMEM``: vm.max_map_count). At the bound itself not even malloc works any more.
+    """
+    if sys.platform != "linux":
+        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+    status = os.fstat(fd)
+    place = status.st_dev, status.st_ino, status.st_mtime_ns, size
+    known = place in _known
+    kept = _kept.pop(place, None) if known else None
+    address = _mapped(fd, size) if kept is None else kept[0]
+    if known:
+        _start_dropping()
+    else:
+        _known[place] = None
+        if len(_known) > _REMEMBERED:
+            with contextlib.suppress(KeyError):  # another thread's turn
+                _known.popitem(last=False)
+    array = (ctypes.c_ubyte * size).from_address(address)
+    # At exit the arrays may outlive the finalizer's turn: the kernel unmaps then.
+    finalizer = weakref.finalize(array, _released, place if known else None, address, size)
+    finalizer.atexit = False
+    return memoryview(array).cast("B")
+
+
+def _mapped(fd: int, size: int) -> int:
+    if len(_maps) >= _most_maps():
+        for place in list(_kept):
+            _drop(place)
+    if len(_maps) >= _most_maps():
+        raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
+    libc = _libc()
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno() or errno.ENOMEM
+        raise OSError(number, f"cannot map {size} bytes: {os.strerror(number)}")
+    _maps.add(address)
+    return int(address)
+
+
+def _released(place: Place | None, address: int, size: int) -> None:
+    """Nobody has a map any more. May run in the middle of anything."""
+    if place is None or not _dropping or not _is_clean(address, size):
+        _unmap(address, size)
+        return
+    mine = address, time.monotonic()
+    if _kept.setdefault(place, mine) is not mine:
+        _unmap(address, size)
+    elif not _dropping:  # it has ended in between, and has not seen this one
+        _drop(place)
+
+
+def _is_clean(address: int, size: int) -> bool:
+    """Whether every page of a map is still the file's."""
+    first, last = address // mmap.PAGESIZE, (address + size - 1) // mmap.PAGESIZE
+    try:
+        # Not kept open: in a forked child it would still tell of the parent.
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entries = os.pread(fd, (last - first + 1) * _ENTRY, first * _ENTRY)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    whole = len(entries) == (last - first + 1) * _ENTRY
+    return whole and not entries[_ENTRY - 1 :: _ENTRY].translate(None, _CLEAN)
+
+
+def _unmap(address: int, size: int) -> None:
+    _maps.discard(address)  # first: once unmapped, the address may be another thread's
+    _libc().munmap(address, size)
+
+
+def _drop(place: Place) -> None:
+    kept = _kept.pop(place, None)
+    if kept is not None:
+        _unmap(kept[0], place[-1])
+
+
+def _start_dropping() -> None:
+    global _dropping
+    if not _dropping:
+        _dropping = True  # two threads at once start two: each ends
+        try:
+            threading.Thread(target=_drop_unused, name="proxystore-maps", daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or may have no more threads
+            _dropping = False
+
+
+def _drop_unused() -> None:
+    """Take back what nobody has wanted for a second; until nobody maps anything again."""
+    global _dropping
+    idle = 0
+    while idle < 3:
+        time.sleep(_UNUSED / 2)
+        idle = 0 if _kept else idle + 1
+        before = time.monotonic() - _UNUSED
+        for place, (_, since) in list(_kept.items()):
+            if since < before:
+                _drop(place)
+    _dropping = False
+    for place in list(_kept):
+        _drop(place)
+
+
+@forks.in_child
+def _forget() -> None:
+    """The child has no thread that takes back what is kept."""
+    global _dropping
+    _dropping = False
+    for place in list(_kept):
+        _drop(place)
+
+
+@functools.cache
+def _most_maps() -> int:
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+            return int(file.read()) // 2
+    except OSError:
+        return 32_765
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int64,
+    )
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc

@@ -1,0 +1,238 @@
+"""Private maps of files, and those that are used again."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxystore_core import Store, maps
+from proxystore_core.maps import map_private
+from proxystore_core.testing import in_fork
+
+SIZE = 2_000_000
+
+
+@pytest.fixture
+def mapped_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 2_000_000)
+    return path
+
+
+def test_map_is_private_and_writable(mapped_file: Path) -> None:
+    fd = os.open(mapped_file, os.O_RDONLY)
+    one, two = map_private(fd, 2_000_000), map_private(fd, 2_000_000)
+    os.close(fd)
+    assert (one.format, one.ndim, one.readonly, one.nbytes) == ("B", 1, False, 2_000_000)
+    one[:5] = b"hello"
+    assert two == b"a" * 2_000_000
+    assert mapped_file.read_bytes() == b"a" * 2_000_000
+    mapped_file.unlink()
+    assert bytes(one[:6]) == b"helloa"
+
+
+def test_map_lives_as_long_as_any_view(mapped_file: Path) -> None:
+    fd = os.open(mapped_file, os.O_RDONLY)
+    view = map_private(fd, 2_000_000)
+    os.close(fd)
+    part = view[1_000_000:1_000_010]
+    assert len(maps._maps) >= 1
+    count = len(maps._maps)
+    del view
+    gc.collect()
+    assert len(maps._maps) == count
+    assert bytes(part) == b"a" * 10
+    del part
+    gc.collect()
+    assert len(maps._maps) == count - 1
+    assert str(mapped_file) not in Path("/proc/self/maps").read_text()
+
+
+def test_map_under_numpy(mapped_file: Path) -> None:
+    np = pytest.importorskip("numpy")
+    fd = os.open(mapped_file, os.O_RDONLY)
+    numbers = np.frombuffer(map_private(fd, 2_000_000), dtype="u1")
+    os.close(fd)
+    gc.collect()
+    numbers += 1
+    assert numbers.sum() == 98 * 2_000_000
+    assert mapped_file.read_bytes() == b"a" * 2_000_000
+
+
+def test_map_that_cannot_be(mapped_file: Path) -> None:
+    fd = os.open(mapped_file, os.O_WRONLY)
+    with pytest.raises(PermissionError, match="cannot map 100 bytes"):
+        map_private(fd, 100)
+    os.close(fd)
+
+
+def test_maps_at_exit_are_no_crash(mapped_file: Path) -> None:
+    program = (
+        "import os, sys; from proxystore_core.maps import map_private\n"
+        f"fd = os.open({str(mapped_file)!r}, os.O_RDONLY)\n"
+        "held = [map_private(fd, 2_000_000) for _ in range(5)]\n"
+        "class Late:\n"
+        "    def __del__(self): assert held[0][0] == 97\n"
+        "late = Late(); held.append(late)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.fixture
+def known_file(mapped_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that was mapped before."""
+    monkeypatch.setattr(maps, "_UNUSED", 0.2)
+    wait_for(lambda: not maps._dropping)
+    mapped(mapped_file).release()
+    gc.collect()
+    yield mapped_file
+    wait_for(lambda: not maps._kept)
+
+
+def mapped(path: Path) -> memoryview:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return map_private(fd, SIZE)
+    finally:
+        os.close(fd)
+
+
+def place_of(view: memoryview) -> int:
+    np = pytest.importorskip("numpy")
+    return int(np.frombuffer(view, dtype="u1").ctypes.data)
+
+
+def wait_for(what: object) -> None:
+    until = time.monotonic() + 30
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def held(path: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(str(path))
+
+
+def test_a_map_that_nobody_wrote_to_is_used_again(known_file: Path) -> None:
+    one = mapped(known_file)
+    first = place_of(one)
+    assert one[::4096] == b"a" * len(one[::4096])
+    del one
+    two = mapped(known_file)
+    assert place_of(two) == first
+    assert two == b"a" * SIZE
+
+
+def test_a_file_that_is_mapped_once_is_unmapped_at_once(mapped_file: Path) -> None:
+    view = mapped(mapped_file)
+    del view
+    assert not held(mapped_file)
+
+
+@pytest.mark.parametrize("place", [0, 4095, 1_000_000, SIZE - 1])
+def test_nobody_sees_what_another_has_written(known_file: Path, place: int) -> None:
+    one = mapped(known_file)
+    one[place] = 0
+    del one
+    assert not held(known_file)
+    assert mapped(known_file) == b"a" * SIZE
+
+
+def test_two_at_once_have_a_map_each(known_file: Path) -> None:
+    del_me = mapped(known_file)
+    del del_me
+    one, two = mapped(known_file), mapped(known_file)
+    assert place_of(one) != place_of(two)
+    one[7] = 0
+    assert two[7] == 97
+    del one, two
+    assert held(known_file) == 1
+
+
+def test_a_file_of_the_same_name_is_another(known_file: Path) -> None:
+    view = mapped(known_file)
+    del view
+    assert held(known_file)
+    known_file.unlink()
+    known_file.write_bytes(b"b" * SIZE)
+    assert mapped(known_file) == b"b" * SIZE
+
+
+def test_what_nobody_wants_goes(known_file: Path) -> None:
+    view = mapped(known_file)
+    del view
+    assert held(known_file)
+    wait_for(lambda: not held(known_file))
+
+
+def test_after_a_fork_each_has_its_own(known_file: Path) -> None:
+    view = mapped(known_file)
+    in_use, inherited = place_of(view), [view]
+
+    def child() -> None:
+        inherited[0][3] = 0
+        assert mapped(known_file)[3] == 97
+
+    in_fork(child)
+    assert (view[3], place_of(view)) == (97, in_use)
+    inherited.clear()
+    del view
+    assert held(known_file) == 1
+
+    def later() -> None:
+        assert not held(known_file)  # nobody would take it back here
+        again = mapped(known_file)
+        again[3] = 0
+        del again
+        assert not held(known_file)
+
+    in_fork(later)
+    assert mapped(known_file)[3] == 97
+
+
+def test_threads_that_write_and_drop(known_file: Path) -> None:
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for i in range(100):
+            view = mapped(known_file)
+            if view[number * 4096] != 97 or view[SIZE - 1] != 97:
+                wrong.append(i)
+            if i % 3 == number % 3:
+                view[number * 4096] = view[SIZE - 1] = number
+            del view
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_shared_argument_is_loaded_private_each_time() -> None:
+    np = pytest.importorskip("numpy")
+    with Store.from_url("shm://") as store:
+        reference = store.reference(np.zeros(SIZE, dtype="u1"))
+        for turn in range(5):
+            array = reference()
+            assert not array.any()
+            array[turn * 1000] = 1
+            untouched = reference()
+            assert not untouched.any()
+            del array, untouched
+        store.evict(reference.key)
