@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,10 @@ FDS = 8
 """File descriptors that a process may have more at the end than after the warm-up."""
 
 WARM_UP = 0.2
+
+BARE = "-bare"
+"""What the name of an engine without a store ends in."""
+
 _OUT = Path(__file__).parent / "results" / "soak"
 _ROOT = str(Path(__file__).parent.parent)
 
@@ -51,27 +57,30 @@ def large(array: Any, by: int) -> Any:
     return array + by
 
 
-# Engines: each gives a function that makes calls and returns their results, and the link to its store.
+# Engines: each gives a function that makes calls and returns their results; it is bare without settings.
 
 Gather = Callable[[Any, list[tuple[Any, ...]]], list[Any]]
 
 
 @contextlib.contextmanager
-def _pool(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
+def _pool(settings: dict[str, Any], place: str) -> Iterator[Gather]:
     from concurrent.futures import ProcessPoolExecutor
 
     from proxystore_integrations.futures import StoreExecutor
 
-    with StoreExecutor(ProcessPoolExecutor(2), store, threshold="100 kB") as executor:
+    pool = ProcessPoolExecutor(2)
+    with StoreExecutor(pool, **settings) if settings else pool as executor:
 
         def gather(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
             return [future.result() for future in [executor.submit(function, *call) for call in calls]]
 
-        yield gather, executor._link
+        yield gather
 
 
 @contextlib.contextmanager
-def _dask(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
+def _dask(settings: dict[str, Any], place: str) -> Iterator[Gather]:
+    import distributed
+
     from proxystore_integrations.dask import Client
 
     file = os.path.join(place, "scheduler.json")
@@ -85,20 +94,19 @@ def _dask(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
             stack.callback(process.terminate)
             while not os.path.exists(file):
                 time.sleep(0.1)
-        client = stack.enter_context(
-            Client(scheduler_file=file, store=store, threshold="100 kB", results="always")
-        )
+        kind = functools.partial(Client, results="always", **settings) if settings else distributed.Client
+        client: Any = stack.enter_context(kind(scheduler_file=file))
         client.wait_for_workers(2)
 
         def gather(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
             results: list[Any] = client.gather(client.map(function, *zip(*calls, strict=True), pure=False))
             return results
 
-        yield gather, client._link
+        yield gather
 
 
 @contextlib.contextmanager
-def _parsl(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
+def _parsl(settings: dict[str, Any], place: str) -> Iterator[Gather]:
     import parsl
     from parsl import python_app
     from parsl.config import Config
@@ -114,32 +122,30 @@ def _parsl(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
         encrypted=False,
         provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PYTHONPATH={_ROOT}"),
     )
-    wrapped: Any = wrap(executor, store=store, threshold="100 kB")
+    wrapped: Any = wrap(executor, **settings) if settings else executor
     with parsl.load(Config(executors=[wrapped], run_dir=place, strategy="none", initialize_logging=False)):
         apps = {function: python_app(function) for function in (small, large)}
 
         def gather(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
             return [future.result() for future in [apps[function](*call) for call in calls]]
 
-        yield gather, wrapped._link
+        yield gather
 
 
 @contextlib.contextmanager
-def _ray(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
+def _ray(settings: dict[str, Any], place: str) -> Iterator[Gather]:
     import ray
 
-    from proxystore_integrations.ray import init, link
+    from proxystore_integrations.ray import init
 
-    init(
+    start = functools.partial(init, results="always", **settings) if settings else ray.init
+    start(
         num_cpus=2,
         object_store_memory=300_000_000,
         include_dashboard=False,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
         runtime_env={"env_vars": {"PYTHONPATH": _ROOT}},
-        store=store,
-        threshold="100 kB",
-        results="always",
     )
     try:
         remote = {function: ray.remote(function) for function in (small, large)}
@@ -148,7 +154,7 @@ def _ray(store: str, place: str) -> Iterator[tuple[Gather, Any]]:
             results: list[Any] = ray.get([remote[function].remote(*call) for call in calls])
             return results
 
-        yield gather, link.current()
+        yield gather
     finally:
         ray.shutdown()
 
@@ -158,37 +164,65 @@ ENGINES = {"pool": _pool, "dask": _dask, "parsl": _parsl, "ray": _ray}
 
 # Looking.
 
+_ROLES = {
+    "scheduler": "scheduler",
+    "interchange": "interchange",
+    "process_worker_pool": "manager",
+    "gcs_server": "gcs_server",
+    "raylet/raylet": "raylet",
+    "log_monitor": "log monitor",
+    "monitor.py": "monitor",
+    "agent": "agent",
+    "node_server": "node server",
+    "resource_tracker": "resource tracker",
+    "parsl: HTEX manager": "manager",
+}
+"""What a process is by what its command line has in it; a worker by default."""
 
-def processes() -> dict[str, psutil.Process]:
-    """This process and all that it started, by what they are."""
-    me = psutil.Process()
-    found = {"client": me}
-    for process in me.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
+
+class Watch:
+    """Looks at this process and all that it started, and at what is in the store.
+
+    Args:
+        connector: of the store.
+    """
+
+    def __init__(self, connector: Any) -> None:
+        lister = surveyed(connector)
+        assert lister is not None
+        self._lister = lister
+        self._names: dict[int, str] = {os.getpid(): "client"}
+        self._roles: Counter[str] = Counter()
+
+    def _name(self, process: psutil.Process) -> str:
+        # A worker's command line may change with what it does.
+        if process.pid not in self._names:
             words = " ".join(process.cmdline()) or process.name()
-            known = ("scheduler", "interchange", "gcs_server", "raylet", "node_server", "resource_tracker")
-            role = next((name for name in known if name in words), "worker")
-            number = sum(name.startswith(role) for name in found)
-            found[f"{role} {number}" if number else role] = process
-    return found
+            role = next((role for word, role in _ROLES.items() if word in words), "worker")
+            number = self._roles[role]
+            self._roles[role] += 1
+            self._names[process.pid] = f"{role} {number}" if number else role
+        return self._names[process.pid]
+
+    def look(self) -> dict[str, Any]:
+        """Memory (MB) and descriptors of every process, and what is in the store."""
+        held = self._lister.held()
+        sample: dict[str, Any] = {
+            "objects": sum(one.objects for one in held.values()),
+            "stored MB": sum(one.nbytes for one in held.values()) / 1e6,
+        }
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                sample[self._name(process)] = [process.memory_info().rss / 1e6, process.num_fds()]
+        return sample
+
+    def left(self) -> int:
+        """Objects in the store."""
+        return sum(one.objects for one in self._lister.held().values())
 
 
-def look(connector: Any) -> dict[str, Any]:
-    """Memory (MB) and descriptors of every process, and what is in the store."""
-    lister = surveyed(connector)
-    assert lister is not None
-    held = lister.held()
-    sample: dict[str, Any] = {
-        "objects": sum(one.objects for one in held.values()),
-        "stored MB": sum(one.nbytes for one in held.values()) / 1e6,
-    }
-    for name, process in processes().items():
-        with contextlib.suppress(psutil.Error):
-            sample[name] = [process.memory_info().rss / 1e6, process.num_fds()]
-    return sample
-
-
-def soak(gather: Gather, connector: Any, kind: str, count: int, batch: int) -> dict[str, Any]:
+def soak(gather: Gather, watch: Watch, kind: str, count: int, batch: int) -> dict[str, Any]:
     """Make so many calls, and look fifty times."""
     samples: list[dict[str, Any]] = []
     every = max(batch, count // 50)
@@ -207,7 +241,7 @@ def soak(gather: Gather, connector: Any, kind: str, count: int, batch: int) -> d
         done += batch
         if done % every < batch:
             gc.collect()
-            samples.append({"tasks": done, **look(connector)})
+            samples.append({"tasks": done, **watch.look()})
     return {"tasks": done, "seconds": round(time.monotonic() - start, 1), "samples": samples}
 
 
@@ -263,13 +297,13 @@ def report(folder: Path) -> str:
         result = json.loads(path.read_text())
         machine = result["machine"]
         lines += [f"## {path.stem}", "", f"{machine['processor']}, {machine['cores']} cores."]
-        for kind in ("small", "large"):
+        for kind in [kind for kind in ("small", "large") if kind in result]:
             run = result[kind]
             most = max(sample["stored MB"] for sample in run["samples"])
             story = (
                 f"{run['tasks']} {kind} tasks in {run['seconds']:.0f} s; at most {most:.1f} MB in the store"
             )
-            lines += ["", f"{story} when looked at, {result['left']} objects at the end.", ""]
+            lines += ["", f"{story} when looked at, {run['left']} objects at the end.", ""]
             lines += [f"| {' | '.join(_COLUMNS.values())} |", f"|{'---|' * len(_COLUMNS)}"]
             for one in run["verdicts"]:
                 cells = one | {"flat": "yes" if one["flat"] else "**no**"}
@@ -293,6 +327,8 @@ def draw(folder: Path) -> None:
     for path, row in zip(paths, rows, strict=True):
         result = json.loads(path.read_text())
         for kind, axes in zip(("small", "large"), row, strict=True):
+            if kind not in result:
+                continue
             for name in [one["process"] for one in result[kind]["verdicts"]]:
                 there = [sample for sample in result[kind]["samples"] if name in sample]
                 axes.plot([one["tasks"] for one in there], [one[name][0] for one in there], label=name)
@@ -303,11 +339,49 @@ def draw(folder: Path) -> None:
     figure.savefig(folder / "memory.png", dpi=90)
 
 
+def _one(name: str, options: argparse.Namespace, before: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Soak an engine, or a bare one.
+
+    Args:
+        name: of the engine.
+        options: of the command.
+        before: what came of it earlier, for tasks of which there are to be none now.
+
+    Returns:
+        What came of it, and what is not as it should be.
+    """
+    settings = {} if name.endswith(BARE) else {"store": options.store, "threshold": "100 kB"}
+    connector = open_connector(options.store)
+    watch = Watch(connector)
+    kinds = {"small": (options.small, 500), "large": (options.large, 10)}
+    kinds = {kind: counts for kind, counts in kinds.items() if counts[0]}
+    result: dict[str, Any] = {**before, "machine": describe()}
+    wrong = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        with ENGINES[name.removesuffix(BARE)](settings, place) as gather:
+            for kind, (count, batch) in kinds.items():
+                run = soak(gather, watch, kind, count, batch)
+                run["verdicts"] = verdicts(run)
+                result[kind] = run
+                bad = [one["process"] for one in run["verdicts"] if not one["flat"]]
+                seconds = run["seconds"]
+                print(f"{name}: {count} {kind} in {seconds} s, not flat: {bad or 'nothing'}", flush=True)
+                wrong += [f"{name}: {process}" for process in bad]
+        left = watch.left()
+    for kind in kinds:
+        result[kind]["left"] = left
+    connector.close()
+    if left:
+        wrong.append(f"{name}: {left} objects are left")
+    return result, wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--engine", default=",".join(ENGINES), help="names, separated by commas")
-    parser.add_argument("--small", type=int, default=100_000, help="small tasks")
-    parser.add_argument("--large", type=int, default=5_000, help="large tasks")
+    everything = ",".join(name + suffix for name in ENGINES for suffix in ("", BARE))
+    parser.add_argument("--engine", default=everything, help=f"names with commas; dask{BARE} is bare")
+    parser.add_argument("--small", type=int, default=100_000, help="small tasks; 0 leaves their results")
+    parser.add_argument("--large", type=int, default=5_000, help="large tasks; likewise")
     parser.add_argument("--store", default="shm://soak", help="URL")
     parser.add_argument("--out", type=Path, default=_OUT, help="folder of the results")
     options = parser.parse_args()
@@ -315,29 +389,13 @@ def main() -> None:
     os.environ["PYTHONPATH"] = _ROOT  # workers import this module
     leaking = []
     for name in options.engine.split(","):
-        connector = open_connector(options.store)
-        result: dict[str, Any] = {"machine": describe()}
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            with ENGINES[name](options.store, place) as (gather, _):
-                for kind, count, batch in (("small", options.small, 500), ("large", options.large, 10)):
-                    run = soak(gather, connector, kind, count, batch)
-                    run["verdicts"] = verdicts(run)
-                    result[kind] = run
-                    bad = [one["process"] for one in run["verdicts"] if not one["flat"]]
-                    print(
-                        f"{name}: {count} {kind} in {run['seconds']} s, not flat: {bad or 'nothing'}",
-                        flush=True,
-                    )
-                    leaking += [f"{name}: {process}" for process in bad]
-            lister = surveyed(connector)
-            assert lister is not None
-            result["left"] = sum(one.objects for one in lister.held().values())
-        connector.close()
-        if result["left"]:
-            leaking.append(f"{name}: {result['left']} objects are left")
-        (options.out / f"{name}.json").write_text(json.dumps(result) + "\n")
+        path = options.out / f"{name}.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        result, wrong = _one(name, options, before)
+        path.write_text(json.dumps(result) + "\n")
         (options.out / "report.md").write_text(report(options.out))
         draw(options.out)
+        leaking += [] if name.endswith(BARE) else wrong
     sys.exit("\n".join(leaking))
 
 

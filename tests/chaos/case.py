@@ -172,12 +172,16 @@ class _Stage:
         self.cluster += [self._start([*worker, "--preload", "chaos.own_memory"]) for _ in range(2)]
 
     def _restart_cluster(self) -> None:
-        """Kill the scheduler; its workers end by themselves, and whoever deployed it starts it all anew."""
-        scheduler, *workers = self.cluster
-        scheduler.kill()
-        for process in (scheduler, *workers):
-            process.wait(40)
+        """Kill the scheduler, and start it and other workers anew, as whoever deployed it does.
+
+        Its workers end by themselves, but only when their tasks do, or after 30 s: just as long as a client
+        by default looks for its scheduler before it closes.
+        """
+        before = self.cluster
+        before[0].kill()
+        before[0].wait(40)
         self._start_cluster()
+        self.cluster += before[1:]
 
     def _start(self, command: list[str], **more: str) -> subprocess.Popen[bytes]:
         with (self.place / "log").open("ab") as log:

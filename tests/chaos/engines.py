@@ -84,6 +84,7 @@ class Dask(Engine):
         options: dict[str, Any] = {
             "scheduler_file": str(self.place / "scheduler.json"),
             "set_as_default": False,
+            "timeout": WAIT,  # for a restarted scheduler, too, on a busy machine
         }
         self.client: distributed.Client = (
             Client(**options, results="always", **self.settings)
