@@ -26,22 +26,12 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import describe
+from benchmarks.soak_report import BARE, draw, read, report, verdicts
 from proxystore_core.connectors.base import surveyed
 from proxystore_core.recipe import open_connector
 
 SIZE = 1_000_000
 """Bytes of a large argument, and of its task's result."""
-
-GROWTH = 10.0
-"""MB that a process may grow after the warm-up, by the fitted line, before it is called a leak."""
-
-FDS = 8
-"""File descriptors that a process may have more at the end than after the warm-up."""
-
-WARM_UP = 0.2
-
-BARE = "-bare"
-"""What the name of an engine without a store ends in."""
 
 _OUT = Path(__file__).parent / "results" / "soak"
 _ROOT = str(Path(__file__).parent.parent)
@@ -106,6 +96,21 @@ def _dask(settings: dict[str, Any], place: str) -> Iterator[Gather]:
 
 
 @contextlib.contextmanager
+def _dask_with_short_logs(settings: dict[str, Any], place: str) -> Iterator[Gather]:
+    """By default each end of a connection keeps its last 1000 messages: 100 000 tasks do not fill that."""
+    import dask
+
+    name = "distributed.admin.low-level-log-length"
+    variable = f"DASK_{name.upper().replace('.', '__').replace('-', '_')}"
+    os.environ[variable] = "20"
+    try:
+        with dask.config.set({name: 20}), _dask(settings, place) as gather:
+            yield gather
+    finally:
+        del os.environ[variable]
+
+
+@contextlib.contextmanager
 def _parsl(settings: dict[str, Any], place: str) -> Iterator[Gather]:
     import parsl
     from parsl import python_app
@@ -159,7 +164,13 @@ def _ray(settings: dict[str, Any], place: str) -> Iterator[Gather]:
         ray.shutdown()
 
 
-ENGINES = {"pool": _pool, "dask": _dask, "parsl": _parsl, "ray": _ray}
+ENGINES = {
+    "pool": _pool,
+    "dask": _dask,
+    "dask-short-logs": _dask_with_short_logs,
+    "parsl": _parsl,
+    "ray": _ray,
+}
 
 
 # Looking.
@@ -222,12 +233,12 @@ class Watch:
         return sum(one.objects for one in self._lister.held().values())
 
 
-def soak(gather: Gather, watch: Watch, kind: str, count: int, batch: int) -> dict[str, Any]:
-    """Make so many calls, and look fifty times."""
+def soak(gather: Gather, watch: Watch, kind: str, count: int, batch: int, limit: float) -> dict[str, Any]:
+    """Make so many calls, or as many as can be had within the limit in seconds, and look fifty times."""
     samples: list[dict[str, Any]] = []
     every = max(batch, count // 50)
     start, done = time.monotonic(), 0
-    while done < count:
+    while done < count and time.monotonic() - start < limit:
         calls: list[tuple[Any, ...]]
         if kind == "small":
             calls = [(number,) for number in range(done, done + batch)]
@@ -245,158 +256,51 @@ def soak(gather: Gather, watch: Watch, kind: str, count: int, batch: int) -> dic
     return {"tasks": done, "seconds": round(time.monotonic() - start, 1), "samples": samples}
 
 
-def verdicts(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each process: memory after the warm-up and at the end, growth by the fitted line, descriptors."""
-    found = []
-    samples = [sample for sample in run["samples"] if sample["tasks"] > WARM_UP * run["tasks"]]
-    for name in sorted({name for sample in samples for name in sample} - {"tasks", "objects", "stored MB"}):
-        there = [sample for sample in samples if name in sample]
-        if len(there) < 5:
-            continue
-        tasks = np.array([sample["tasks"] for sample in there], dtype=float)
-        memory = np.array([sample[name][0] for sample in there])
-        slope = float(np.polyfit(tasks, memory, 1)[0])
-        growth = slope * float(tasks[-1] - tasks[0])
-        fds = [sample[name][1] for sample in there]
-        found.append(
-            {
-                "process": name,
-                "first MB": round(float(memory[0]), 1),
-                "last MB": round(float(memory[-1]), 1),
-                "growth MB": round(growth, 1),
-                "kB per 1000 tasks": round(1e6 * slope, 1),
-                "descriptors": [fds[0], fds[-1]],
-                "flat": bool(growth < GROWTH and fds[-1] - fds[0] <= FDS),
-            }
-        )
-    return found
-
-
-_HEAD = f"""\
-# Soak
-
-Written by `make soak`. Small tasks pass an integer; large ones take and return an array of 1 MB through
-`shm://`, two workers. A line is fitted through the memory (RSS) of each process after a warm-up, a fifth of
-the tasks: a growth by it of {GROWTH:g} MB or more, or more than {FDS} new file descriptors, fails.
-"""
-_COLUMNS = {
-    "process": "process",
-    "first MB": "after warm-up, MB",
-    "last MB": "at the end, MB",
-    "growth MB": "growth by the line, MB",
-    "kB per 1000 tasks": "kB per 1000 tasks",
-    "descriptors": "descriptors, after warm-up and at the end",
-    "flat": "flat",
-}
-
-
-def report(folder: Path) -> str:
-    """All results in a folder as Markdown."""
-    lines = [_HEAD]
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
-        machine = result["machine"]
-        lines += [f"## {path.stem}", "", f"{machine['processor']}, {machine['cores']} cores."]
-        for kind in [kind for kind in ("small", "large") if kind in result]:
-            run = result[kind]
-            most = max(sample["stored MB"] for sample in run["samples"])
-            story = (
-                f"{run['tasks']} {kind} tasks in {run['seconds']:.0f} s; at most {most:.1f} MB in the store"
-            )
-            lines += ["", f"{story} when looked at, {run['left']} objects at the end.", ""]
-            lines += [f"| {' | '.join(_COLUMNS.values())} |", f"|{'---|' * len(_COLUMNS)}"]
-            for one in run["verdicts"]:
-                cells = one | {"flat": "yes" if one["flat"] else "**no**"}
-                cells["descriptors"] = ", ".join(map(str, one["descriptors"]))
-                lines.append(f"| {' | '.join(str(cells[name]) for name in _COLUMNS)} |")
-        lines.append("")
-    return "\n".join([*lines, "![memory](memory.png)", ""])
-
-
-def draw(folder: Path) -> None:
-    """Memory of each process over the tasks of each engine, if matplotlib is installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    paths = sorted(folder.glob("*.json"))
-    figure, rows = plt.subplots(len(paths), 2, figsize=(11, 3.2 * len(paths)), squeeze=False)
-    for path, row in zip(paths, rows, strict=True):
-        result = json.loads(path.read_text())
-        for kind, axes in zip(("small", "large"), row, strict=True):
-            if kind not in result:
-                continue
-            for name in [one["process"] for one in result[kind]["verdicts"]]:
-                there = [sample for sample in result[kind]["samples"] if name in sample]
-                axes.plot([one["tasks"] for one in there], [one[name][0] for one in there], label=name)
-            axes.set(title=f"{path.stem}: {kind} tasks", xlabel="tasks", ylabel="memory, MB")
-            axes.set_ylim(bottom=0)
-            axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(folder / "memory.png", dpi=90)
-
-
-def _one(name: str, options: argparse.Namespace, before: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Soak an engine, or a bare one.
-
-    Args:
-        name: of the engine.
-        options: of the command.
-        before: what came of it earlier, for tasks of which there are to be none now.
-
-    Returns:
-        What came of it, and what is not as it should be.
-    """
+def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Soak an engine, or a bare one; what there are to be no tasks of stays as it was."""
     settings = {} if name.endswith(BARE) else {"store": options.store, "threshold": "100 kB"}
-    connector = open_connector(options.store)
-    watch = Watch(connector)
     kinds = {"small": (options.small, 500), "large": (options.large, 10)}
     kinds = {kind: counts for kind, counts in kinds.items() if counts[0]}
-    result: dict[str, Any] = {**before, "machine": describe()}
-    wrong = []
+    connector = open_connector(options.store)
+    watch = Watch(connector)
+    result: dict[str, Any] = {**read(options.out, name), "machine": describe()}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         with ENGINES[name.removesuffix(BARE)](settings, place) as gather:
             for kind, (count, batch) in kinds.items():
-                run = soak(gather, watch, kind, count, batch)
-                run["verdicts"] = verdicts(run)
-                result[kind] = run
-                bad = [one["process"] for one in run["verdicts"] if not one["flat"]]
-                seconds = run["seconds"]
-                print(f"{name}: {count} {kind} in {seconds} s, not flat: {bad or 'nothing'}", flush=True)
-                wrong += [f"{name}: {process}" for process in bad]
-        left = watch.left()
-    for kind in kinds:
-        result[kind]["left"] = left
+                result[kind] = soak(gather, watch, kind, count, batch, options.limit)
+                print(f"{name}: {result[kind]['tasks']} {kind} in {result[kind]['seconds']} s", flush=True)
+        for kind in kinds:
+            result[kind]["left"] = watch.left()
     connector.close()
-    if left:
-        wrong.append(f"{name}: {left} objects are left")
-    return result, wrong
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    everything = ",".join(name + suffix for name in ENGINES for suffix in ("", BARE))
+    everything = ",".join(name + suffix for name in ENGINES for suffix in (BARE, ""))
     parser.add_argument("--engine", default=everything, help=f"names with commas; dask{BARE} is bare")
     parser.add_argument("--small", type=int, default=100_000, help="small tasks; 0 leaves their results")
     parser.add_argument("--large", type=int, default=5_000, help="large tasks; likewise")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds for either")
     parser.add_argument("--store", default="shm://soak", help="URL")
     parser.add_argument("--out", type=Path, default=_OUT, help="folder of the results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = _ROOT  # workers import this module
-    leaking = []
+    wrong = []
     for name in options.engine.split(","):
-        path = options.out / f"{name}.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        result, wrong = _one(name, options, before)
-        path.write_text(json.dumps(result) + "\n")
+        result = _one(name, options)
+        (options.out / f"{name}.json").write_text(json.dumps(result) + "\n")
         (options.out / "report.md").write_text(report(options.out))
         draw(options.out)
-        leaking += [] if name.endswith(BARE) else wrong
-    sys.exit("\n".join(leaking))
+        for kind in ("small", "large"):
+            if kind not in result or name.endswith(BARE):
+                continue
+            bad = [one["process"] for one in verdicts(options.out, name, kind) if not one["flat"]]
+            wrong += [f"{name}, {kind} tasks: {process} grew" for process in bad]
+            if left := result[kind]["left"]:
+                wrong.append(f"{name}, {kind} tasks: {left} objects are left")
+    sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":
