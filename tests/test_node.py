@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,20 @@ class TestServer:
         assert (reply.size, data) == (1, b"10.0.0.2:5000\n")
         assert self.ask(server, Request(Operation.END, "", "run"))[1] == b""
         assert not server.is_needed()
+
+    def test_lapsed_sessions_go_once_a_minute(
+        self, memory: ShmConnector, server: NodeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("proxystore_core.connectors.file._UNRENEWED", -1.0)
+            memory.put([b"data"], session="over")
+        memory.renew("live", 100)
+        server._swept = time.monotonic() - 55
+        server.tick()
+        assert set(memory.sessions()) == {"over", "live"}
+        server._swept -= 6
+        server.tick()
+        assert set(memory.sessions()) == {"live"}
 
     def test_an_object_that_is_set_in_chunks(self, memory: ShmConnector, server: NodeServer) -> None:
         name = memory.reserve().rpartition(".")[2]

@@ -23,7 +23,7 @@ from node_tasks import (
 )
 from zmq_tasks import FarZeroMQ
 
-from proxystore_core.connectors.node_place import Place
+from proxystore_core.connectors.node_place import Place, name_of_session
 from proxystore_core.connectors.node_protocol import (
     LONGEST_REQUEST,
     REPLY_HEAD,
@@ -49,6 +49,16 @@ class TestFromAfar(FarContract):  # type: ignore[misc]
 class TestZeroMQNodes(NodeTests):  # type: ignore[misc]
     kind = ZeroMQConnector
     far = FarZeroMQ
+
+
+def test_a_first_put_while_the_session_s_home_is_out_of_reach() -> None:
+    connector = ZeroMQConnector(name=secrets.token_hex(4), deadline=2, connect_timeout=0.3)
+    session = name_of_session(Place("192.0.2.1", 9))
+    connector.put([b"data"], session=session)
+    memory = connector._node.memory
+    assert 500 < memory.sessions()[session] <= 600
+    memory.end(session)
+    connector.close()
 
 
 # Messages of others.

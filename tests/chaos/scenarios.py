@@ -278,11 +278,15 @@ def _warned_once(world: World, caught: list[warnings.WarningMessage]) -> None:
 
 def gone_by_value(world: World) -> None:
     world.works("calls before")
+    seed, made = world.made()
+    held = world.engine.submit(tasks.stay, world.path(), seed, SIZE)
+    world.engine.wait(held)
     world.ask("destroy")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(4):
             world.works(f"workflow {number}")
+        world.probe("a result from before", lambda: world.engine.result(held), made, allowed=True)
     _warned_once(world, caught)
 
 
