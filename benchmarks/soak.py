@@ -175,6 +175,9 @@ ENGINES = {
 
 # Looking.
 
+_STARTED = "SOAK_STARTED_BY"
+"""Environment variable of all processes of a soak."""
+
 _ROLES = {
     "scheduler": "scheduler",
     "interchange": "interchange",
@@ -191,6 +194,19 @@ _ROLES = {
 """What a process is by what its command line has in it; a worker by default."""
 
 
+def _descendants() -> set[psutil.Process]:
+    """This process and all that it started; a job that Parsl submits is nobody's child."""
+    found = {psutil.Process()}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_STARTED) == str(os.getpid()):
+                found.add(process)
+    for process in list(found):
+        with contextlib.suppress(psutil.Error):
+            found |= set(process.children(recursive=True))
+    return found
+
+
 class Watch:
     """Looks at this process and all that it started, and at what is in the store.
 
@@ -202,6 +218,7 @@ class Watch:
         lister = surveyed(connector)
         assert lister is not None
         self._lister = lister
+        os.environ[_STARTED] = str(os.getpid())
         self._names: dict[int, str] = {os.getpid(): "client"}
         self._roles: Counter[str] = Counter()
 
@@ -210,6 +227,8 @@ class Watch:
         if process.pid not in self._names:
             words = " ".join(process.cmdline()) or process.name()
             role = next((role for word, role in _ROLES.items() if word in words), "worker")
+            if process.name() in ("sh", "bash"):
+                role = "shell"
             number = self._roles[role]
             self._roles[role] += 1
             self._names[process.pid] = f"{role} {number}" if number else role
@@ -222,8 +241,7 @@ class Watch:
             "objects": sum(one.objects for one in held.values()),
             "stored MB": sum(one.nbytes for one in held.values()) / 1e6,
         }
-        me = psutil.Process()
-        for process in (me, *me.children(recursive=True)):
+        for process in sorted(_descendants(), key=lambda process: process.pid):
             with contextlib.suppress(psutil.Error):
                 sample[self._name(process)] = [process.memory_info().rss / 1e6, process.num_fds()]
         return sample
