@@ -30,7 +30,7 @@ than {FDS} new file descriptors, fails. `-bare` is an engine without a store.
 
 What Dask itself keeps is not full after 100 000 small tasks: the last 1000 messages of each connection, of
 which one carries what hundreds of tasks need (`distributed.admin.low-level-log-length`), and the names of
-100 000 tasks (`dask.utils.key_split`). `dask-forgetful` keeps 20 messages, and forgets the names now and then.
+100 000 tasks (`dask.utils.key_split`). `dask-forgetful` keeps 20 messages and forgets names now and then.
 """
 _COLUMNS = {
     "process": "process",
