@@ -339,7 +339,7 @@ def main() -> None:
             wrong += [f"{name}, {kind} tasks: {process} grew" for process in bad]
             if left := result[kind]["left"]:
                 wrong.append(f"{name}, {kind} tasks: {left} objects are left")
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or None)
 
 
 if __name__ == "__main__":
