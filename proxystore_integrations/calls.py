@@ -249,17 +249,23 @@ class CallLink(Link):
 
         Nearly every call of a fine-grained workflow is: what is spared there is a share of its time.
         """
+        by_value = carries_large(function, self.policy, self.main_by_value)
+        return not by_value and self.are_small(args, kwargs)
+
+    def are_small(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """`is_small` of a call whose function travels by its name alone."""
+        if not self.reached:
+            return False
         over = self.policy.over
-        small = (
-            self.reached
-            and not any(map(over, args))
-            and not (kwargs and any(map(over, kwargs.values())))
-            and not carries_large(function, self.policy, self.main_by_value)
-        )
-        if small and (book := ledger.book) is not None:
+        for value in args:
+            if over(value):
+                return False
+        if kwargs and any(map(over, kwargs.values())):
+            return False
+        if (book := ledger.book) is not None:
             for value in (*args, *kwargs.values()):
                 book.small(self.engine, value, self.policy.threshold)
-        return small
+        return True
 
     def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What to submit in place of a function, with arguments as they are; the same for the same one."""
@@ -282,17 +288,12 @@ class CallLink(Link):
         kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
             return kept[1]
-        by_name = self.by_name(function)
-        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy, by_name)
+        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy)
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
             self._functions[id(function)] = function, wrapped
         return wrapped
-
-    def by_name(self, function: Callable[..., Any]) -> bool:
-        """Whether the engine sends no more than a function's name, in a pickle: known of some engines."""
-        return False
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Take one pin from each of these objects; those that have none left are evicted.

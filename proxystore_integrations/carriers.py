@@ -32,6 +32,7 @@ __all__ = [
     "StoredArgument",
     "StoredResult",
     "Terms",
+    "call_pickled",
     "plain",
 ]
 
@@ -226,7 +227,6 @@ class StoreFunction:
         terms: for its result; None when results go by value.
         name: what the engine shows.
         should_proxy: may keep a large result out of the store.
-        by_name: whether the engine pickles the function by its name alone.
     """
 
     def __init__(
@@ -235,24 +235,13 @@ class StoreFunction:
         terms: Terms | None,
         name: str,
         should_proxy: Callable[[Any], bool] | None = None,
-        by_name: bool = False,
     ) -> None:
         self.function = function
         self.terms = terms
         self.__name__ = name
         self.should_proxy = should_proxy
-        self._by_name = by_name
-        self._pickled: bytes | None = None
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
-        # Engines pickle it with every call: as bytes that a worker reads once, as far as they stay the same.
-        if self._by_name:
-            if self._pickled is None:
-                self._pickled = pickle.dumps(self._reduced())
-            return _unpickled, (self._pickled,)
-        return self._reduced()
-
-    def _reduced(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
         given = (self.function, terms, self.__name__)
         return _store_function, given if self.should_proxy is None else (*given, self.should_proxy)
@@ -271,10 +260,27 @@ class StoreFunction:
         return self.terms.outgoing(result, function, self.__name__, self.should_proxy)
 
 
+def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function as `StoreFunction` does; arguments are as they are.
+
+    An engine pickles the function with every small call. This one it pickles by its name, and the other is
+    bytes, which a worker reads once.
+
+    Args:
+        pickled: a `StoreFunction`.
+        *args: for it.
+        **kwargs: for it.
+    """
+    function = _unpickled(pickled)
+    result = function.function(*args, **kwargs)  # type: ignore[misc]
+    if function.terms is None:
+        return result
+    return function.terms.outgoing(result, function.function, function.__name__, function.should_proxy)
+
+
 @lru_cache(256)
 def _unpickled(pickled: bytes) -> StoreFunction:
-    make, given = pickle.loads(pickled)
-    made: StoreFunction = make(*given)
+    made: StoreFunction = pickle.loads(pickled)
     return made
 
 

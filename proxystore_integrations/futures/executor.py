@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from types import FunctionType
 from typing import Any
 
 import msgspec
@@ -11,7 +14,7 @@ import msgspec
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_core.borrowing import alive
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.carriers import Filling
+from proxystore_integrations.carriers import Filling, call_pickled
 from proxystore_integrations.dependents import in_place
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.functions import goes_by_name
@@ -25,15 +28,33 @@ THRESHOLD = 500_000
 """Default size in bytes from which the store beats a pool's own pipes (see benchmarks/results)."""
 
 
+_FUNCTIONS = 256  # that are remembered
+
+
 class FuturesLink(CallLink):
     """A link to the store for one executor."""
 
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
         self.main_by_value = kind.main_by_value
+        self._shows_names = kind.shows_names
+        self._pickled: dict[int, tuple[Any, bytes | None]] = {}
 
-    def by_name(self, function: Callable[..., Any]) -> bool:
-        return goes_by_name(function, self.main_by_value)
+    def pickled(self, function: Callable[..., Any]) -> bytes | None:
+        """What `call_pickled` is to call for a function that goes by its name; None for any other."""
+        kept = self._pickled.get(id(function))
+        if kept is not None and kept[0] is function:
+            return kept[1]
+        if self._terms is None or self._shows_names or not isinstance(function, FunctionType):
+            return None
+        found = None
+        if goes_by_name(function, self.main_by_value):
+            with contextlib.suppress(Exception):  # the engine meets the same, and raises its own error
+                found = pickle.dumps(self.small(function))
+        if len(self._pickled) >= _FUNCTIONS:
+            self._pickled.clear()
+        self._pickled[id(function)] = function, found
+        return found
 
 
 class StoreExecutor(CallExecutor):
@@ -64,6 +85,8 @@ class StoreExecutor(CallExecutor):
         StoreError: the store cannot be opened, and settings want that raised.
     """
 
+    _link: FuturesLink
+
     def __init__(
         self,
         executor: Executor,
@@ -88,11 +111,9 @@ class StoreExecutor(CallExecutor):
         self.executor = executor
         if hasattr(executor, "__dict__"):
             executor.__dict__.setdefault(STORE, None)
-        self.kind = Kind(
-            known.is_local if is_local is None else is_local,
-            known.main_by_value if main_by_value is None else main_by_value,
-            known.engine,
-            known.options,
+        self.kind = known._replace(
+            is_local=known.is_local if is_local is None else is_local,
+            main_by_value=known.main_by_value if main_by_value is None else main_by_value,
         )
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
@@ -121,9 +142,15 @@ class StoreExecutor(CallExecutor):
         link = self._link
         # No future of ours is small, nor what holds one: this call waits for no other. Options of the
         # executor's own are among kwargs here, as it takes them.
-        if alive or self.kind.is_local or not link.is_small(fn, args, kwargs):
+        if alive or self.kind.is_local:
             return super().submit(fn, *args, **kwargs)
-        future = self.executor.submit(link.small(fn), *args, **kwargs)
+        pickled = link.pickled(fn)
+        if pickled is not None and link.are_small(args, kwargs):
+            future = self.executor.submit(call_pickled, pickled, *args, **kwargs)
+        elif pickled is None and link.is_small(fn, args, kwargs):
+            future = self.executor.submit(link.small(fn), *args, **kwargs)
+        else:
+            return super().submit(fn, *args, **kwargs)
         link.sent(future)
         return in_place(future)
 

@@ -17,12 +17,14 @@ class Kind(NamedTuple):
             are pickled by value.
         engine: what to call it.
         options: keyword arguments of ``submit`` that are its own and not the call's.
+        shows_names: what it shows of a task is the name of its function.
     """
 
     is_local: bool
     main_by_value: bool
     engine: str = "concurrent.futures"
     options: tuple[str, ...] = ()
+    shows_names: bool = False
 
 
 _KINDS = {
@@ -33,7 +35,7 @@ _KINDS = {
     "executorlib.executor.base.BaseExecutor": Kind(False, True, "executorlib", ("resource_dict",)),
     "loky.process_executor.ProcessPoolExecutor": Kind(False, True, "loky"),
     "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True, "joblib"),
-    "distributed.cfexecutor.ClientExecutor": Kind(False, True, "dask"),
+    "distributed.cfexecutor.ClientExecutor": Kind(False, True, "dask", shows_names=True),
 }
 
 
@@ -46,4 +48,4 @@ def kind_of(executor: Executor) -> Kind:
         kind = _KINDS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
         if kind is not None:
             return kind
-    return Kind(False, True, type(executor).__module__.partition(".")[0])
+    return Kind(False, True, type(executor).__module__.partition(".")[0], shows_names=True)
