@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 import os
 import secrets
@@ -31,7 +32,7 @@ from proxystore_core.endpoint.peers import Peers
 from proxystore_core.endpoint.relay import Relay, read_tokens
 from proxystore_core.endpoint.settings import DIRECTORY, EndpointSettings, relay_token, sign
 from proxystore_core.endpoint.wire import CHUNK, Answer, Operation, Request, Status
-from proxystore_core.errors import ConfigurationError, CorruptError, UnreachableError
+from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, UnreachableError
 
 SECRET = secrets.token_urlsafe(32)
 
@@ -308,6 +309,22 @@ def test_a_peer_that_never_answers_the_introduction(monkeypatch):
         one.peers.introductions._heard = deaf
         with pytest.raises(UnreachableError, match=r"no way to endpoint .* was found within 0\.5 s"):
             await two.get(one.put(b"data"))
+
+    of_pair(test)
+
+
+def test_nobody_waits_any_more_for_a_peer_that_is_not_there():
+    """The error of opening a channel is then nobody's: it is no trouble that asyncio has to report."""
+
+    async def test(one: End, two: End, relay: Relay) -> None:
+        troubles: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+        await comes(lambda: one.peers.introductions.connected)
+        with pytest.raises(DeadlineError):
+            await one.get(f"{'0' * 32}.user.{'0' * 20}", 1e-9)
+        await comes(lambda: not one.peers._opening)
+        gc.collect()
+        assert not troubles
 
     of_pair(test)
 

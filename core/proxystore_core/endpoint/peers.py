@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import logging
@@ -129,7 +130,7 @@ class Peers:
             task = self._opening.get(peer)
             if task is None:
                 task = self._opening[peer] = asyncio.ensure_future(self._open(peer))
-                task.add_done_callback(lambda _: self._opening.pop(peer, None))
+                task.add_done_callback(functools.partial(self._opened, peer))
             try:
                 async with asyncio.timeout(patience):
                     return await asyncio.shield(task)
@@ -139,6 +140,12 @@ class Peers:
                 await asyncio.sleep(0.2)
             except TimeoutError:
                 raise DeadlineError(f"endpoint {peer} did not connect within {patience:g} s") from None
+
+    def _opened(self, peer: str, task: asyncio.Future[Channel]) -> None:
+        self._opening.pop(peer, None)
+        # Whoever wanted it may have run out of patience: then the error is nobody's, and no trouble of ours.
+        if not task.cancelled() and task.exception() is not None:
+            _log.info("no channel to %s: %s", peer, task.exception())
 
     def _live(self, peer: str) -> Channel | None:
         channels = [channel for channel in self._channels.get(peer, ()) if channel.open]
