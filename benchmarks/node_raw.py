@@ -15,12 +15,10 @@ from typing import Any
 
 __all__ = ["RawUCX", "RawZeroMQ", "serving"]
 
-os.environ.setdefault("UCX_TLS", "tcp,sm")
-os.environ.setdefault("UCX_NET_DEVICES", "lo")
-os.environ.setdefault("UCX_RNDV_FRAG_MEM_TYPE", "host")
 os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
-os.environ.setdefault("UCXPY_PROGRESS_MODE", "blocking")
 
+# Not in the environment: it is not only this library's that has UCX in this process.
+_OPTIONS = {"TLS": "tcp,sm", "NET_DEVICES": "lo", "RNDV_FRAG_MEM_TYPE": "host"}
 _SERVER, _CLIENT = b"\1" * 32, b"\2" * 32  # secret keys of CURVE
 
 
@@ -90,7 +88,7 @@ class RawUCX:
         self._ucxx = ucxx
 
         async def connect() -> Any:
-            ucxx.init()
+            ucxx.init(_OPTIONS, progress_mode="blocking")
             return await ucxx.create_endpoint("127.0.0.1", port)
 
         self._endpoint = self._loop.run_until_complete(connect())
@@ -158,7 +156,7 @@ def _serve_ucx(size: int) -> None:
                 except ucxx.exceptions.UCXError:
                     return
 
-        ucxx.init()
+        ucxx.init(_OPTIONS, progress_mode="blocking")
         listener = ucxx.create_listener(answer)
         print(listener.port, flush=True)
         await asyncio.sleep(3600)

@@ -38,7 +38,8 @@ Parsl, each contender has a HighThroughputExecutor of two workers, and ProxyStor
 hand; all contenders share one pool of two worker processes. On Ray,
 each contender has a cluster of two workers, and ProxyStore's proxies are made by hand. On
 Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
-"unix socket" are TCP too, and all Dask rows on Redis are TCP for both."""
+"unix socket" are TCP too, and all Dask rows on Redis are TCP for both. Without devices for RDMA ucx:// sends
+by TCP connections of its own, and ucxx by those of UCX."""
 
 
 def write(folder: Path, rows: Sequence[Row], machine: Mapping[str, str], elapsed: float) -> list[str]:

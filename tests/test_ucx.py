@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import secrets
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
-from ucx_tasks import FarUCX
+from ucx_tasks import FarUCX, OverUCX
 
-from proxystore_core.connectors import ucx
-from proxystore_core.connectors.node_place import Place
+from proxystore_core.connectors import ucx_library
+from proxystore_core.connectors.node_place import LOOPBACK, Place
 from proxystore_core.connectors.node_protocol import (
+    CHUNK,
     LONGEST_REQUEST,
     REPLY_HEAD,
     Operation,
@@ -37,6 +40,41 @@ class TestFromAfar(FarContract):  # type: ignore[misc]
 
 
 class TestUCXNodes(NodeTests):  # type: ignore[misc]
+    kind = UCXConnector
+    far = FarUCX
+
+
+class TestFromAfarOverUCX(OverUCX, FarContract):  # type: ignore[misc]
+    kind = FarUCX
+
+    def test_big_objects_come_by_ucx(self, moved_by_ucx: list[int]) -> None:
+        connector = self.make()
+        data = os.urandom(3 * CHUNK + 5)
+        assert connector.get(connector.put([data])) == data
+        assert moved_by_ucx == [CHUNK, CHUNK, CHUNK]
+        connector.close(clear=True)
+
+    def test_greetings_that_ucx_cannot_read(self) -> None:
+        """UCX ends a process over an address of another version; who has the secret may well run one."""
+        connector = self.make()
+        connector.put([b"data"])
+        server, port = server_of(connector), connector._node.process.enter().port
+        mine = bytes(memoryview(ucx_library.new_worker(LOOPBACK).address))
+        bodies = [b"", b"no address", os.urandom(200), mine[:1], bytes([mine[0] ^ 1]) + mine[1:]]
+        for version, body in [(ucx_library.VERSION, body) for body in bodies] + [("1.0.0", mine), ("", mine)]:
+            greeting = Request(Operation.GREET, text=version, body=body)
+            message = greeting.pack(connector._key()) + body
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.settimeout(10)
+                peer.sendall(struct.pack("!I", len(message)) + message)
+                head = peer.recv(REPLY_HEAD, socket.MSG_WAITALL)
+            reply = Reply.parse(head, connector._key(), greeting.nonce)
+            assert (reply.status, reply.size) == (Status.DONE, 0), "data come by TCP"
+        assert server_of(connector) == server
+        connector.close(clear=True)
+
+
+class TestUCXNodesOverUCX(OverUCX, NodeTests):  # type: ignore[misc]
     kind = UCXConnector
     far = FarUCX
 
@@ -77,10 +115,33 @@ def test_messages_of_others() -> None:
     near.close()
 
 
-def test_a_fork_while_a_thread_opens_a_connection() -> None:
+def test_nothing_else_listens() -> None:
+    """UCX's own port lets in anybody."""
+    connector = UCXConnector(name=secrets.token_hex(4))
+    port = connector._node.process.enter().port
+    assert listening(server_of(connector)) == {port}
+    connector.close()
+
+
+def listening(process: int) -> set[int]:
+    """The TCP ports at which a process listens."""
+    files = []
+    for fd in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            files.append(os.readlink(fd))
+    found = set()
+    for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in files:
+            found.add(int(fields[1].partition(":")[2], 16))
+    return found
+
+
+def test_a_fork_while_a_thread_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp,sm")
     near = UCXConnector(name=secrets.token_hex(4))
     key, afar = near.put([b"data" * (64 << 10)]), FarUCX(name=near.name)
-    with ucx._lock:  # as that thread does while UCX makes its worker
+    with ucx_library._lock:  # as that thread does while UCX makes its worker
         assert in_fork(lambda: afar.get(key)) == b"data" * (64 << 10)
     afar.evict(key)
     afar.close()
