@@ -137,6 +137,18 @@ def test_what_is_no_such_reply(text: bytes, kind: type[Exception]) -> None:
         pool.close()
 
 
+def test_a_hiredis_that_redis_py_does_not_like(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxystore_core.connectors.redis_login.HIREDIS_AVAILABLE", False)
+    monkeypatch.delattr("redis.connection.hiredis")
+    connector = RedisConnector("127.0.0.1", server.port)
+    key = connector.put([b"some", bytes(3_000_000)])
+    data = connector.get(key)
+    assert data is not None
+    assert bytes(data) == b"some" + bytes(3_000_000)
+    connector.evict(key)
+    connector.close()
+
+
 def test_a_trickle_ends_with_the_deadline() -> None:
     pool = ScriptedPool([b"$1000\r\n", b"x" * 10], stay=True)
     try:

@@ -15,6 +15,7 @@ from redis._parsers import Encoder
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
@@ -167,8 +168,9 @@ class _Packer:
     """Packs commands by hiredis, which is quick, but for values that it would copy twice."""
 
     def __init__(self) -> None:
-        self._quick: Any = HiredisRespSerializer()
         self._copyless: Any = PythonRespSerializer(6000, Encoder("utf-8", "strict", False).encode)
+        # redis-py ignores a hiredis that is older than it likes: no error says so before the first command.
+        self._quick: Any = HiredisRespSerializer() if HIREDIS_AVAILABLE else self._copyless
 
     def pack(self, *args: Any) -> Any:
         return (self._copyless if memoryview in map(type, args) else self._quick).pack(*args)
