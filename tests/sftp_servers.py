@@ -78,6 +78,7 @@ async def _serve(directory: str, port: int) -> None:
     await asyncssh.listen(
         "127.0.0.1",
         port,
+        reuse_address=True,
         server_host_keys=[os.path.join(directory, "host")],
         authorized_client_keys=os.path.join(directory, "user.pub"),
         sftp_factory=True,
