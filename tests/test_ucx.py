@@ -8,6 +8,7 @@ import pickle
 import secrets
 import socket
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ from proxystore_core.connectors.node_protocol import (
     Status,
 )
 from proxystore_core.connectors.shm import node
-from proxystore_core.connectors.ucx import UCXConnector
-from proxystore_core.errors import RefusedError, UnreachableError
+from proxystore_core.connectors.ucx import Channel, UCXConnector
+from proxystore_core.errors import DeadlineError, RefusedError, UnreachableError
 from proxystore_core.testing_processes import in_fork
 
 
@@ -157,3 +158,15 @@ def test_a_server_that_is_no_node() -> None:
         with pytest.raises((UnreachableError, RefusedError), match=str(place)):
             afar.get(f"{place}.user.{'0' * 20}")
         afar.close()
+
+
+def test_a_server_that_trickles() -> None:
+    """What it says in time is never enough: the deadline holds all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        channel = Channel(socket.create_connection(door.getsockname()))
+        wire, _ = door.accept()
+    with wire:
+        wire.sendall(b"1")
+        with pytest.raises(DeadlineError):
+            channel.receive(None, time.monotonic() - 1)
+        channel.close()

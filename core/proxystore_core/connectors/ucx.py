@@ -150,6 +150,8 @@ class Channel:
         held = self._held
         while len(held) < count:
             held += self._more(until)
+            if len(held) < count:
+                _look(until)
         self._held = held[count:]
         return held[:count]
 
