@@ -7,17 +7,19 @@ input ask for, and answers each with a line of JSON.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import OURS, PEER, counting, store
+from benchmarks.contenders import OURS, PEER, RAY, counting, store
 from benchmarks.tasks import fresh, increment, make, modified, nothing, touch
 from benchmarks.timing import describe_error
 
@@ -72,7 +74,41 @@ def _started(options: dict[str, Any], stack: ExitStack) -> Any:
     # Later samples would be faster than the first ones: plasma's memory is used again.
     held = [ray.put(np.ones(LARGEST, dtype=np.uint8)) for _ in range(options["plasma"] // LARGEST - 1)]
     del held
+    global _other_engine
+    lender = None if options["contender"] == RAY else store(options["contender"], "shm", stack)
+    _other_engine = _OtherEngine(lender, stack)
     return _by_hand(call, stack) if options["contender"] == PEER else call
+
+
+class _OtherEngine:
+    """A process pool beside Ray.
+
+    Args:
+        store: with which arrays are lent to both engines; None where both are given the array itself.
+        stack: ends it.
+    """
+
+    def __init__(self, store: Any, stack: ExitStack) -> None:
+        self._store = store
+        self.pool = stack.enter_context(
+            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        )
+        self.pool.submit(touch, fresh(100)).result()
+
+    @contextmanager
+    def lent(self, array: Any) -> Iterator[Any]:
+        """What to pass to both engines."""
+        if self._store is None:
+            yield array
+            return
+        key = self._store.put(array)
+        try:
+            yield self._store.proxy_from_key(key)
+        finally:
+            self._store.evict(key)
+
+
+_other_engine: _OtherEngine
 
 
 def _by_hand(call: Any, stack: ExitStack) -> Any:
@@ -170,6 +206,19 @@ def _held(call: Any, size: int, count: int) -> dict[str, float]:
     return {"": elapsed}
 
 
+def _elsewhere(call: Any, size: int, count: int) -> dict[str, float]:
+    """One array for a task of Ray's and one of a process pool's."""
+    array = fresh(size)
+    expected = touch(array)
+    begin = time.perf_counter()
+    with _other_engine.lent(array) as given:
+        reference = call(touch, given)
+        totals = _other_engine.pool.submit(touch, given).result(), _get(reference)
+        elapsed = time.perf_counter() - begin
+    assert set(totals) == {expected}, "another result"
+    return {"": elapsed}
+
+
 WORKS: dict[str, Callable[[Any, int, int], dict[str, float]]] = {
     "empty": _empty,
     "argument": _argument,
@@ -178,6 +227,7 @@ WORKS: dict[str, Callable[[Any, int, int], dict[str, float]]] = {
     "shared": _shared,
     "modify": _modify,
     "held": _held,
+    "elsewhere": _elsewhere,
 }
 
 if __name__ == "__main__":

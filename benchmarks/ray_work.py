@@ -111,6 +111,10 @@ def defaults(plan: Plan) -> Iterator[Row]:
         for title, work in (("argument", "argument"), ("result", "result"), ("chain of 5", "chain")):
             yield from _by_size(plan, drivers, f"Ray: {title}", work)
         yield from _shared(plan, drivers)
+        outcomes = _sampled(drivers, "elsewhere", HUNDRED_MB, plan.repeat * 3)
+        row = Row("Ray: one argument for Ray and for a process pool", "s", outcomes.of(), HUNDRED_MB)
+        row.at_most_times(OURS, RAY, 1.0)
+        yield row
 
 
 def _by_size(plan: Plan, drivers: Mapping[str, Any], title: str, work: str) -> Iterator[Row]:

@@ -362,6 +362,15 @@ mine = Store.from_url("shm://")
 key = mine.put(work.big(7))
 proxy = mine.proxy_from_key(key)
 assert ray.get(work.total.remote(proxy, work.big(1))) == 8 * work.BIG
+import multiprocessing, numpy
+from concurrent.futures import ProcessPoolExecutor
+from proxystore_integrations.futures import StoreExecutor
+pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+with StoreExecutor(pool, threshold="100 kB") as other:
+    assert other.submit(numpy.sum, proxy).result() == 7 * work.BIG
+    made = other.submit(numpy.negative, proxy)  # a result of theirs, for a task of Ray
+    assert ray.get(work.total.remote(made.result(), proxy)) == 0
+print("another engine has it, too")
 left = work.make.remote(1)
 ray.get(left)
 ray.shutdown()
@@ -372,6 +381,7 @@ mine.evict(key)
         TESTS=str(Path(__file__).parent),
     )
     assert "all gone" in out
+    assert "another engine has it, too" in out
     assert "7.0 outlives the job" in out
 
 
