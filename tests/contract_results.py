@@ -59,7 +59,7 @@ def line(found: dict[str, Any]) -> str:
     """An outcome in one line."""
     parts = [f"{found['passed']} passed"]
     if found["failures"]:
-        parts.append(f"**{found['failed'] or 'not all'} failed**")
+        parts.append(f"**{found['failed']} failed**" if found["failed"] else "**did not end**")
     if found["skipped"]:
         parts.append(f"{found['skipped']} skipped")
     return f"{', '.join(parts)}; {found['seconds']} s"
