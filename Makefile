@@ -30,9 +30,10 @@ contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or
 fuzz: $(VENV)/.dev ## what reads others' bytes, ten minutes each, side by side
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py -rP $(ARGS)
 
-audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the package index
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the package index, and fails where it knows nothing
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/python -m pip_audit --skip-editable --progress-spinner off $(ARGS)
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/.audited
+	$(BIN)/python -m pip_audit --requirement $(VENV)/.audited --disable-pip --no-deps --strict --progress-spinner off $(ARGS)
 
 lowest: $(VENV)/.dev ## the tests of core and connectors with the lowest versions that pyproject.toml allows
 	$(BIN)/python -m nox --session lowest

@@ -1,6 +1,6 @@
 """Nothing that others send crashes, swells or runs: every fuzzer for some time, side by side.
 
-A minute each by default; ``make fuzz`` takes ten.
+A minute each by default; ``make fuzz`` takes ten. ``FUZZ_NAMES`` names those that are to run.
 """
 
 from __future__ import annotations
