@@ -24,6 +24,7 @@ from measures import peaks
 from redis_servers import free_port
 from waiting import until
 
+from proxystore_core.connectors import kafka_clients
 from proxystore_core.connectors.base import leased
 from proxystore_core.connectors.kafka import KafkaConnector, KafkaTopicConnector, Place
 from proxystore_core.connectors.kafka_errors import failure
@@ -186,6 +187,34 @@ def test_a_session_has_a_topic_which_goes_with_it(broker: Tansu) -> None:
     assert f"{topic}.s.run" not in connector._clients.topics()
     for each in (connector, other):
         each.close()
+
+
+def test_a_session_ends_with_the_producer_that_is_there(
+    broker: Tansu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one can take half a second to be ready."""
+    made = []
+
+    def producer(*args: Any, **options: Any) -> Producer:
+        made.append(1)
+        return Producer(*args, **options)
+
+    monkeypatch.setattr(kafka_clients, "Producer", producer)
+    connector = KafkaConnector(broker.address, f"t{secrets.token_hex(4)}")
+    connector.renew("s", 60)
+    connector.put([b"data"], session="s")
+    assert connector.end("s") == 1
+    assert made == [1]
+    assert connector.get(connector.put([b"again"], session="s")) == b"again"
+    assert made == [1, 1]  # the first one has counted what was in a topic of that name
+    for name in ("a", "b"):
+        connector.put([b"data"], session=name)
+        connector.renew(name, 0.001)
+    until(lambda: all(left < 0 for name, left in connector.sessions().items() if name in "ab"))
+    assert set(connector.sweep()) == {"a", "b"}
+    assert made == [1, 1]
+    connector.end("s")
+    connector.close()
 
 
 def test_no_consumer_is_open_when_a_topic_is_removed(broker: Tansu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,19 +301,28 @@ class KafkaConnector(KafkaTopicConnector):
 
     def end(self, session: str) -> int:
         check_session(session, self._url)
-        topic = self._topic_of(session)
-        places = self._places(session) if self._is_there(topic) else []
         if session == USER_SESSION:
+            places = self._places(session) if self._is_there(self._topic) else []
             for place in places:
                 self.evict(str(place))
             return len(places)
-        if self._is_there(topic):
+        try:
+            return self._end(session)
+        finally:
+            self._clients.let_producer_go()
+
+    def _end(self, session: str) -> int:
+        """End a session of an engine, and leave the producer as it is."""
+        topic = self._topic_of(session)
+        there = self._is_there(topic)
+        count = len(self._places(session)) if there else 0
+        if there:
             self._clients.remove(topic)
         if session in self._leases():
             self._lease(session, None)  # last: a crash in between leaves a session that lapses
         for known in [known for known in self._dead if known[0] == topic]:
             self._dead.pop(known, None)
-        return len(places)
+        return count
 
     def sessions(self) -> dict[str, float]:
         leases, now = self._leases(), time.time()
@@ -325,8 +334,12 @@ class KafkaConnector(KafkaTopicConnector):
 
     def sweep(self) -> list[str]:
         lapsed = [session for session, left in self.sessions().items() if left < 0]
-        for session in lapsed:
-            self.end(session)
+        try:
+            for session in lapsed:
+                self._end(session)
+        finally:
+            if lapsed:
+                self._clients.let_producer_go()
         return lapsed
 
     def _topic_of(self, session: str) -> str:

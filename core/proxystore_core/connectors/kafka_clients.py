@@ -159,14 +159,24 @@ class Clients:
         return {name: len(topic.partitions) for name, topic in listed.items()}
 
     def remove(self, topic: str) -> None:
-        """Remove a topic with all that is in it; one that is not there is success."""
+        """Remove a topic with all that is in it; one that is not there is success.
+
+        Whoever does so lets the producer go soon.
+        """
         # Not with a request for its records on the way: librdkafka does not survive what Tansu answers then.
         _forget(topic)
         with self.failures():
             removed = self._administrator().delete_topics([topic], request_timeout=self._options.deadline)
             self._done(removed[topic], "the topic was not removed in time", KafkaError.UNKNOWN_TOPIC_OR_PART)
-        self._producer = None  # it counts the records of a topic that begins anew
         _forget(topic)
+
+    def let_producer_go(self) -> None:
+        """The next write has another: this one counts the records of topics that were removed.
+
+        It may also make them again when it looks for them, minutes later. Another one can take half a second
+        to be ready for its first record.
+        """
+        self._producer = None
 
     def truncate(self, topic: str, partition: int, offset: int) -> bool:
         """Have the brokers drop what is before an offset, if they can; whether they are asked to."""
