@@ -141,6 +141,15 @@ def test_doctor_tells_where_each_value_comes_from(tmp_path, url):
     assert details["loky"].startswith("3.")
 
 
+def test_doctor_tells_where_the_secret_is_and_not_what_it_is(url):
+    done = doctor("--store", url)
+    assert re.search(r"setting secret +none, from default", done.stdout)
+    assert re.search(r"setting allow_pickle +true, from default", done.stdout)
+    done = doctor("--store", url, PROXYSTORE_SECRET="0123456789abcdef0123456789abcdef")
+    assert re.search(r"setting secret +env PROXYSTORE_SECRET, from ", done.stdout), done.stdout
+    assert "0123456789" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("toml", "said"),
     [

@@ -155,6 +155,10 @@ def _settings(settings: Settings) -> Iterator[Finding]:
                 shown += f" (auto: {'not measured here yet' if origin == 'default' else 'measured here'})"
         elif name == "lease":
             shown = f"{value:g} s"
+        elif name == "secret":
+            shown = ", ".join(f"{place} {where}" for place, where in value) or "none"
+        elif isinstance(value, bool):
+            shown = str(value).lower()  # as it is written in the file
         yield Finding("ok", f"setting {name}", f"{shown}, from {origin}")
 
 
