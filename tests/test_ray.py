@@ -317,6 +317,63 @@ print(link.current())
     assert "None" in out
 
 
+def test_what_a_remote_function_captures_is_stored_once_until_the_job_ends() -> None:
+    out = script(
+        """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np
+import ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+init(**work.OPTIONS, threshold="100 kB")
+GLOBAL = np.ones(13_000_000)  # over 95 MB: Ray's table takes no such function
+
+def closing(array):
+    @ray.remote
+    def closed(step):
+        array[0] += step
+        return float(array.sum()), array.flags.writeable
+    return closed
+
+@ray.remote
+def named():
+    return float(GLOBAL.sum())
+
+@ray.remote
+def nested():
+    return ray.get(closing(np.ones(50_000)).remote(1))
+
+@ray.remote
+def small():
+    return len(work.OPTIONS)
+
+function = closing(np.ones(50_000))
+assert ray.get(function.remote(1)) == (50_001.0, True)
+assert ray.get(function.options(max_retries=0).remote(0))[1]
+assert ray.get([named.remote(), named.remote()]) == [13_000_000.0] * 2
+assert len(work.stored(link.current())) == 2
+assert ray.get(nested.remote()) == (50_001.0, True)
+assert ray.get(small.remote()) == len(work.OPTIONS)
+assert len(work.stored(link.current())) == 3
+
+@ray.remote
+def own():  # an ObjectRef is for Ray's own pickler: this one goes its way
+    return ray.get(held[0]) + held[1].sum()
+
+held = ray.put(1), np.ones(50_000)
+assert ray.get(own.remote()) == 50_001
+session = Path(link.current()._store.connector.store_dir) / link.current().session
+assert session.exists()
+ray.shutdown()
+assert not session.exists()
+print("as bare Ray")
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "as bare Ray" in out
+
+
 def test_results_in_the_store_go_with_their_references() -> None:
     out = script(
         """

@@ -129,6 +129,11 @@ class RayOutgoing(Outgoing):
         self._within.clear()
         return self.substitute(value)
 
+    def exported(self, function: Any) -> Any:
+        """What stands for a remote function until the session ends; itself where it cannot be stored."""
+        reference = super().reference(function)
+        return function if reference is None else self.carrier(reference)
+
     def guarded(self) -> Ticket | None:
         """To be held until Ray has the carriers; None if there are none.
 

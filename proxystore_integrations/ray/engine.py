@@ -19,6 +19,7 @@ from proxystore_integrations.ray.releases import TESTED, check_minimum, numbers_
 try:
     import ray
     import ray.cloudpickle.cloudpickle as rays_pickle
+    import ray.remote_function as functions_module
     from ray._common.utils import load_class
     from ray._private import worker as worker_module
     from ray._private.client_mode_hook import client_mode_should_convert
@@ -42,6 +43,7 @@ __all__ = [
     "check_release",
     "connected",
     "ended",
+    "functions_module",
     "load_class",
     "module_of",
     "on_disconnect",
@@ -64,6 +66,7 @@ _METHODS: dict[Any, str] = {
     ActorClass: "_remote",
     ActorHandle: "_actor_method_call",
     SerializationContext: "get_outer_object_ref serialize",
+    functions_module: "pickle_dumps",
     _raylet.CoreWorker: "add_object_out_of_scope_callback serialize_actor_handle",
     worker_module: "SCRIPT_MODE WORKER_MODE disconnect global_worker",
     our_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",

@@ -9,6 +9,7 @@ from typing import Any
 
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations import ledger
+from proxystore_integrations.functions import carries_large
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.carriers import RayOutgoing
 from proxystore_integrations.ray.link import RayLink, current, leave
@@ -37,6 +38,8 @@ def install() -> None:
     handle._actor_method_call = _calling_method(handle._actor_method_call)
     context: Any = engine.SerializationContext
     context.serialize = _serializing(context.serialize)
+    functions: Any = engine.functions_module
+    functions.pickle_dumps = _exporting(functions.pickle_dumps)
     engine.on_disconnect(leave)
 
 
@@ -166,6 +169,29 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             del ticket
 
     return serializing
+
+
+def _exporting(dumps: Callable[..., Any]) -> Callable[..., Any]:
+    """A remote function that carries large values: Ray writes it to its table of functions, once a job.
+
+    There it stays until the job ends, and so does what is in the store for it.
+    """
+
+    @functools.wraps(dumps)
+    def pickle_dumps(function: Any, *args: Any, **kwargs: Any) -> Any:
+        link = _link()
+        if (
+            link is None
+            or _is_rays(getattr(function, "__module__", None) or "")
+            or not carries_large(function, link.policy)
+            or not link.reached
+        ):
+            return dumps(function, *args, **kwargs)
+        outgoing = RayOutgoing(link)
+        outgoing.label = getattr(function, "__qualname__", "")
+        return dumps(outgoing.exported(function), *args, **kwargs)
+
+    return pickle_dumps
 
 
 def _are_small(link: RayLink, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
