@@ -19,14 +19,10 @@ from ucxx.types import Tag
 from proxystore_core import forks
 from proxystore_core.connectors.node_place import LOOPBACK
 
-__all__ = ["SPIN", "VERSION", "endpoint_to", "is_ours", "new_worker", "tag_of", "ucx"]
+__all__ = ["VERSION", "endpoint_to", "is_ours", "new_worker", "tag_of", "ucx"]
 
 VERSION = ".".join(map(str, ucx.get_ucx_version()))
 """Addresses are read by the same version only: UCX ends a process over one that it cannot read."""
-
-SPIN = 200e-6
-"""Seconds that both sides look out for the other's next message before they sleep: to be woken, on a
-processor that has gone idle, takes as long as a small request. Whoever else can run does meanwhile."""
 
 _DEVICES = "/sys/class/infiniband"
 _context: Any = None  # never closed

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import os
 import selectors
 import socket
 import struct
@@ -30,7 +29,7 @@ from proxystore_core.connectors.node_protocol import (
     parse_request,
 )
 from proxystore_core.connectors.node_server import TICK, Respond
-from proxystore_core.connectors.ucx_library import SPIN, endpoint_to, new_worker, tag_of, ucx
+from proxystore_core.connectors.ucx_library import endpoint_to, new_worker, tag_of, ucx
 from proxystore_core.errors import ConfigurationError
 
 __all__ = ["listen"]
@@ -150,20 +149,14 @@ class _Listener:
         self._thread = threading.get_ident()
         self._select.register(self._wire, selectors.EVENT_READ, self._accept)
         self._select.register(self._bell, selectors.EVENT_READ, self._hear)
-        ticked, asked = time.monotonic(), 0.0
+        ticked = time.monotonic()
         while not stop():
-            patience = self._patience(handle)
-            spins = patience and time.perf_counter() - asked < SPIN
-            ready = self._select.select(0.0 if spins else patience)
+            ready = self._select.select(self._patience(handle))
             for entry, _ in ready:
                 if isinstance(entry.data, _Peer):
                     self._attend(entry.data, handle)
-                    asked = time.perf_counter()
                 else:
                     entry.data()
-            if spins and not ready:
-                os.sched_yield()
-                continue
             while self._late:
                 self._send(*self._late.popleft())
             if time.monotonic() - ticked > TICK:
