@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 import secrets
@@ -322,7 +323,8 @@ def test_processes_of_one_host_fetch_once(server: Server) -> None:
     ready, go, sums = spawn.Semaphore(0), spawn.Event(), spawn.Queue()
     array = np.arange(MB, dtype=np.int64)
     parts = {"near": (ShmConnector(), Policy(max_size=MB)), "far": RedisConnector("127.0.0.1", server.port)}
-    with Store("near", MultiConnector(parts)) as store:
+    with contextlib.closing(NearCopies()) as copies, Store("near", MultiConnector(parts)) as store:
+        copies._enter()  # else the first to end takes the copy away before the last has begun
         references = [store.reference(array), store.reference(array[: 1 << 16])]
         assert [reference.key.partition(".")[0] for reference in references] == ["far", "near"]
         processes = [
@@ -342,7 +344,7 @@ def test_processes_of_one_host_fetch_once(server: Server) -> None:
         sent = server.witness.info("stats")["total_net_output_bytes"] - before
         assert array.nbytes <= sent < 1.1 * array.nbytes
         for reference in references:
-            NearCopies().evict(reference.recipe, reference.key)
+            copies.evict(reference.recipe, reference.key)
             store.evict(reference.key)
 
 
