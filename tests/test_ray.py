@@ -317,6 +317,62 @@ print(link.current())
     assert "None" in out
 
 
+EQUIPPED = """
+import os, sys
+import ray
+sys.path.insert(0, os.environ["TESTS"])
+import ray_tasks as work
+options = {name: value for name, value in work.OPTIONS.items() if name != "runtime_env"}
+START
+
+def left():
+    return [name for name in os.environ if "PROXYSTORE_RAY" in name or "SETUP_HOOK" in name]
+
+@ray.remote
+def look(step):
+    from proxystore_integrations.ray import link
+    return left(), link.current() is not None, "THEIRS" in os.environ
+
+assert not left(), left()
+found = ray.get([look.remote(step) for step in range(4)])
+assert all(names == [] and equipped for names, equipped, _ in found), found
+runtime = ray.get_runtime_context().runtime_env
+print("theirs", found[0][2], "hook", "worker_process_setup_hook" in runtime)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("from proxystore_integrations.ray import init; init(**options)", "theirs False hook False"),
+        ("ray.init(**options)", "theirs False hook False"),
+        ("ray.init(**options, runtime_env={'env_vars': {'THEIRS': '1'}})", "theirs True hook True"),
+        (
+            "from proxystore_integrations.ray import init; init(**options, results='always')",
+            "theirs False hook True",
+        ),
+    ],
+    ids=["init", "the variable alone", "with an environment of theirs", "with results of ours"],
+)
+def test_workers_have_what_they_need_from_the_start(start: str, said: str) -> None:
+    name = "RAY_RUNTIME_ENV_HOOK"
+    variables = {} if "proxystore" in start else {name: HOOK[name]}
+    out = script(EQUIPPED.replace("START", start), TESTS=str(Path(__file__).parent), **variables)
+    assert said in out
+
+
+def test_a_cluster_that_runs_already_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert engine.starts_cluster({"address": "local"})
+    assert engine.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
+    assert not engine.starts_cluster({"address": "127.0.0.1:6379"})
+    assert not engine.starts_cluster({"address": "nonsense"})
+    (tmp_path / "ray_current_cluster").write_text("127.0.0.1:6379")
+    assert not engine.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert not engine.starts_cluster({"address": None})
+
+
 def test_what_a_remote_function_captures_is_stored_once_until_the_job_ends() -> None:
     out = script(
         """

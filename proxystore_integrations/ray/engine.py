@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import inspect
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cloudpickle.cloudpickle as our_pickle
@@ -21,6 +23,7 @@ try:
     import ray.cloudpickle.cloudpickle as rays_pickle
     import ray.remote_function as functions_module
     from ray._common.utils import load_class
+    from ray._private import services as services_module
     from ray._private import worker as worker_module
     from ray._private.client_mode_hook import client_mode_should_convert
     from ray._private.serialization import SerializationContext
@@ -44,13 +47,16 @@ __all__ = [
     "connected",
     "ended",
     "functions_module",
+    "given_to_init",
     "load_class",
     "module_of",
+    "on_connect",
     "on_disconnect",
     "outer",
     "ray",
     "refusing",
     "share_pickle_state",
+    "starts_cluster",
     "task_module",
     "version",
     "watch",
@@ -68,7 +74,8 @@ _METHODS: dict[Any, str] = {
     SerializationContext: "get_outer_object_ref serialize",
     functions_module: "pickle_dumps",
     _raylet.CoreWorker: "add_object_out_of_scope_callback serialize_actor_handle",
-    worker_module: "SCRIPT_MODE WORKER_MODE disconnect global_worker",
+    services_module: "canonicalize_bootstrap_address",
+    worker_module: "SCRIPT_MODE WORKER_MODE connect disconnect global_worker",
     our_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
     rays_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
 }
@@ -187,6 +194,42 @@ def task_module() -> str:
     if worker_module.global_worker.mode != worker_module.WORKER_MODE:
         return ""
     return ray.get_runtime_context().get_task_function_name() or ""
+
+
+def given_to_init() -> Mapping[str, Any] | None:
+    """The arguments of the `ray.init` that has called the caller; None where none has."""
+    code = getattr(inspect.unwrap(ray.init), "__code__", None)
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else {**frame.f_locals.get("kwargs", {}), **frame.f_locals}
+
+
+def starts_cluster(given: Mapping[str, Any]) -> bool:
+    """Whether `ray.init` starts a cluster of its own and joins none.
+
+    Args:
+        given: its arguments by name.
+    """
+    address: Any = given.get("address")
+    try:
+        address = services_module.canonicalize_bootstrap_address(address, given.get("_temp_dir"))
+    except Exception:  # ray.init meets the same, and raises its own error
+        return False
+    return address is None and not given.get("local_mode")
+
+
+def on_connect(began: Callable[[], None]) -> None:
+    """Call a function whenever this process has joined a cluster. To be asked for once."""
+    connect: Any = worker_module.connect
+
+    def joining(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return connect(*args, **kwargs)
+        finally:
+            began()
+
+    worker_module.connect = joining
 
 
 def on_disconnect(ended: Callable[[], None]) -> None:

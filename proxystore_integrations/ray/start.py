@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxystore_core import ConfigurationError, StoreError
@@ -20,6 +21,7 @@ __all__ = ["init", "instrument", "runtime_env_hook", "worker_setup"]
 _TERMS = "_PROXYSTORE_RAY"
 _THEIRS = "_PROXYSTORE_RAY_SETUP_HOOK"
 _HOOK = "worker_process_setup_hook"
+_SETUP = f"{__name__.rpartition('.')[0]}.worker_setup"
 
 
 def init(*args: Any, **kwargs: Any) -> Any:
@@ -48,13 +50,15 @@ def init(*args: Any, **kwargs: Any) -> Any:
     link = _opened(RayLink(*settled))
     job = kwargs.get("job_config")
     if link.is_open and not (job is not None and job.runtime_env):
-        kwargs["runtime_env"] = _merged(kwargs.get("runtime_env"), link)
+        given = {**kwargs, "address": args[0] if args else kwargs.get("address")}
+        kwargs["runtime_env"] = _equipped(kwargs.get("runtime_env"), link, given)
     try:
-        context = engine.ray.init(*args, **kwargs)
+        return engine.ray.init(*args, **kwargs)
     except BaseException:
         leave()
         raise
-    return context
+    finally:
+        _bequeath_no_more()
 
 
 def instrument(**settings: Any) -> None:
@@ -104,12 +108,13 @@ def runtime_env_hook(runtime_env: Any) -> Any:
     except (ConfigurationError, StoreError) as error:
         warnings.warn(f"This Ray works without a store: {error}", RuntimeWarning, stacklevel=2)
         return runtime_env
-    return _merged(runtime_env, link) if link.is_open else runtime_env
+    return _equipped(runtime_env, link, engine.given_to_init()) if link.is_open else runtime_env
 
 
 def worker_setup() -> None:
     """Equip a worker when it starts."""
     terms = os.environ.get(_TERMS)
+    _bequeath_no_more()
     if terms:
         install()
         joined(Terms(*json.loads(terms)))
@@ -127,8 +132,36 @@ def _opened(link: RayLink) -> RayLink:
         return link
     leave()  # of a job that did not start
     install()
+    _watch_joining()
     use(link)
     return link
+
+
+@functools.cache
+def _watch_joining() -> None:
+    # Once this process is in a cluster, that has what it needs.
+    engine.on_connect(_bequeath_no_more)
+
+
+def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) -> Any:
+    """What the job is to have as its runtime environment.
+
+    A cluster that starts now starts its workers at once, while a job with an environment of its own waits a
+    second for others. So the workers inherit what they need, unless the user has such an environment anyway.
+    """
+    # Another job of such a cluster has workers that are equipped, too. Their results are Ray's all the same.
+    if runtime_env or link.settings.results == "always" or given is None or not engine.starts_cluster(given):
+        return _merged(runtime_env, link)
+    os.environ[engine.SETUP_HOOK] = _SETUP
+    os.environ[_TERMS] = json.dumps(link.terms)
+    return runtime_env
+
+
+def _bequeath_no_more() -> None:
+    """Processes that this one starts from now on are no part of the job."""
+    if os.environ.get(engine.SETUP_HOOK) == _SETUP:
+        del os.environ[engine.SETUP_HOOK]
+        os.environ.pop(_TERMS, None)
 
 
 def _merged(runtime_env: Any, link: RayLink) -> dict[str, Any]:
@@ -144,7 +177,7 @@ def _merged(runtime_env: Any, link: RayLink) -> dict[str, Any]:
         return merged
     if theirs:
         variables[_THEIRS] = theirs
-    merged[_HOOK] = f"{__name__.rpartition('.')[0]}.{worker_setup.__name__}"
+    merged[_HOOK] = _SETUP
     return merged
 
 
