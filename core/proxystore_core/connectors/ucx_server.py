@@ -216,7 +216,8 @@ class _Listener:
 
     def _attend(self, peer: _Peer, handle: Callable[[Buffer, Respond], None]) -> None:
         try:
-            peer.flush()
+            if peer.unsent:
+                peer.flush()
             if peer.backlog() <= _AHEAD:
                 count = peer.wire.recv_into(self._buffer)
                 if not count:
@@ -271,7 +272,15 @@ class _Listener:
     def _send(self, peer: _Peer, head: bytes, data: Buffer) -> None:
         if not peer.open:
             return
-        inline = memoryview(data).nbytes <= _INLINE or peer.endpoint is None
+        size = memoryview(data).nbytes
+        if size <= _INLINE and not peer.unsent:
+            with contextlib.suppress(OSError):  # the rest, or all of it, goes the way of what is big
+                message = head + data
+                sent = peer.wire.send(message)
+                if sent == len(message):
+                    return
+                head, data = message[sent:], b""
+        inline = size <= _INLINE or peer.endpoint is None
         with contextlib.suppress(OSError):  # whoever reads of it sees that it is broken
             peer.say(*((head, data) if inline else (head,)))
         if not inline:
@@ -284,7 +293,7 @@ class _Listener:
         self._watch(peer)
 
     def _watch(self, peer: _Peer) -> None:
-        if peer.open:
+        if peer.open and (peer.unsent or peer.watched != selectors.EVENT_READ):
             wanted = selectors.EVENT_WRITE if peer.unsent else 0
             if peer.backlog() <= _AHEAD or not wanted:
                 wanted |= selectors.EVENT_READ
