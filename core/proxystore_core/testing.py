@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,16 +32,14 @@ from proxystore_core.connectors.base import (
     Buffer,
     Connector,
     Key,
-    Leased,
     leased,
     listed,
-    session_until,
-    surveyed,
 )
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.moving import listening
 from proxystore_core.store import Store
 from proxystore_core.testing_deferred import DeferredContract
+from proxystore_core.testing_leased import LeasedContract
 from proxystore_core.testing_processes import in_fork, in_new_process, start, until
 
 __all__ = ["ConnectorContract", "in_fork", "in_new_process", "until"]
@@ -98,7 +96,7 @@ def _put(kind: type[Any], url: str, data: Sequence[bytes]) -> list[Key]:
     return keys
 
 
-class ConnectorContract(DeferredContract):
+class ConnectorContract(LeasedContract, DeferredContract):
     """The tests; a subclass says how to make a connector, and what else it can about the backend."""
 
     place: Path
@@ -107,18 +105,6 @@ class ConnectorContract(DeferredContract):
     def make(self) -> Connector:
         """A connector to an empty store of its own: each call another one."""
         raise NotImplementedError
-
-    def open_again(self, connector: Connector) -> Connector:
-        """An equal connector, as another process would have it."""
-        return type(connector).from_url(connector.url)
-
-    def raw_objects(self, connector: Connector) -> Mapping[str, bytes] | None:
-        """Everything of the store (objects, unfinished ones, no leases), read behind the connector's back.
-
-        Published objects are under their keys, anything else under any other name; None when
-        there is no such view.
-        """
-        return None
 
     def corrupt(self, connector: Connector, key: Key) -> bool:
         """Change a byte in the midst of the stored object; tells whether that can be done here."""
@@ -141,13 +127,6 @@ class ConnectorContract(DeferredContract):
         connector = self.make()
         self._made.append(connector)
         return connector
-
-    @pytest.fixture
-    def keeper(self, connector: Connector) -> Leased:
-        keeper = leased(connector)
-        if keeper is None:
-            pytest.skip("keeps no leases")
-        return keeper
 
     @pytest.fixture
     def session(self) -> str:
@@ -435,97 +414,3 @@ class ConnectorContract(DeferredContract):
             except (RefusedError, UnreachableError):
                 continue  # not published: no key
             assert got is None or got == whole
-
-    # Leases.
-
-    def test_end_evicts_the_session_and_no_other(
-        self, connector: Connector, keeper: Leased, session: str
-    ) -> None:
-        keeper.renew(session, 600)
-        keeper.renew(session + "x", 600)
-        keys = [connector.put([b"data"], session=session) for _ in range(3)]
-        kept = [connector.put([b"kept"], session=session + "x"), connector.put([b"kept"])]
-        assert keeper.end(session) == 3
-        assert keeper.end(session) == 0
-        assert [connector.get(key) for key in keys] == [None] * 3
-        assert [connector.get(key) for key in kept] == [b"kept"] * 2
-        assert session not in keeper.sessions()
-        assert 590 < keeper.sessions()[session + "x"] <= 600
-
-    def test_what_it_holds_is_told(self, connector: Connector, keeper: Leased, session: str) -> None:
-        survey = surveyed(connector)
-        if survey is None:
-            pytest.skip("it does not tell what is in it")
-        keeper.renew(session, 600)
-        for _ in range(3):
-            connector.put([bytes(10_000)], session=session)
-        connector.put([b"mine"])
-        held = survey.held()
-        assert held[session].objects == 3
-        assert 30_000 <= held[session].nbytes < 60_000
-        assert held[USER_SESSION].objects == 1
-        room = survey.room()
-        assert room is None or room > 0
-        keeper.end(session)
-        assert session not in survey.held()
-
-    def test_renew_extends(self, keeper: Leased, session: str) -> None:
-        keeper.renew(session, 5)
-        assert 0 < keeper.sessions()[session] <= 5
-        keeper.renew(session, 100)
-        assert 90 < keeper.sessions()[session] <= 100
-
-    def test_sweep_ends_the_lapsed(self, connector: Connector, keeper: Leased, session: str) -> None:
-        again = self.open_again(connector)
-        live, other = session + "-live", leased(again)
-        assert other is not None
-        keeper.renew(session, 0.2)
-        keeper.renew(live, 600)
-        lapsed = connector.put([b"x" * 2_000_000], session=session)
-        kept = [connector.put([b"kept"], session=live), connector.put([b"kept"])]
-        until(lambda: keeper.sessions().get(session, -1.0) < 0)
-        assert live not in other.sweep()
-        assert connector.get(lapsed) is None
-        assert [connector.get(key) for key in kept] == [b"kept"] * 2
-        assert session not in keeper.sessions()
-        assert other.sweep() == []
-        again.close()
-
-    def test_a_session_may_say_when_it_lapses(self, connector: Connector, keeper: Leased) -> None:
-        session = session_until("test", time.time() + 0.5)
-        keeper.renew(session, 0.5)
-        key = connector.put([b"x" * 2_000_000], session=session)
-        until(lambda: keeper.sessions().get(session, -1.0) < 0)
-        keeper.sweep()
-        assert connector.get(key) is None
-        assert session not in keeper.sessions()
-
-    def test_the_user_session_has_no_lease(self, connector: Connector, keeper: Leased) -> None:
-        key = connector.put([b"mine"])
-        with pytest.raises(RefusedError):
-            keeper.renew(USER_SESSION, 0.001)
-        time.sleep(0.01)
-        assert keeper.sweep() == []
-        assert connector.get(key) == b"mine"
-        assert USER_SESSION not in keeper.sessions()
-
-    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a.b", "a b", "a\0", "ü", "x" * 65])
-    def test_session_names_are_checked(self, connector: Connector, keeper: Leased, name: str) -> None:
-        for use in (
-            lambda: connector.put([b"data"], session=name),
-            lambda: keeper.renew(name, 1),
-            lambda: keeper.end(name),
-        ):
-            with pytest.raises(RefusedError):
-                use()
-        assert not self.raw_objects(connector)
-
-    def test_what_comes_after_the_end_is_not_for_ever(
-        self, connector: Connector, keeper: Leased, session: str
-    ) -> None:
-        keeper.renew(session, 600)
-        keeper.end(session)
-        key = connector.put([b"late"], session=session)
-        assert session in keeper.sessions()
-        assert keeper.end(session) == 1
-        assert connector.get(key) is None
