@@ -326,7 +326,8 @@ options = {name: value for name, value in work.OPTIONS.items() if name != "runti
 START
 
 def left():
-    return [name for name in os.environ if "PROXYSTORE_RAY" in name or "SETUP_HOOK" in name]
+    ours = "_PROXYSTORE_RAY", "proxystore_integrations.ray.worker_setup"
+    return [item for item in os.environ.items() if set(item) & set(ours)]
 
 @ray.remote
 def look(step):
@@ -346,13 +347,20 @@ print("theirs", found[0][2], "hook", "worker_process_setup_hook" in runtime)
     [
         ("from proxystore_integrations.ray import init; init(**options)", "theirs False hook False"),
         ("ray.init(**options)", "theirs False hook False"),
-        ("ray.init(**options, runtime_env={'env_vars': {'THEIRS': '1'}})", "theirs True hook True"),
+        ("ray.init(**options, runtime_env={'env_vars': {'THEIRS': '1'}})", "theirs True hook False"),
+        (
+            (
+                "def theirs(): os.environ['THEIRS'] = '1'\n"
+                "ray.init(**options, runtime_env={'worker_process_setup_hook': theirs})"
+            ),
+            "theirs True hook True",
+        ),
         (
             "from proxystore_integrations.ray import init; init(**options, results='always')",
             "theirs False hook True",
         ),
     ],
-    ids=["init", "the variable alone", "with an environment of theirs", "with results of ours"],
+    ids=["init", "the variable", "an environment of theirs", "a hook of theirs", "results of ours"],
 )
 def test_workers_have_what_they_need_from_the_start(start: str, said: str) -> None:
     name = "RAY_RUNTIME_ENV_HOOK"

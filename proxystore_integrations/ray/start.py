@@ -147,10 +147,12 @@ def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) 
     """What the job is to have as its runtime environment.
 
     A cluster that starts now starts its workers at once, while a job with an environment of its own waits a
-    second for others. So the workers inherit what they need, unless the user has such an environment anyway.
+    second for others, and Ray notes the environment with each task. So the workers inherit what they need,
+    unless the user has a setup hook: that takes the place of ours.
     """
+    inherit = not (runtime_env or {}).get(_HOOK) and given is not None and engine.starts_cluster(given)
     # Another job of such a cluster has workers that are equipped, too. Their results are Ray's all the same.
-    if runtime_env or link.settings.results == "always" or given is None or not engine.starts_cluster(given):
+    if not inherit or link.settings.results == "always":
         return _merged(runtime_env, link)
     os.environ[engine.SETUP_HOOK] = _SETUP
     os.environ[_TERMS] = json.dumps(link.terms)
@@ -159,9 +161,9 @@ def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) 
 
 def _bequeath_no_more() -> None:
     """Processes that this one starts from now on are no part of the job."""
+    os.environ.pop(_TERMS, None)
     if os.environ.get(engine.SETUP_HOOK) == _SETUP:
         del os.environ[engine.SETUP_HOOK]
-        os.environ.pop(_TERMS, None)
 
 
 def _merged(runtime_env: Any, link: RayLink) -> dict[str, Any]:
