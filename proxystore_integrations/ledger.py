@@ -35,7 +35,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
-class Put(msgspec.Struct, tag=True, gc=False):
+class Put(msgspec.Struct, tag=True, array_like=True, gc=False):
     """A value is in the store, stored now or found there.
 
     Attributes:
@@ -59,7 +59,7 @@ class Put(msgspec.Struct, tag=True, gc=False):
     shared: bool
 
 
-class Got(msgspec.Struct, tag=True, gc=False):
+class Got(msgspec.Struct, tag=True, array_like=True, gc=False):
     """Values were loaded.
 
     Attributes:
@@ -75,7 +75,7 @@ class Got(msgspec.Struct, tag=True, gc=False):
     cached: int
 
 
-class Went(msgspec.Struct, tag=True, gc=False):
+class Went(msgspec.Struct, tag=True, array_like=True, gc=False):
     """Values went an engine's own way.
 
     Attributes:
@@ -91,7 +91,7 @@ class Went(msgspec.Struct, tag=True, gc=False):
     size: int
 
 
-class Opened(msgspec.Struct, tag=True, gc=False):
+class Opened(msgspec.Struct, tag=True, array_like=True, gc=False):
     """A client opened a store.
 
     Attributes:
@@ -107,7 +107,7 @@ class Opened(msgspec.Struct, tag=True, gc=False):
     threshold: int
 
 
-class Trouble(msgspec.Struct, tag=True, gc=False):
+class Trouble(msgspec.Struct, tag=True, array_like=True, gc=False):
     """Something that the user was warned of.
 
     Attributes:
@@ -145,6 +145,7 @@ class Ledger:
         self._counts: dict[tuple[str, str, int], list[int]] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], list[float]] = {}
         self._due = 0.0
+        self._depth = 1
         self._lock = forks.lock()
 
     @property
@@ -250,17 +251,27 @@ class Ledger:
             util.Finalize(self, self.flush, exitpriority=0)
         return made
 
-    @staticmethod
-    def caller() -> str:
+    def caller(self) -> str:
         """File and line of the user's code that led here; empty where there is none."""
-        frame: Any = sys._getframe(1)
-        for _ in range(_FRAMES):
+        # The last one's depth, most often: each frame that is looked at is first made an object.
+        depth = self._depth
+        try:
+            frame: Any = sys._getframe(depth)
+            found = _is_users(frame.f_code.co_filename) and not _is_users(
+                sys._getframe(depth - 1).f_code.co_filename
+            )
+        except ValueError:  # the stack is not that deep
+            found = False
+        if not found:
+            frame, depth = sys._getframe(1), 1
+            while frame is not None and not _is_users(frame.f_code.co_filename):
+                frame, depth = frame.f_back, depth + 1
+                if depth > _FRAMES:
+                    return ""
             if frame is None:
-                break
-            if _is_users(frame.f_code.co_filename):
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            frame = frame.f_back
-        return ""
+                return ""
+            self._depth = depth
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
     @staticmethod
     def home(function: Any) -> str:
