@@ -1,52 +1,51 @@
 """What a run sends through its stores and what not, for the report of ``proxystore run``.
 
-Off unless asked for: then `book` is None, and who has something to note does not. Each process appends
-lines to a file of its own in the directory that ``PROXYSTORE_RUN`` names, so that a killed worker's are
-not lost. A line is written for large values only; small ones are counted.
+Off unless asked for: then `book` is None, and who has something to note does not. Each process counts in a
+file of its own in the directory that ``PROXYSTORE_RUN`` names, so that nothing of a killed worker is lost.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import secrets
 import sys
-import time
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from proxystore_core import forks
 from proxystore_core.sizeof import sizeof
+from proxystore_integrations.counter_file import CounterFile, Place, counters_of
 from proxystore_integrations.functions import users_function
-from proxystore_integrations.ledger_file import LineFile
 
-__all__ = ["RUN", "Event", "Got", "Ledger", "Opened", "Put", "Trouble", "Went", "book", "counting"]
+__all__ = ["RUN", "Event", "Got", "Ledger", "Opened", "Put", "Trouble", "Went", "book", "counting", "noted"]
 
 RUN = "PROXYSTORE_RUN"
 """The environment variable that names the directory of a run's ledgers."""
 
-_LINES = 50_000  # of one process; then it counts on without details
-_EVERY = 0.5  # seconds between two lines of counts
+_DETAILS = 50_000  # different things that one process counts; then it counts on without their details
+_KEYS = 1_000_000  # of objects, of which is remembered that they were put
 _FRAMES = 60
 _NUMBERS = frozenset({int, float, bool, complex, type(None)})
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
-class Put(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """A value is in the store, stored now or found there.
+class Put(NamedTuple):
+    """Values are in the store, stored now or found there.
+
+    Counted: how many, their bytes, the seconds that it took, and those that this process had put before.
 
     Attributes:
         what: ``"argument"``, ``"result"`` or ``"gathered"``.
-        engine: whose call it belongs to.
-        task: name of the call's function.
+        engine: whose calls they belong to.
+        task: name of the calls' function.
         source: file and line.
-        kind: its class.
-        size: bytes.
-        seconds: that it took.
-        shared: whether this process has put it before.
+        kind: their class.
+        size: bytes of each.
     """
 
     what: str
@@ -55,43 +54,30 @@ class Put(msgspec.Struct, tag=True, array_like=True, gc=False):
     source: str
     kind: str
     size: int
-    seconds: float
-    shared: bool
 
 
-class Got(msgspec.Struct, tag=True, array_like=True, gc=False):
+class Got(NamedTuple):
     """Values were loaded.
 
-    Attributes:
-        count: how many.
-        size: of all, bytes.
-        seconds: that it took.
-        cached: how many of them this process had kept.
+    Counted: how many, their bytes, the seconds that it took, and those that this process had kept.
     """
 
-    count: int
-    size: int
-    seconds: float
-    cached: int
 
-
-class Went(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """Values went an engine's own way.
+class Went(NamedTuple):
+    """Values went an engine's own way. Counted: how many, and their bytes, about.
 
     Attributes:
         engine: whose.
         why: ``"small"``, or a reason to tell.
-        count: how many.
-        size: of all, bytes, about.
+        length: of their sizes, bits.
     """
 
     engine: str
     why: str
-    count: int
-    size: int
+    length: int
 
 
-class Opened(msgspec.Struct, tag=True, array_like=True, gc=False):
+class Opened(NamedTuple):
     """A client opened a store.
 
     Attributes:
@@ -107,7 +93,7 @@ class Opened(msgspec.Struct, tag=True, array_like=True, gc=False):
     threshold: int
 
 
-class Trouble(msgspec.Struct, tag=True, array_like=True, gc=False):
+class Trouble(NamedTuple):
     """Something that the user was warned of.
 
     Attributes:
@@ -118,20 +104,27 @@ class Trouble(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 Event = Put | Got | Went | Opened | Trouble
+"""What is counted. As keys they are tuples: no two kinds have the same length."""
 
-_UNITS = {
-    "put": ("objects", "bytes", "seconds"),
-    "get": ("objects", "bytes", "seconds", "cached"),
-    "by_value": ("objects", "bytes"),
-}
-_encode = msgspec.json.Encoder().encode
+_EVENTS: dict[str, Any] = {kind.__name__: kind for kind in (Put, Got, Went, Opened, Trouble)}
+
+
+_GOT = Got()
+
+
+class _Counter:
+    __slots__ = ("place", "values")
+
+    def __init__(self, place: Place | None) -> None:
+        self.place = place
+        self.values = [0.0, 0.0, 0.0, 0.0]
 
 
 class Ledger:
     """The notes of one process.
 
     Args:
-        directory: where its file goes; None to count only.
+        directory: where its file goes; None to count for `totals` only.
     """
 
     def __init__(self, directory: str | None) -> None:
@@ -139,23 +132,34 @@ class Ledger:
         self._reset()
 
     def _reset(self) -> None:
-        self._file: LineFile | None = None
-        self._lines = 0
+        self._file: CounterFile | None = None
         self._keys: set[str] = set()
-        self._counts: dict[tuple[str, str, int], list[int]] = {}
-        self._totals: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        self._due = 0.0
+        self._counters: dict[Event, _Counter] = {}
         self._depth = 1
         self._lock = forks.lock()
 
     @property
     def totals(self) -> dict[tuple[str, tuple[str, ...]], float]:
         """Counters by name and labels, for `metrics`."""
-        return {
-            (f"{name}.{unit}", labels): value
-            for (name, labels), values in self._totals.copy().items()
-            for unit, value in zip(_UNITS[name], values, strict=True)
-        }
+        found: dict[tuple[str, tuple[str, ...]], float] = defaultdict(int)
+        for event, counter in self._counters.copy().items():
+            objects, size, seconds, cached = counter.values
+            labels: tuple[str, ...] = ()
+            match event:
+                case Put():
+                    name, labels = "put", (event.engine, event.what)
+                case Got():
+                    name = "get"
+                    found["get.cached", labels] += int(cached)
+                case Went():
+                    name, labels = "by_value", (event.engine, event.why)
+                case _:
+                    continue
+            found[f"{name}.objects", labels] += int(objects)
+            found[f"{name}.bytes", labels] += int(size)
+            if name != "by_value":
+                found[f"{name}.seconds", labels] += seconds
+        return dict(found)
 
     def put(
         self,
@@ -168,28 +172,21 @@ class Ledger:
     ) -> None:
         """A value is in the store; ``reference`` names it. For the others see `Put`."""
         size, key = reference.size, reference.key
-        self._add(("put", (engine, what)), 1, size, seconds)
-        if self._lines < _LINES:
-            shared = key in self._keys
+        shared = key in self._keys
+        if not shared and len(self._keys) < _KEYS:
             self._keys.add(key)
-            self._write(Put(what, engine, task, source, reference.kind, size, seconds, shared))
+        event = Put(what, engine, task, source, reference.kind, size)
+        if len(self._counters) >= _DETAILS and event not in self._counters:
+            event = Put(what, engine, "", "", "", 1 << size.bit_length() - 1 if size else 0)
+        self._count(event, 1, size, seconds, shared)
 
     def get(self, count: int, size: int, seconds: float, cached: int = 0) -> None:
-        """Values were loaded: see `Got`."""
-        self._add(("get", ()), count, size, seconds, cached)
-        if self._lines < _LINES:
-            self._write(Got(count, size, seconds, cached))
+        """Values were loaded: how many, their bytes, the seconds that it took, how many were kept here."""
+        self._count(_GOT, count, size, seconds, cached)
 
     def by_value(self, engine: str, why: str, size: int) -> None:
         """A value went the engine's own way: see `Went`."""
-        self._add(("by_value", (engine, why)), 1, size)
-        counts = self._counts.get(place := (engine, why, size.bit_length()))
-        if counts is None:
-            counts = self._counts.setdefault(place, [0, 0])
-        counts[0] += 1
-        counts[1] += size
-        if time.monotonic() > self._due:
-            self.flush()
+        self._count(Went(engine, why, size.bit_length()), 1, size)
 
     def small(self, engine: str, value: Any, threshold: int) -> None:
         """A value under the threshold went the engine's own way. Plain numbers are not worth a note.
@@ -204,52 +201,46 @@ class Ledger:
 
     def session(self, engine: str, session: str, recipe: str, threshold: int) -> None:
         """A client opened a store: see `Opened`."""
-        self._write(Opened(engine, session, recipe, threshold))
+        self._count(Opened(engine, session, recipe, threshold), 1)
 
     def trouble(self, problem: str) -> None:
         """Something that the user was warned of."""
-        if self._lines < _LINES:
-            self._write(Trouble(problem))
+        if len(self._counters) < _DETAILS:
+            self._count(Trouble(problem), 1)
 
-    def flush(self) -> None:
-        """Write what is only counted so far."""
+    def _count(
+        self, event: Event, first: float, second: float = 0, third: float = 0, fourth: float = 0
+    ) -> None:
+        counter = self._counters.get(event)
+        if counter is None:
+            counter = self._counters.setdefault(event, _Counter(self._place(event)))
+        values = counter.values
         with self._lock:
-            counts, self._counts = self._counts, {}
-            self._due = time.monotonic() + _EVERY
-        for (engine, why, _), (count, size) in counts.items():
-            self._write(Went(engine, why, count, size))
+            values[0] += first
+            values[1] += second
+            values[2] += third
+            values[3] += fourth
+            if counter.place is not None:
+                CounterFile.set(counter.place, values)
 
-    def _add(self, counter: tuple[str, tuple[str, ...]], *values: float) -> None:
-        total = self._totals.get(counter)
-        if total is None:
-            total = self._totals.setdefault(counter, [0] * len(values))
-        for place, value in enumerate(values):
-            total[place] += value
-
-    def _write(self, event: Event) -> None:
+    def _place(self, event: Event) -> Place | None:
         if self.directory is None:
-            return
+            return None
         try:
             file = self._file or self._opened()
-            file.add(_encode(event))
-            self._lines += 1
+            return file.add(msgspec.json.encode((type(event).__name__, *event)))
         except OSError:  # the directory is on another machine, or full, or the report has been made
-            self._lines = _LINES
+            return None
 
-    def _opened(self) -> LineFile:
+    def _opened(self) -> CounterFile:
         assert self.directory is not None
-        path = os.path.join(self.directory, f"{os.getpid()}-{secrets.token_hex(4)}.jsonl")
-        made = LineFile(path)
+        path = os.path.join(self.directory, f"{os.getpid()}-{secrets.token_hex(4)}.counters")
+        made = CounterFile(path)
         with self._lock:
             file = self._file = self._file or made
         if file is not made:  # another thread's was first
             made.close()
-            return file
-        # multiprocessing ends its children in its own way, past atexit.
-        util = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            util.Finalize(self, self.flush, exitpriority=0)
-        return made
+        return file
 
     def caller(self) -> str:
         """File and line of the user's code that led here; empty where there is none."""
@@ -280,6 +271,24 @@ class Ledger:
         return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
+def noted(directory: str) -> Iterator[list[tuple[Event, tuple[float, ...]]]]:
+    """What each process of a run has counted.
+
+    Args:
+        directory: of its ledgers.
+    """
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(".counters"):
+            found = [_read(record) for record in counters_of(os.path.join(directory, name))]
+            if found:
+                yield found
+
+
+def _read(record: tuple[bytes, tuple[float, ...]]) -> tuple[Event, tuple[float, ...]]:
+    name, *given = msgspec.json.decode(record[0])
+    return _EVENTS[name](*given), record[1]
+
+
 @cache
 def _is_users(file: str) -> bool:
     """Whether code of a file is the user's own: there are as many as a process has loaded."""
@@ -298,16 +307,7 @@ def counting() -> Ledger:
     return book
 
 
-def _leave() -> None:
-    if book is not None:
-        book.flush()
-
-
 @forks.in_child
 def _after_fork() -> None:
     if book is not None:
         book._reset()
-
-
-if book is not None:
-    atexit.register(_leave)

@@ -197,7 +197,6 @@ def test_a_threshold_is_advised_where_another_would_have_been_faster(tmp_path):
     ledger.session("parsl", "s", "memory://", 100_000_000)
     for _ in range(50):
         ledger.by_value("parsl", "small", 10_000_000)
-    ledger.flush()
     (line,) = [line for line in advise(collect(str(tmp_path), ["x"])) if "would have saved" in line]
     assert re.search(r"parsl: threshold \d+ \w?B would have saved about \d+ s \(it was 100 MB\)", line)
 
@@ -220,7 +219,6 @@ def test_advice_goes_by_what_was_measured_on_this_machine(tmp_path, monkeypatch)
         ledger.by_value("dask", "small", 1_000_000)
     for _ in range(50):
         ledger.by_value("dask", "small", 1_000)
-    ledger.flush()
     report = collect(str(tmp_path), ["x"])
     found = best_threshold(report, "dask")
     assert found is not None
@@ -230,7 +228,6 @@ def test_advice_goes_by_what_was_measured_on_this_machine(tmp_path, monkeypatch)
     assert re.match(r"dask: threshold \S+ \w?B would have saved about 3 s \(it was 100 MB\); by what", line)
     assert "`proxystore tune` measured on this machine" in line
     ledger.by_value("dask", "small", 90_000_000)  # what was measured says nothing of such a one
-    ledger.flush()
     assert not any("by what" in line for line in advise(collect(str(tmp_path), ["x"])))
 
 
@@ -249,4 +246,3 @@ def test_a_ledger_that_cannot_be_written_is_no_error(tmp_path):
     ledger = Ledger(str(tmp_path / "elsewhere"))
     ledger.trouble("x")
     ledger.by_value("dask", "small", 1)
-    ledger.flush()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,8 +10,7 @@ import msgspec
 from proxystore_core.connectors.base import leased
 from proxystore_core.errors import StoreError
 from proxystore_core.recipe import Recipe, open_connector
-from proxystore_integrations.ledger import Event, Got, Opened, Put, Trouble, Went
-from proxystore_integrations.ledger_file import lines_of
+from proxystore_integrations.ledger import Got, Opened, Put, Trouble, Went, noted
 
 __all__ = ["Big", "Engine", "Moved", "Report", "collect"]
 
@@ -138,22 +135,24 @@ def collect(directory: str, command: list[str], exit_code: int = 0, seconds: flo
     sizes: dict[tuple[str, int, bool], Moved] = defaultdict(Moved)
     big: dict[tuple[Any, ...], Big] = {}
     sessions: list[tuple[str, str]] = []
-    for events in _ledgers(directory):
+    for counted in noted(directory):
         report.processes += 1
-        for event in events:
+        for event, (count, size, seconds, among) in counted:
             match event:
                 case Put():
-                    _add_put(report, engines[event.engine], event)
-                    sizes[event.engine, event.size.bit_length(), True].add(1, event.size)
-                    _add_big(big, event)
+                    _add_put(report, engines[event.engine], event, int(count), int(size), int(among))
+                    report.put_seconds += seconds
+                    length = (int(size) // max(1, int(count))).bit_length()
+                    sizes[event.engine, length, True].add(int(count), int(size))
+                    _add_big(big, event, int(count))
                 case Got():
-                    report.gets.add(event.count, event.size)
-                    report.get_seconds += event.seconds
-                    report.cached += event.cached
+                    report.gets.add(int(count), int(size))
+                    report.get_seconds += seconds
+                    report.cached += int(among)
                 case Went():
-                    engines[event.engine].by_value.setdefault(event.why, Moved()).add(event.count, event.size)
-                    length = (event.size // event.count).bit_length()
-                    sizes[event.engine, length, False].add(event.count, event.size)
+                    went = engines[event.engine].by_value.setdefault(event.why, Moved())
+                    went.add(int(count), int(size))
+                    sizes[event.engine, event.length, False].add(int(count), int(size))
                 case Opened():
                     engine = engines[event.engine]
                     engine.threshold = event.threshold
@@ -170,29 +169,19 @@ def collect(directory: str, command: list[str], exit_code: int = 0, seconds: flo
     return report
 
 
-def _ledgers(directory: str) -> Iterator[Iterable[Event]]:
-    decoder = msgspec.json.Decoder(Event)
-    for name in sorted(os.listdir(directory)):
-        if name.endswith(".jsonl"):
-            lines = lines_of(os.path.join(directory, name))
-            if lines:
-                yield map(decoder.decode, lines)
-
-
-def _add_put(report: Report, engine: Engine, event: Put) -> None:
-    report.puts.add(1, event.size)
-    report.put_seconds += event.seconds
+def _add_put(report: Report, engine: Engine, event: Put, count: int, size: int, shared: int) -> None:
+    report.puts.add(count, size)
     name = {"argument": "arguments", "result": "results"}.get(event.what, "gathered")
-    getattr(engine, name).add(1, event.size)
-    if event.shared:
-        engine.shared.add(1, event.size)
+    getattr(engine, name).add(count, size)
+    if shared:
+        engine.shared.add(shared, size // max(1, count) * shared)
 
 
-def _add_big(big: dict[tuple[Any, ...], Big], event: Put) -> None:
+def _add_big(big: dict[tuple[Any, ...], Big], event: Put, count: int) -> None:
     kind = event.kind.replace("builtins:", "").replace(":", ".")
     fields = event.size, event.what, event.engine, event.task, event.source, kind
     known = big.setdefault(fields, Big(*fields, times=0))
-    known.times += 1
+    known.times += count
 
 
 def _leaks(sessions: list[tuple[str, str]]) -> int:
