@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def picture(name: str, words: list[str], directory: Path) -> None:
     """One command's terminal as SVG."""
     shown = re.sub(r"\x1b\[\?\d+[lh]|\x1b\[\d*[AKG]|\r", "", at_terminal(words, directory)).strip("\n")
     shown = shown.replace(str(directory), "~/work").replace(node(), "laptop-1f2e3d4c")
+    shown = shown.replace(socket.gethostname(), "laptop")
     if words[0] == "top":  # the last look of several
         shown = shown[shown.rindex("\x1b[1mshm://") :]
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
