@@ -128,7 +128,7 @@ def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Pla
         row = Row(
             f"{title}: {TASKS} tasks, each with an argument and a result",
             "s",
-            _small(opened, partial(_many, size=SMALL), 40),
+            _small(opened, partial(_many, size=SMALL), 120),
             SMALL,
         )
         row.at_most_times(OURS, POOL, 1.05)
