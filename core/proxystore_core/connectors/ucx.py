@@ -15,12 +15,13 @@ worker, its text the version of UCX; the size in the answer says whether data co
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from ucxx._lib.arr import Array
 
@@ -31,6 +32,8 @@ from proxystore_core.connectors.ucx_library import VERSION, is_ours, new_worker,
 from proxystore_core.errors import CorruptError, DeadlineError, RefusedError, UnreachableError
 
 __all__ = ["UCXConnector", "connect"]
+
+T = TypeVar("T", bytes, int)
 
 _SMALL = 32 << 10  # bytes up to which a reply's data come with it, and are read together
 _LENGTH = struct.Struct("!I")
@@ -148,7 +151,8 @@ class Channel:
         """The next bytes, a few: more that has come is held."""
         held = self._held
         while len(held) < count:
-            held += self._more(until)
+            # Not looked out for without a pause: with other work on all processors that costs fourfold.
+            held += _received(functools.partial(self._wire.recv, _SMALL), until)
             if len(held) < count:
                 _look(until)
         self._held = held[count:]
@@ -160,33 +164,11 @@ class Channel:
         view[: len(held)] = held
         done = len(held)
         while done < view.nbytes:
-            try:
-                # All of it in one call, unless it takes so long that somebody has to look at the clock.
-                count = self._wire.recv_into(view[done:], 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                _look(until)
-                continue
-            except OSError as error:
-                raise UnreachableError(f"the connection is broken: {error}") from error
-            if not count:
-                raise UnreachableError("the connection is broken: the server, or its host, is down")
-            done += count
+            # All of it in one call, unless it takes so long that somebody has to look at the clock.
+            receive = functools.partial(self._wire.recv_into, view[done:], 0, socket.MSG_WAITALL)
+            done += _received(receive, until)
             if done < view.nbytes:
                 _look(until)
-
-    def _more(self, until: float) -> bytes:
-        while True:
-            try:
-                # Not looked out for without a pause: with other work on all processors that costs fourfold.
-                more = self._wire.recv(_SMALL)
-            except BlockingIOError:
-                _look(until)
-                continue
-            except OSError as error:
-                raise UnreachableError(f"the connection is broken: {error}") from error
-            if not more:
-                raise UnreachableError("the connection is broken: the server, or its host, is down")
-            return more
 
     def _receive(self, view: memoryview, nonce: bytes, until: float) -> None:
         request = self._worker.tag_recv(Array(view), tag_of(nonce))
@@ -233,3 +215,18 @@ class Channel:
 def _look(until: float) -> None:
     if time.monotonic() > until:
         raise DeadlineError("no answer in time")
+
+
+def _received(receive: Callable[[], T], until: float) -> T:
+    """What a call on the connection gives, which gives up now and then: the next bytes, or how many."""
+    while True:
+        try:
+            got = receive()
+        except BlockingIOError:
+            _look(until)
+            continue
+        except OSError as error:
+            raise UnreachableError(f"the connection is broken: {error}") from error
+        if not got:
+            raise UnreachableError("the connection is broken: the server, or its host, is down")
+        return got
