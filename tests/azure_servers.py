@@ -35,7 +35,7 @@ def serving(place: Path) -> Iterator[str]:
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=place, env=environment)
     try:
-        until(lambda: _make_container(endpoint))
+        until(lambda: _make_container(endpoint), 60)
         yield endpoint
     finally:
         server.kill()
