@@ -50,6 +50,14 @@ def test_joblib() -> None:
     until(lambda: not left("joblib-test"))
 
 
+def test_joblib_drops_the_files_of_what_it_maps_itself(tmp_path: Path) -> None:
+    small = tasks.big()[:5000]
+    with joblib.parallel_config("proxystore", n_jobs=2, store="shm://joblib-test"):
+        parallel = joblib.Parallel(max_nbytes=1000, temp_folder=str(tmp_path))
+        assert parallel(joblib.delayed(tasks.kind)(small) for _ in range(4)) == ["memmap"] * 4
+        until(lambda: not list(tmp_path.glob("*/*.pkl")))
+
+
 def test_joblib_with_a_misspelt_setting() -> None:
     with pytest.raises(ConfigurationError, match="Did you mean 'threshold'"):
         joblib.parallel_config("proxystore", n_jobs=2, thresholds=3)

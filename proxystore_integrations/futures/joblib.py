@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from proxystore_core import MissingExtraError
+from proxystore_core import MissingExtraError, register_sizeof
 from proxystore_integrations.futures.executor import StoreExecutor
 from proxystore_integrations.settings import NAMES, check_spelling
 
@@ -59,7 +59,9 @@ class StoreBackend(LokyBackend):  # type: ignore[misc]
         if items is None:
             future = self._executor.submit(func)
         else:
-            future = self._executor.submit(_Shell(func), [tuple(item) for item in items])
+            name = str(getattr(items[0][0], "__name__", "batch")) if items else "batch"
+            shell = _Shell(func, name, getattr(func, "_reducer_callback", None))
+            future = self._executor.submit(shell, [tuple(item) for item in items])
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -81,13 +83,23 @@ class StoreBackend(LokyBackend):  # type: ignore[misc]
 class _Shell:
     """A batch without its calls, which travel beside it. Called by the name of the first one's function."""
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Any, name: str, about_to_pickle: Callable[[], None] | None = None) -> None:
         self.kind = type(batch)
         self.context = (batch._backend, batch._n_jobs)
-        self.__name__ = str(getattr(batch.items[0][0], "__name__", "batch")) if batch.items else "batch"
+        self.__name__ = name
+        self._about_to_pickle = about_to_pickle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # joblib is told whose batch it is before arrays are: it drops the files that it maps them from when
+        # that `Parallel` is done.
+        if self._about_to_pickle is not None:
+            self._about_to_pickle()
+        return _Shell, (self.kind([], self.context), self.__name__)
 
     def __call__(self, items: list[Any]) -> Any:
         return self.kind(items, self.context)()
 
+
+register_sizeof(_Shell, lambda shell: 0)  # what tells joblib knows all of it
 
 register_parallel_backend("proxystore", StoreBackend)
