@@ -101,6 +101,7 @@ def nothing_left_behind() -> Iterator[None]:
     ):
         scratch = Path(directory)
         patch.setenv("TMPDIR", str(scratch))
+        patch.setenv("XDG_CONFIG_HOME", str(scratch / "configuration"))  # secrets that are made, too
         patch.setattr(tempfile, "tempdir", None)
         # Else multiprocessing makes one in there, and at the very end misses it.
         patch.setitem(multiprocessing.current_process()._config, "tempdir", directory)  # type: ignore[attr-defined]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import secrets
 import socket
 import struct
 import time
-from pathlib import Path
 
 import pytest
+from listening import listening
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
 from ucx_tasks import FarUCX, OverUCX
 
@@ -120,22 +119,8 @@ def test_nothing_else_listens() -> None:
     """UCX's own port lets in anybody."""
     connector = UCXConnector(name=secrets.token_hex(4))
     port = connector._node.process.enter().port
-    assert listening(server_of(connector)) == {port}
+    assert listening(server_of(connector)) == [(LOOPBACK, port)]
     connector.close()
-
-
-def listening(process: int) -> set[int]:
-    """The TCP ports at which a process listens."""
-    files = []
-    for fd in Path(f"/proc/{process}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            files.append(os.readlink(fd))
-    found = set()
-    for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in files:
-            found.add(int(fields[1].partition(":")[2], 16))
-    return found
 
 
 def test_a_fork_while_a_thread_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:

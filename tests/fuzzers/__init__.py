@@ -26,6 +26,7 @@ FUZZERS = {
     "zmq": "nodes:of_zmq",
     "ucx": "nodes:of_ucx",
     "ucx-told": "nodes:of_ucx_told",
+    "streams": "streams:of_streams",
     "endpoint": "endpoint:of_endpoint",
     "relay": "relay:of_relay",
 }

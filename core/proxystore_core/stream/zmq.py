@@ -2,23 +2,58 @@
 
 At most once: nothing is kept, and what is sent before a subscriber is there never comes to it. While
 publisher and subscriber live nothing is dropped: a slow subscriber makes the publisher wait.
+
+Both sides show by CURVE, which encrypts as well, that they have the secret that nodes share (docs/node.md).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 
 import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from proxystore_core import forks
-from proxystore_core.errors import ConfigurationError, DeadlineError, UnreachableError
+from proxystore_core.connectors.node_place import load_secret
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    DeadlineError,
+    RefusedError,
+    StoreError,
+    UnreachableError,
+)
 from proxystore_core.stream.broker import Message, topics_of
 
 __all__ = ["ZeroMQPublisher", "ZeroMQSubscriber"]
 
 _LINGER = 5000  # milliseconds for what is not sent yet when the publisher closes
+_LONGEST = 64 << 10, 4 << 20  # bytes of what a publisher takes (names of topics), and a subscriber
+_REFUSED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_REFUSALS = 3  # handshakes in a row that fail: a publisher that is killed may break one
+_REMEDY = "Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md)."
+
+
+def _pair(secret: str | None, side: bytes, where: str) -> tuple[bytes, bytes]:
+    """CURVE's public and secret key of one side."""
+    try:
+        key = load_secret(secret, None, None, where)
+    except StoreError:  # some are OSErrors, too
+        raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"no secret, and no place to keep one: {error}", store=where, remedy=_REMEDY
+        ) from error
+    own = z85.encode(hashlib.blake2b(key, digest_size=32, person=b"stream " + side).digest())
+    return zmq.curve_public(own), own
 
 
 class ZeroMQPublisher:
@@ -29,9 +64,11 @@ class ZeroMQPublisher:
         port: its TCP port; 0 for a free one, which `port` tells.
         subscribers: how many have to be there, to each topic, before its first message is sent.
         timeout: seconds to wait for them, and for slow ones.
+        secret: that the subscribers have as well; by default the one that nodes share.
 
     Raises:
         UnreachableError: the address cannot be bound.
+        ConfigurationError, RefusedError: no secret, or others can read its file.
     """
 
     def __init__(
@@ -41,9 +78,14 @@ class ZeroMQPublisher:
         *,
         subscribers: int = 1,
         timeout: float = 60.0,
+        secret: str | None = None,
     ) -> None:
+        keys = _pair(secret, b"server", f"zmq://{hostname}:{port}")
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
+        self._socket.curve_server = True
+        self._socket.curve_publickey, self._socket.curve_secretkey = keys
+        self._socket.maxmsgsize = _LONGEST[0]  # more ends the connection before memory is taken
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._socket.setsockopt(zmq.LINGER, _LINGER)
@@ -63,6 +105,7 @@ class ZeroMQPublisher:
         self._subscribers = subscribers
         self._timeout = timeout
         self._there: dict[bytes, int] = {}
+        self._begun: set[bytes] = set()  # topics that something was sent to
         self._lock = forks.lock()
 
     def __repr__(self) -> str:
@@ -90,24 +133,32 @@ class ZeroMQPublisher:
 
     def _await(self, name: bytes, topic: str) -> None:
         until = time.monotonic() + self._timeout
-        first = name not in self._there
         while True:
             patience = 0.0
-            if first and self._there.get(name, 0) < self._subscribers:
+            if name not in self._begun and self._there.get(name, 0) < self._subscribers:
                 patience = until - time.monotonic()
                 if patience <= 0:
                     raise DeadlineError(
                         f"{self._there.get(name, 0)} of {self._subscribers} subscribers of {topic!r} came "
                         f"within {self._timeout:g} s",
-                        remedy="Start them, or give the publisher subscribers=0: what nobody hears is lost.",
+                        remedy=(
+                            "Start them, with the same PROXYSTORE_NODE_SECRET or secret file, or give the "
+                            "publisher subscribers=0: what nobody hears is lost."
+                        ),
                     )
-            if not self._socket.poll(round(patience * 1000)):
-                if patience <= 0:
-                    self._there.setdefault(name, 0)
-                    return
-                continue
-            word = self._socket.recv()
-            self._there[word[1:]] = self._there.get(word[1:], 0) + (1 if word[:1] == b"\1" else -1)
+            if self._socket.poll(round(patience * 1000)):
+                self._count(self._socket.recv_multipart())
+            elif not patience:
+                self._begun.add(name)
+                return
+
+    def _count(self, frames: list[bytes]) -> None:
+        if len(frames) > 1 or frames[0][:1] not in (b"\0", b"\1"):
+            return  # no word of who comes or goes
+        name = frames[0][1:]
+        there = self._there.pop(name, 0) + (1 if frames[0][:1] == b"\1" else -1)
+        if there > 0:
+            self._there[name] = there
 
 
 class ZeroMQSubscriber:
@@ -117,15 +168,33 @@ class ZeroMQSubscriber:
         hostname: the publisher's host.
         port: its TCP port.
         topics: one topic, or several.
+        secret: as the publisher's.
+
+    Raises:
+        ConfigurationError, RefusedError: no secret, or others can read its file.
     """
 
-    def __init__(self, hostname: str, port: int, topics: str | Sequence[str]) -> None:
+    def __init__(
+        self, hostname: str, port: int, topics: str | Sequence[str], *, secret: str | None = None
+    ) -> None:
         if not 0 < port < 65536:
             raise ConfigurationError(f"{port!r} is no TCP port of a publisher")
         self._topics = topics_of(topics)
+        self._where = f"zmq://{hostname}:{port}"
+        keys = _pair(secret, b"client", self._where)
+        serverkey, _ = _pair(secret, b"server", self._where)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.maxmsgsize = _LONGEST[1]
+        self._socket.curve_publickey, self._socket.curve_secretkey = keys
+        self._socket.curve_serverkey = serverkey
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED)
+        self._monitor.linger = 0
+        self._refusals = 0
+        self._poller = zmq.Poller()
+        for each in (self._socket, self._monitor):
+            self._poller.register(each, zmq.POLLIN)
         for topic in self._topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode() + b"\0")
         self._socket.connect(f"tcp://{hostname}:{port}")
@@ -135,10 +204,33 @@ class ZeroMQSubscriber:
         return self._topics
 
     def receive(self, timeout: float | None) -> Message | None:
-        if not self._socket.poll(None if timeout is None else round(timeout * 1000)):
-            return None
-        name, data = self._socket.recv_multipart()
-        return Message(name[:-1].decode(), data)
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            patience = None if until is None else max(0, round((until - time.monotonic()) * 1000))
+            ready = dict(self._poller.poll(patience))
+            if self._socket in ready:
+                return self._message(self._socket.recv_multipart())
+            if not ready:
+                return None
+            event = recv_monitor_message(self._monitor)["event"]
+            self._refusals = self._refusals + 1 if event & _REFUSED else 0
+            if self._refusals >= _REFUSALS:
+                self._refusals = 0
+                raise RefusedError(
+                    f"no handshake with {self._where}: the publisher there has another secret than this "
+                    "process, or is none",
+                    store=self._where,
+                    remedy=_REMEDY,
+                )
+
+    def _message(self, frames: list[bytes]) -> Message:
+        try:
+            name, data = frames
+            return Message(name[:-1].decode(), data)
+        except ValueError as error:
+            raise CorruptError(
+                f"a message of {len(frames)} parts is none of a stream", store=self._where
+            ) from error
 
     def acknowledge(self, message: Message) -> None:
         pass
@@ -159,5 +251,7 @@ class ZeroMQSubscriber:
 
     def close(self) -> None:
         if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
             self._socket.close()
             self._context.term()
