@@ -94,8 +94,9 @@ def test_a_publisher_with_another_secret_is_not_believed(stranger: Any) -> None:
             wire.curve_publickey, wire.curve_secretkey = _pair(secret, b"server", "")
         port = wire.bind_to_random_port("tcp://127.0.0.1")
         with closing(ZeroMQSubscriber("127.0.0.1", port, "t", secret=ONE)) as subscriber:
-            with pytest.raises(RefusedError, match="another secret"):
-                subscriber.receive(WAIT)
+            for _ in range(2):
+                with pytest.raises(RefusedError, match="another secret"):
+                    subscriber.receive(WAIT)
             assert not wire.poll(0)  # it does not even learn of the topic
         wire.close()
     context.term()

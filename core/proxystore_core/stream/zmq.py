@@ -33,12 +33,9 @@ __all__ = ["ZeroMQPublisher", "ZeroMQSubscriber"]
 
 _LINGER = 5000  # milliseconds for what is not sent yet when the publisher closes
 _LONGEST = 64 << 10, 4 << 20  # bytes of what a publisher takes (names of topics), and a subscriber
-_REFUSED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_REFUSALS = 3  # handshakes in a row that fail: a publisher that is killed may break one
+_BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_NONE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH  # ZeroMQ tries no more
+_REFUSALS = 3  # handshakes in a row that break: a publisher that is killed may break one
 _REMEDY = "Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md)."
 
 
@@ -189,9 +186,9 @@ class ZeroMQSubscriber:
         self._socket.maxmsgsize = _LONGEST[1]
         self._socket.curve_publickey, self._socket.curve_secretkey = keys
         self._socket.curve_serverkey = serverkey
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _BROKEN | _NONE)
         self._monitor.linger = 0
-        self._refusals = 0
+        self._refusals, self._over = 0, False
         self._poller = zmq.Poller()
         for each in (self._socket, self._monitor):
             self._poller.register(each, zmq.POLLIN)
@@ -206,6 +203,8 @@ class ZeroMQSubscriber:
     def receive(self, timeout: float | None) -> Message | None:
         until = None if timeout is None else time.monotonic() + timeout
         while True:
+            if self._over:
+                raise self._refused()
             patience = None if until is None else max(0, round((until - time.monotonic()) * 1000))
             ready = dict(self._poller.poll(patience))
             if self._socket in ready:
@@ -213,15 +212,19 @@ class ZeroMQSubscriber:
             if not ready:
                 return None
             event = recv_monitor_message(self._monitor)["event"]
-            self._refusals = self._refusals + 1 if event & _REFUSED else 0
+            self._over = bool(event & _NONE)
+            self._refusals = self._refusals + 1 if event & _BROKEN else 0
             if self._refusals >= _REFUSALS:
                 self._refusals = 0
-                raise RefusedError(
-                    f"no handshake with {self._where}: the publisher there has another secret than this "
-                    "process, or is none",
-                    store=self._where,
-                    remedy=_REMEDY,
-                )
+                raise self._refused()
+
+    def _refused(self) -> RefusedError:
+        return RefusedError(
+            f"no handshake with {self._where}: the publisher there has another secret than this process, "
+            "or is none",
+            store=self._where,
+            remedy=_REMEDY,
+        )
 
     def _message(self, frames: list[bytes]) -> Message:
         try:
