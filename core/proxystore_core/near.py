@@ -181,7 +181,7 @@ class NearCopies:
         assert self._files is not None
         try:
             if self._make_room(memoryview(data).nbytes):
-                self._files._publish([data], self.directory, name)
+                self._files._publish(self.directory, [data], name)
                 return self._map(name) or data
         except OSError:  # full after all, or removed: a copy less
             pass

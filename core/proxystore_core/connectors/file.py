@@ -99,16 +99,20 @@ class FileConnector:
         return cls(parts.path, **parts.options({"grace": float}))
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
-        name = secrets.token_hex(10)
-        with self._translated():
-            self._in_session(session, lambda directory: self._publish(data, directory, name))
+        name = os.urandom(10).hex()
+        try:
+            self._in_session(session, self._publish, data, name)
+        except StoreError:  # some are errors of the system, too
+            raise
+        except OSError as error:
+            raise self._translation(error) from error
         return self._note(session, name)
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
         name = secrets.token_hex(10) + LATER
 
         def reserve(directory: str) -> None:
-            path = os.path.join(directory, f".{name}")
+            path = f"{directory}/.{name}"
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
         with self._translated():
@@ -120,7 +124,7 @@ class FileConnector:
         with self._translated(key):
             if not os.path.lexists(os.path.join(directory, f".{name}")):
                 raise no_reservation(self.url, key)
-            self._publish(data, directory, name, key)
+            self._publish(directory, data, name, key)
 
     def wait(self, key: Key, timeout: float | None = None) -> bool:
         directory, name = os.path.split(self._path(key))
@@ -276,12 +280,12 @@ class FileConnector:
 
     # The rest is nobody's business.
 
-    def _in_session(self, session: str, make: Callable[[str], None]) -> None:
+    def _in_session(self, session: str, make: Callable[..., None], *arguments: Any) -> None:
         """Make something in a session's directory, and the directory if need be."""
         directory = self._directory(session)
         for tries_left in reversed(range(_TRIES)):
             try:
-                make(directory)
+                make(directory, *arguments)
                 return
             except (FileNotFoundError, PermissionError) as error:
                 # EPERM is what ext4 says of a new file in a directory that has just been removed.
@@ -334,13 +338,12 @@ class FileConnector:
         return self._is_local
 
     def _publish(
-        self, data: Sequence[Buffer], directory: str, name: str, reserved: Key | None = None
+        self, directory: str, data: Sequence[Buffer], name: str, reserved: Key | None = None
     ) -> None:
-        path = os.path.join(directory, name)
-        turn = contextlib.nullcontext() if reserved is None else self._taken(path, reserved)
+        path = f"{directory}/{name}"
         if self._unnamed:
             try:
-                fd = self._fresh(directory, sum(memoryview(buffer).nbytes for buffer in data))
+                fd = self._fresh(directory, sum([memoryview(buffer).nbytes for buffer in data]))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                     raise
@@ -349,8 +352,11 @@ class FileConnector:
                 try:
                     write_file(fd, data)
                     # A file without a name vanishes with the process that dies before this line.
-                    with turn:
+                    if reserved is None:
                         self._link(fd, directory, path)
+                    else:
+                        with self._taken(path, reserved):
+                            self._link(fd, directory, path)
                 finally:
                     os.close(fd)
                 return
@@ -361,7 +367,7 @@ class FileConnector:
                 write_file(fd, data)
             finally:
                 os.close(fd)  # before the name is there: a network file system writes, and fails, only here
-            with turn:
+            with contextlib.nullcontext() if reserved is None else self._taken(path, reserved):
                 os.rename(part, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -383,13 +389,18 @@ class FileConnector:
 
     def _directory(self, session: str) -> str:
         check_session(session, self.url)
-        return os.path.join(self.store_dir, session)
+        return f"{self.store_dir}/{session}"
 
     def _path(self, key: Key) -> str:
         parsed = self._parse(key)
-        if parsed is None or not _SESSION.fullmatch(parsed[0]) or not _OBJECT.fullmatch(parsed[1]):
+        if parsed is None:
             raise RefusedError("not a key of this store", store=self.url, key=key)
-        return os.path.join(self.store_dir, *parsed)
+        return self._path_of(*parsed)
+
+    def _path_of(self, session: str, name: str) -> str:
+        if not _SESSION.fullmatch(session) or not _OBJECT.fullmatch(name):
+            raise RefusedError("not a key of this store", store=self.url, key=self._key(session, name))
+        return f"{self.store_dir}/{session}/{name}"
 
     def _begin(self, session: str, seconds: float) -> None:
         """Make a session's directory, with a lease unless it is the user's or its name says enough."""
@@ -446,13 +457,16 @@ class FileConnector:
     def _translated(self, key: Key | None = None) -> Iterator[None]:
         try:
             yield
-        except StoreError:
+        except StoreError:  # some are errors of the system, too
             raise
         except OSError as error:
-            kind: type[StoreError] = UnreachableError
-            remedy = None
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                kind, remedy = FullError, "Evict objects, or name a store with more room."
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
-                kind, remedy = RefusedError, "Name a directory that this user may write to."
-            raise kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy) from error
+            raise self._translation(error, key) from error
+
+    def _translation(self, error: OSError, key: Key | None = None) -> StoreError:
+        kind: type[StoreError] = UnreachableError
+        remedy = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+            kind, remedy = FullError, "Evict objects, or name a store with more room."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
+            kind, remedy = RefusedError, "Name a directory that this user may write to."
+        return kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
@@ -34,6 +33,7 @@ _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get 
 _WINDOW = 8  # chunks that are asked for and not here yet
 _IDLE = 4  # connections to each node that are kept
 _PAUSES = 0.02, 0.5  # seconds between two tries: first, and longest
+_ANSWERS = Status.CONTENT, Status.DONE, Status.MISSING
 
 
 class Channel(Protocol):
@@ -115,7 +115,7 @@ class NodeClient:
         """
 
         def exchange(channel: Channel, until: float) -> tuple[Reply, Buffer]:
-            channel.send([request.pack(self._key()), request.body])
+            channel.send((request.pack(self._key()), request.body))
             return self._reply(channel, request, None, until)
 
         return self._persist(place, exchange, self._until(seconds))
@@ -129,12 +129,12 @@ class NodeClient:
         """
 
         def wanted(offset: int) -> Request:
-            return Request(Operation.GET, space, session, name, offset=offset, length=CHUNK)
+            return Request(Operation.GET, space, session, name, "", offset, CHUNK)
 
         def exchange(channel: Channel, until: float) -> Buffer | None:
             key = self._key()
             first = wanted(0)
-            channel.send([first.pack(key)])
+            channel.send((first.pack(key),))
             reply, data = self._reply(channel, first, None, until)
             if reply.status is Status.MISSING:
                 return None
@@ -153,7 +153,7 @@ class NodeClient:
             while arrived < reply.size:
                 while offset < reply.size and len(asked) < _WINDOW:
                     asked.append(wanted(offset))
-                    channel.send([asked[-1].pack(key)])
+                    channel.send((asked[-1].pack(key),))
                     offset += CHUNK
                 request = asked.popleft()
                 part = view[request.offset : request.offset + CHUNK]
@@ -180,7 +180,7 @@ class NodeClient:
             for offset, body in _chunks(views):
                 request = Request(Operation.SET, space, session, name, upload, offset, size, body=body)
                 asked.append(request)
-                channel.send([request.pack(self._key()), body])
+                channel.send((request.pack(self._key()), body))
                 moved(len(body))
                 if len(asked) >= _WINDOW:
                     self._reply(channel, asked.popleft(), None, until)
@@ -206,17 +206,17 @@ class NodeClient:
         self, channel: Channel, request: Request, into: memoryview | None, until: float
     ) -> tuple[Reply, Buffer]:
         head, data = channel.receive(into, until)
-        reply = Reply.parse(head, self._key(), request.nonce)
-        reply.check(data, self._key())
+        key = self._key()
+        reply = Reply.parse(head, key, request.nonce)
+        reply.check(data, key)
+        if reply.status in _ANSWERS:
+            return reply, data
+        said = f"the node server says: {_text(data)}"
         if reply.status is Status.REFUSED:
-            raise RefusedError(f"the node server says: {_text(data)}")
+            raise RefusedError(said)
         if reply.status is Status.FULL:
-            raise FullError(
-                f"the node server says: {_text(data)}", remedy="Evict objects, or give that host more memory."
-            )
-        if reply.status is Status.FAILED:
-            raise StoreError(f"the node server says: {_text(data)}", remedy="See its log.")
-        return reply, data
+            raise FullError(said, remedy="Evict objects, or give that host more memory.")
+        raise StoreError(said, remedy="See its log.")
 
     def _persist(self, place: Place, do: Callable[[Channel, float], T], until: float) -> T:
         address = place.address(self._store)
@@ -224,8 +224,13 @@ class NodeClient:
         pause = _PAUSES[0]
         while True:
             try:
-                with self._channel(place, address, until) as channel:
+                channel = self._open(place, address, until)
+                try:
                     outcome = do(channel, until)
+                except BaseException:
+                    channel.close()
+                    raise
+                self._keep(place, channel)
                 self._down.discard(place)
                 return outcome
             except UnreachableError as error:
@@ -249,25 +254,22 @@ class NodeClient:
         if error.remedy is None and isinstance(error, UnreachableError | DeadlineError):
             error.remedy = "Its last user may have left, or its host is down or cannot be reached from here."
 
-    @contextlib.contextmanager
-    def _channel(self, place: Place, address: str, until: float) -> Iterator[Channel]:
-        mine = os.getpid(), place
+    def _open(self, place: Place, address: str, until: float) -> Channel:
+        """A connection that nobody else uses."""
         with self._lock:
-            idle = self._idle.setdefault(mine, [])
-            channel = idle.pop() if idle else None
-        if channel is None:
-            channel = self._connect(address, place.port, min(until, time.monotonic() + self._patience))
-        good = False
-        try:
-            yield channel
-            good = True
-        finally:
-            with self._lock:
-                keep = good and len(idle) < _IDLE and self._idle.get(mine) is idle
-                if keep:
-                    idle.append(channel)
-            if not keep:
-                channel.close()
+            idle = self._idle.setdefault((os.getpid(), place), [])
+            if idle:
+                return idle.pop()
+        return self._connect(address, place.port, min(until, time.monotonic() + self._patience))
+
+    def _keep(self, place: Place, channel: Channel) -> None:
+        """Leave a connection in good order to whoever comes next, unless all were closed meanwhile."""
+        with self._lock:
+            idle = self._idle.get((os.getpid(), place))
+            if idle is not None and len(idle) < _IDLE:
+                idle.append(channel)
+                return
+        channel.close()
 
 
 def _chunks(views: Sequence[memoryview]) -> Iterator[tuple[int, Buffer]]:

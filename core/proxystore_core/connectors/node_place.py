@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import ipaddress
 import os
@@ -55,8 +56,7 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Place | None:
         """The inverse of ``str``, or None when it is no place."""
-        match = _PLACE.fullmatch(text)
-        return None if match is None or int(match[2]) > 65535 else cls(match[1], int(match[2]))
+        return _parsed(text)
 
     @classmethod
     def at(cls, address: str, port: int) -> Place:
@@ -72,10 +72,8 @@ class Place(NamedTuple):
         """
         if self.host == node():
             return LOOPBACK
-        try:
-            return str(ipaddress.IPv4Address(self.host))
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            return _numeric(self.host)
         if "." in self.host or "-" not in self.host:
             raise RefusedError("not a key of this store", store=store, key=key)
         raise UnreachableError(
@@ -84,6 +82,17 @@ class Place(NamedTuple):
             key=key,
             remedy="Name a network that the hosts share: ?interface=eth0 or ?address=10.0.0.0/8.",
         )
+
+
+@functools.lru_cache(256)
+def _numeric(host: str) -> str:
+    return str(ipaddress.IPv4Address(host))
+
+
+@functools.lru_cache(256)  # every key begins with one of few
+def _parsed(text: str) -> Place | None:
+    match = _PLACE.fullmatch(text)
+    return None if match is None or int(match[2]) > 65535 else Place(match[1], int(match[2]))
 
 
 def address_of(interface: str | None, address: str | None, store: str) -> str:

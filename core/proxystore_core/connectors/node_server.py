@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import importlib
 import json
 import math
@@ -122,12 +123,9 @@ class NodeServer:
             self._respond(respond, bytes(16), Status.REFUSED, 0, str(error).encode())
             return
 
-        def carry_out() -> None:
-            self._respond(respond, request.nonce, *self._carry_out(request))
-
         if request.operation is not Operation.WAIT:
-            carry_out()
-        elif not self._later.start(carry_out):
+            self._answer(request, respond)
+        elif not self._later.start(functools.partial(self._answer, request, respond)):
             self._respond(respond, request.nonce, Status.FAILED, 0, b"too many others wait here already")
 
     def tick(self) -> None:
@@ -157,6 +155,9 @@ class NodeServer:
         return found
 
     # Requests.
+
+    def _answer(self, request: Request, respond: Respond) -> None:
+        self._respond(respond, request.nonce, *self._carry_out(request))
 
     def _carry_out(self, request: Request) -> tuple[Status, int, Buffer]:
         try:
@@ -188,7 +189,7 @@ class NodeServer:
         known = request.space, request.session, request.name
         found = self._maps.get(known) if request.offset else None
         if found is None:
-            fd = self._open(request)
+            fd = self._space(request).open_file(request.session, request.name)
             if fd is None:
                 return Status.MISSING, 0, b""
             try:
@@ -268,17 +269,6 @@ class NodeServer:
 
     def _key_of(self, request: Request) -> str:
         return f"{self._space(request).node}.{request.session}.{request.name}"
-
-    def _open(self, request: Request) -> int | None:
-        space, key = self._space(request), self._key_of(request)
-        spilled = space._spilled(key)
-        if spilled is not None and not space._has_spilled():
-            return None
-        path = space._path(key) if spilled is None else space._spill._path(spilled)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
 
     def _members_at(self, space: str, session: str) -> str:
         return os.path.join(self.directory, f"members.{space}.{session}")

@@ -176,6 +176,28 @@ class ShmConnector(FileConnector):
             self._spill.close(clear=clear)
         super().close(clear=clear)
 
+    def open_file(self, session: str, name: str) -> int | None:
+        """A descriptor of an object's bytes, to be read and closed; None when the object is not there.
+
+        Args:
+            session: the object's.
+            name: what its key ends with.
+
+        Raises:
+            RefusedError: no object has such a name.
+        """
+        path = None
+        if name.endswith((_DISK, LATER)):
+            spilled = self._spilled(self._key(session, name))
+            if spilled is not None:
+                if not self._has_spilled():
+                    return None
+                path = self._spill._path(spilled)
+        try:
+            return os.open(path or self._path_of(session, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+
     def _remove(self, directory: str, name: str) -> bool:
         # A link stands for an object in the spill directory, where it was counted.
         linked = name.endswith(LATER) and os.path.islink(os.path.join(directory, name))

@@ -145,7 +145,7 @@ class _Channel:
         socket.rcvtimeo = _LOOK
 
     def send(self, message: Sequence[Buffer]) -> None:
-        whole = message[0] if not len(message[1:]) or not len(message[1]) else b"".join(message)
+        whole = message[0] if len(message) == 1 else b"".join(message)
         try:
             self._socket.send(whole, zmq.NOBLOCK)
         except zmq.Again:
@@ -163,13 +163,14 @@ class _Channel:
             broken = self._monitor.poll(0) and recv_monitor_message(self._monitor)["event"] & _BROKEN
             if broken and not self._socket.poll(0):
                 raise UnreachableError("the connection is broken: the server, or its host, is down")
-        if not self._socket.rcvmore:
-            data = memoryview(head)[REPLY_HEAD:]
+        if len(head) > REPLY_HEAD or not self._socket.getsockopt(zmq.RCVMORE):
+            whole = memoryview(head)
+            data = whole[REPLY_HEAD:]
             if into is not None and data.nbytes == into.nbytes:
                 into[:] = data
                 data = into
-            return memoryview(head)[:REPLY_HEAD], data
-        if into is not None and len(head) == REPLY_HEAD:
+            return whole[:REPLY_HEAD], data
+        if into is not None:
             count = self._socket.recv_into(into)
             if count != into.nbytes:
                 return head, into[: min(count, into.nbytes)]
@@ -243,9 +244,15 @@ class _Listener:
         self._thread = threading.get_ident()
         ticked = time.monotonic()
         while not stop():
-            with contextlib.suppress(zmq.Again):
-                peer, *frames = self._router.recv_multipart()
-                handle(frames[0] if len(frames) == 1 else b"", functools.partial(self._respond, peer))
+            try:
+                peer = self._router.recv()
+                message = self._router.recv()
+                while self._router.getsockopt(zmq.RCVMORE):
+                    message = b""  # no request has several frames
+                    self._router.recv()
+                handle(message, functools.partial(self._respond, peer))
+            except zmq.Again:
+                pass
             while self._late:
                 self._send(*self._late.popleft())
             if time.monotonic() - ticked > TICK:
@@ -261,7 +268,7 @@ class _Listener:
 
     def _send(self, peer: bytes, head: bytes, data: Buffer) -> None:
         self._router.send(peer, zmq.SNDMORE)
-        if memoryview(data).nbytes <= _COPIED:
+        if len(data) <= _COPIED:
             self._router.send(head + data)
         else:
             self._router.send(head, zmq.SNDMORE)
