@@ -357,7 +357,7 @@ print("theirs", found[0][2], "hook", "worker_process_setup_hook" in runtime)
         ),
         (
             "from proxystore_integrations.ray import init; init(**options, results='always')",
-            "theirs False hook True",
+            "theirs False hook False",
         ),
     ],
     ids=["init", "the variable", "an environment of theirs", "a hook of theirs", "results of ours"],
@@ -367,6 +367,39 @@ def test_workers_have_what_they_need_from_the_start(start: str, said: str) -> No
     variables = {} if "proxystore" in start else {name: HOOK[name]}
     out = script(EQUIPPED.replace("START", start), TESTS=str(Path(__file__).parent), **variables)
     assert said in out
+
+
+def test_results_of_another_job_stay_rays() -> None:
+    out = script(
+        """
+import os, subprocess, sys
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+options = {name: value for name, value in work.OPTIONS.items() if name != "runtime_env"}
+init(**options, results="always")
+GIVE = '''
+import ray
+@ray.remote
+def give(step):
+    import numpy as np
+    return np.ones(100_000)
+'''
+exec(GIVE)
+ours = ray.get([give.remote(step) for step in range(3)])
+print("ours", [array.flags.writeable for array in ours])
+address = ray.get_runtime_context().gcs_address
+other = GIVE + f"ray.init(address={address!r}, configure_logging=False)" + '''
+theirs = ray.get([give.remote(step) for step in range(3)])
+print("theirs", [array.flags.writeable for array in theirs], ray.get_runtime_context().get_job_id())
+'''
+del ours
+print(subprocess.run([sys.executable, "-c", other], check=True, capture_output=True, text=True).stdout)
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "ours [True, True, True]" in out
+    assert "theirs [False, False, False] 02000000" in out
 
 
 def test_a_cluster_that_runs_already_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "FIRST_JOB",
     "OWN",
     "SETUP_HOOK",
     "ActorClass",
@@ -48,6 +49,7 @@ __all__ = [
     "ended",
     "functions_module",
     "given_to_init",
+    "job",
     "load_class",
     "module_of",
     "on_connect",
@@ -65,6 +67,9 @@ __all__ = [
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Environment variable of a setup hook that another driver of the same job has chosen."""
+
+FIRST_JOB: str = ray.JobID.from_int(1).hex()
+"""The job, as `job` names it, of the driver that has started a cluster."""
 
 _raylet: Any = ray._raylet
 _METHODS: dict[Any, str] = {
@@ -194,6 +199,11 @@ def task_module() -> str:
     if worker_module.global_worker.mode != worker_module.WORKER_MODE:
         return ""
     return ray.get_runtime_context().get_task_function_name() or ""
+
+
+def job() -> str:
+    """ID of the job that this process works for, in hexadecimal digits."""
+    return str(ray.get_runtime_context().get_job_id())
 
 
 def given_to_init() -> Mapping[str, Any] | None:

@@ -152,6 +152,7 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             or engine.is_error(value)
             or isinstance(value, engine.OWN)
             or not link.policy.over(value)
+            or _is_anothers(link)
             or _is_rays(engine.task_module())
             or not link.reached
         ):
@@ -203,6 +204,12 @@ def _are_small(link: RayLink, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def _link() -> RayLink | None:
     link = current()
     return link if link is not None and link.is_open and engine.connected() else None
+
+
+def _is_anothers(link: RayLink) -> bool:
+    """Whether this worker has inherited its terms, and works for a job that came to the cluster later."""
+    about = link.terms.job if link.terms is not None else ""
+    return bool(about) and about != engine.job()
 
 
 def _is_rays(module: str) -> bool:

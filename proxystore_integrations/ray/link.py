@@ -31,6 +31,7 @@ class Terms(NamedTuple):
         results: as in the settings.
         on_store_error: as in the settings.
         lease: seconds.
+        job: whose results these terms are about, as `engine.job` names it; empty for any that has them.
     """
 
     recipe: str
@@ -41,6 +42,7 @@ class Terms(NamedTuple):
     results: Any
     on_store_error: Any
     lease: float
+    job: str = ""
 
 
 class _Part:

@@ -150,12 +150,12 @@ def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) 
     second for others, and Ray notes the environment with each task. So the workers inherit what they need,
     unless the user has a setup hook: that takes the place of ours.
     """
-    inherit = not (runtime_env or {}).get(_HOOK) and given is not None and engine.starts_cluster(given)
-    # Another job of such a cluster has workers that are equipped, too. Their results are Ray's all the same.
-    if not inherit or link.settings.results == "always":
+    if (runtime_env or {}).get(_HOOK) or given is None or not engine.starts_cluster(given):
         return _merged(runtime_env, link)
+    assert link.terms is not None, "the link is open"
     os.environ[engine.SETUP_HOOK] = _SETUP
-    os.environ[_TERMS] = json.dumps(link.terms)
+    # Another job of such a cluster has workers that are equipped, too: its results stay Ray's.
+    os.environ[_TERMS] = json.dumps(link.terms._replace(job=engine.FIRST_JOB))
     return runtime_env
 
 
