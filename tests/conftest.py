@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import secrets
 import shlex
 import sys
 import tempfile
@@ -120,6 +121,44 @@ def earlier_modules_are_not_searched_for_garbage() -> None:
         warnings.simplefilter("ignore", ResourceWarning)  # what is wrong with them is not this module's fault
         gc.collect()
     gc.freeze()
+
+
+# -- Servers and stores ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Redis server, for the tests of one module."""
+    from redis_servers import serving
+
+    with serving(tmp_path_factory.mktemp("r")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis_url(server: Any) -> str:
+    return f"redis://{server.address}"
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> Iterator[str]:
+    """Kafka's bootstrap servers, for the tests of one module."""
+    import kafka_broker
+
+    with kafka_broker.broker() as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """A store of its own in shared memory, and nothing of it afterwards, whoever put it there."""
+    from proxystore_core import Store
+    from proxystore_core.connectors.base import USER_SESSION
+
+    with Store.from_url(f"shm://{secrets.token_hex(4)}", name=secrets.token_hex(4)) as store:
+        yield store
+        for session in [USER_SESSION, *store.connector.sessions()]:
+            store.connector.end(session)
 
 
 # -- Clusters ----------------------------------------------------------------------------------

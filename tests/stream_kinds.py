@@ -1,14 +1,12 @@
-"""What tests of streams share: a store of their own, brokers of every kind, consumers that are killed."""
+"""What tests of streams share: brokers of every kind, consumers that are killed."""
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import kafka_broker
 from redis_servers import Server
 
 from proxystore_core import Store
-from proxystore_core.connectors.base import USER_SESSION
 from proxystore_core.stream import Publisher, QueuePublisher, QueueSubscriber, Subscriber
 from proxystore_core.stream.kafka import KafkaPublisher, KafkaSubscriber
 from proxystore_core.stream.zmq import ZeroMQPublisher, ZeroMQSubscriber
@@ -24,15 +21,6 @@ from proxystore_core.stream.zmq import ZeroMQPublisher, ZeroMQSubscriber
 WAIT = 30.0
 # A group waits half its session for those who may join, too.
 GROUP = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 200}
-
-
-@contextlib.contextmanager
-def store() -> Iterator[Store[Any]]:
-    """A store of its own in shared memory, and nothing of it afterwards, whoever put it there."""
-    with Store.from_url(f"shm://{secrets.token_hex(4)}", name=secrets.token_hex(4)) as store:
-        yield store
-        for session in [USER_SESSION, *store.connector.sessions()]:
-            store.connector.end(session)
 
 
 def left(store: Store[Any]) -> list[str]:

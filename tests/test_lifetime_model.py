@@ -40,7 +40,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from redis_servers import Server, serving
+from redis_servers import Server
 
 from proxystore_core import GoneError, Pins, Session, Sharing, Store
 from proxystore_core.connectors import memory
@@ -924,12 +924,6 @@ class Lifetimes(RuleBasedStateMachine):
             self.worker.evict(key)
         self.worker.close()
         self.world.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.mark.timeout(3600 if THOROUGH else 120)

@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_servers import serving
 from waiting import until
 
 from proxystore_core import ConfigurationError, ContextLifetime, LeaseLifetime, StaticLifetime, Store, get_key
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.testing import in_fork
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield f"redis://{server.address}"
 
 
 class Unleased(MemoryConnector):

@@ -41,12 +41,6 @@ MB = 1 << 20
 HOST = socket.gethostname()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("r")) as server:
-        yield server
-
-
 class TestMultiConnector(ConnectorContract):
     """Small objects in shared memory, larger ones in files, the largest on a server."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from redis_servers import Server, serving
+from redis_servers import Server
 from waiting import resolve_together
 
 from proxystore_core.connectors.base import is_far
@@ -54,12 +54,6 @@ def root() -> Iterator[Path]:
     root.mkdir(0o700)
     yield root
     root.rmdir()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("r")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from redis_servers import serving
 from waiting import until
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
@@ -39,12 +38,6 @@ from proxystore_core.ownership import (
     update,
 )
 from proxystore_core.testing import in_fork, in_new_process
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield f"redis://{server.address}"
 
 
 @pytest.fixture(params=["shm", "redis"])

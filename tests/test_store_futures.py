@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from redis_servers import serving
 from waiting import until
 
 from proxystore_core import Future, Proxy, Store, extract, futures, get_key, is_resolved, resolve
@@ -27,12 +26,6 @@ from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.errors import ConfigurationError, DeadlineError, GoneError, RefusedError
 from proxystore_core.futures import RemoteError
 from proxystore_core.testing import in_fork, in_new_process
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield f"redis://{server.address}"
 
 
 @pytest.fixture(params=["shm", "file", "redis", "memory"])

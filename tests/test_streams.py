@@ -8,15 +8,13 @@ import pickle
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import kafka_broker
 import numpy as np
 import pytest
-import stream_kinds
-from redis_servers import Server, serving
+from redis_servers import Server
 from stream_kinds import WAIT, Broker, KafkaKind, QueueBroker, RedisKind, ZeroMQKind, left
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
@@ -35,24 +33,6 @@ from proxystore_core.stream.redis_lists import RedisQueuePublisher, RedisQueueSu
 from proxystore_core.stream.redis_pubsub import RedisPublisher, RedisSubscriber
 from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStreamSubscriber
 from proxystore_core.stream.zmq import ZeroMQPublisher, ZeroMQSubscriber
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    with kafka_broker.broker() as bootstrap:
-        yield bootstrap
-
-
-@pytest.fixture
-def store() -> Iterator[Store[Any]]:
-    with stream_kinds.store() as store:
-        yield store
 
 
 @pytest.fixture(params=["queue", "redis streams", "redis lists", "redis pubsub", "zmq", "kafka"])

@@ -6,31 +6,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kafka_broker
 import pytest
-import stream_kinds
 from stream_kinds import GROUP, WAIT, dies_at, left
 
 from proxystore_core import Store, extract
 from proxystore_core.errors import ConfigurationError, DeadlineError
 from proxystore_core.stream import StreamConsumer, StreamProducer
 from proxystore_core.stream.kafka import KafkaPublisher, KafkaSubscriber
-
-
-@pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    with kafka_broker.broker() as bootstrap:
-        yield bootstrap
-
-
-@pytest.fixture
-def store() -> Iterator[Store[Any]]:
-    with stream_kinds.store() as store:
-        yield store
 
 
 def test_kafka_loses_nothing_with_a_consumer(bootstrap: str, store: Store[Any]) -> None:

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import stream_kinds
-from redis_servers import Server, serving
+from redis_servers import Server
 from stream_kinds import WAIT, dies_at, left
 from waiting import until
 
@@ -30,18 +28,6 @@ from proxystore_core.stream.redis_pubsub import RedisPublisher
 from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStreamSubscriber
 
 HOUR = 3600.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def store() -> Iterator[Store[Any]]:
-    with stream_kinds.store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kafka_broker
 import pytest
-import stream_kinds
 from redis_servers import Server, serving
 from stream_kinds import GROUP, WAIT
 from waiting import until
@@ -45,24 +43,6 @@ else:
         if obj == 1:
             time.sleep(600)
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    with kafka_broker.broker() as bootstrap:
-        yield bootstrap
-
-
-@pytest.fixture
-def store() -> Iterator[Store[Any]]:
-    with stream_kinds.store() as store:
-        yield store
 
 
 @pytest.fixture

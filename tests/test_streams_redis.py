@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import stream_kinds
 from redis_servers import Server, serving
 from stream_kinds import WAIT, dies_at, left
 
@@ -16,18 +14,6 @@ from proxystore_core.errors import ConfigurationError
 from proxystore_core.stream import StreamConsumer, StreamProducer
 from proxystore_core.stream.redis_lists import RedisQueuePublisher, RedisQueueSubscriber
 from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStreamSubscriber
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def store() -> Iterator[Store[Any]]:
-    with stream_kinds.store() as store:
-        yield store
 
 
 def test_redis_streams_lose_nothing_with_a_consumer(server: Server, store: Store[Any]) -> None:
