@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from proxystore_core import forks
-from proxystore_core.connectors.kafka_errors import ENDS, STALE, failure, is_gone
+from proxystore_core.connectors.kafka_errors import ENDS, STALE, failure, is_gone, is_refusal
 from proxystore_core.connectors.kafka_login import Options
 from proxystore_core.errors import DeadlineError, StoreError
 from proxystore_core.moving import moved
@@ -30,6 +30,7 @@ _AHEAD = 8 << 10  # kilobytes that come before they are asked for
 _SMALL = 64 << 10  # bytes; who reads less had better not be sent what lies behind it
 _TICK = 0.005  # seconds that a thread waits for its confirmations while another takes them in
 _SILENCE = 0.5  # seconds without a record, after which brokers are asked what they have
+_GLANCE = 0.3  # seconds after which a client that has no answer looks whether it was refused
 _KNOWN = 1.0  # seconds for which a topic that was there is believed to be
 _NEVER = 1 << 62  # no log has so many records
 _instances: weakref.WeakSet[Clients] = weakref.WeakSet()
@@ -155,8 +156,22 @@ class Clients:
         """All topics that there are, and how many partitions each has. Nothing is made by asking."""
         producer = self._producer
         client = self._administrator() if producer is None else producer
-        listed = client.list_topics(timeout=self._options.connect_timeout).topics
+        listed = self._list(client)
         return {name: len(topic.partitions) for name, topic in listed.items()}
+
+    def _list(self, client: Any, *topic: str) -> Any:
+        """What brokers say of topics. Who was refused does not wait for another answer."""
+        until, glance = time.monotonic() + self._options.connect_timeout, _GLANCE
+        while True:
+            left = until - time.monotonic()
+            last = left < 3 * glance  # what is left then is the longest try
+            try:
+                return client.list_topics(*topic, timeout=max(0.001, left if last else glance)).topics
+            except KafkaException:
+                client.poll(0)  # what its connections have to say
+                if last or is_refusal(self._last):
+                    raise
+            glance *= 2
 
     def remove(self, topic: str) -> None:
         """Remove a topic with all that is in it; one that is not there is success.
@@ -311,7 +326,7 @@ class Clients:
         try:
             # librdkafka does not survive what Tansu answers who reads from a topic that was removed.
             if time.monotonic() - seen.get(topic, -_KNOWN) >= _KNOWN:
-                listed = consumer.list_topics(topic, timeout=self._options.connect_timeout).topics
+                listed = self._list(consumer, topic)
                 if topic not in listed or listed[topic].error is not None:
                     raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
                 if len(seen) > 1000:
@@ -331,7 +346,9 @@ class Clients:
     # What goes wrong.
 
     def _say(self, error: Any) -> None:
-        self._last = error
+        # After a refusal librdkafka says that all brokers are down.
+        if not is_refusal(self._last):
+            self._last = error
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:

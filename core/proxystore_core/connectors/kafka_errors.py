@@ -15,7 +15,7 @@ from proxystore_core.errors import (
     UnreachableError,
 )
 
-__all__ = ["ENDS", "STALE", "failure", "is_gone"]
+__all__ = ["ENDS", "STALE", "failure", "is_gone", "is_refusal"]
 
 ENDS = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 """Codes of a place outside of what a log has."""
@@ -45,6 +45,7 @@ _REFUSED = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.POLICY_VIOLATION,
 }
+_UNTRUSTED = "certificate verify failed"
 _NOBODY = {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
@@ -67,6 +68,13 @@ def is_gone(error: Any) -> bool:
     return error.code() in _GONE
 
 
+def is_refusal(error: Any) -> bool:
+    """Whether one side does not trust the other; None is no error. Who dies meanwhile refuses nobody."""
+    if error is None or "Local: " in error.str():
+        return False
+    return error.code() in _REFUSED or _UNTRUSTED in error.str().lower()
+
+
 def failure(error: Any, connection: Any, url: str, protocol: str) -> StoreError:
     """The typed error of a failed operation.
 
@@ -76,13 +84,15 @@ def failure(error: Any, connection: Any, url: str, protocol: str) -> StoreError:
         url: the store's.
         protocol: of the connections.
     """
-    if error.code() in _LATE and connection is not None:
+    if connection is not None and (
+        error.code() in _LATE or (error.code() in _NOBODY and is_refusal(connection))
+    ):
         error = connection
     code, text = error.code(), f"Kafka says: {error.str()}"
     if code in _REFUSED or "SASL" in text:
         remedy = "Set PROXYSTORE_KAFKA_PASSWORD, and see ?protocol=, ?mechanism= and the user's rights."
         return RefusedError(text, store=url, remedy=f"{remedy} (docs/kafka.md)")
-    if "certificate verify failed" in text.lower():
+    if _UNTRUSTED in text.lower():
         return RefusedError(text, store=url, remedy="Name the authority's certificate with ?ca=.")
     if code in _NOBODY:
         tls = "Does this port speak TLS?" if "ssl" in protocol else "If the port speaks TLS: ?protocol=ssl."
