@@ -59,11 +59,18 @@ class Relay:
         port: where they go.
         own: where they come from; 0 for any that is free.
         instead: what is replaced in what goes there, and by what.
+        answers: the same in what comes back.
     """
 
-    def __init__(self, port: int, own: int = 0, instead: tuple[bytes, bytes] = (b"", b"")) -> None:
+    def __init__(
+        self,
+        port: int,
+        own: int = 0,
+        instead: tuple[bytes, bytes] = (b"", b""),
+        answers: tuple[bytes, bytes] = (b"", b""),
+    ) -> None:
         self.received = 0
-        self._instead = instead
+        self._instead = {False: instead, True: answers}
         self._target = port
         self._selector = selectors.DefaultSelector()
         self._listening = socket.create_server(("127.0.0.1", own))
@@ -99,8 +106,8 @@ class Relay:
                     if data:
                         if is_answer:
                             self.received += len(data)
-                        elif self._instead[0]:
-                            data = data.replace(*self._instead)
+                        if self._instead[is_answer][0]:
+                            data = data.replace(*self._instead[is_answer])
                         other.sendall(data)
                         continue
                 for each in (source, other):

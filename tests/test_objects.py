@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +395,56 @@ def test_a_web_server_in_front_of_files(tmp_path: Path) -> None:
             web.shutdown()
             thread.join()
     behind.close(clear=True)
+
+
+ANSWERS = {
+    401: (RefusedError, "credentials"),
+    403: (RefusedError, "credentials"),
+    500: (UnreachableError, "fails"),
+    503: (UnreachableError, "fails"),
+}
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_web_servers_that_give_nothing_away(status: int) -> None:
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def do_HEAD(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *args: Any) -> None: ...
+
+    kind, words = ANSWERS[status]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
+        thread.start()
+        reader = open_connector(f"http://127.0.0.1:{web.server_port}/x?deadline=5&connect_timeout=0.3")
+        tls = open_connector(f"https://127.0.0.1:{web.server_port}/x?deadline=5&connect_timeout=0.3")
+        try:
+            for key in (f"user.{'0' * 20}", f"user.{'0' * 20}.5"):
+                for use in (reader.get, reader.exists):
+                    with pytest.raises(kind, match=words) as caught:
+                        use(key)
+                    assert caught.value.store == reader.url
+                with pytest.raises(UnreachableError, match="another protocol"):
+                    tls.get(key)
+        finally:
+            web.shutdown()
+            thread.join()
+
+
+def test_web_servers_that_are_not_there() -> None:
+    for scheme in ("http", "https"):
+        reader = open_connector(f"{scheme}://127.0.0.1:{free_port()}/x?connect_timeout=0.3")
+        with pytest.raises(UnreachableError, match="Check the endpoint"):
+            reader.get(f"user.{'0' * 20}")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        reader = open_connector(f"http://127.0.0.1:{port}/x?deadline=0.3&connect_timeout=0.3")
+        with pytest.raises(DeadlineError, match="deadline"):
+            reader.get(f"user.{'0' * 20}")
 
 
 class _Quiet(SimpleHTTPRequestHandler):
