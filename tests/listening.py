@@ -11,17 +11,23 @@ from pathlib import Path
 __all__ = ["listening"]
 
 
-def listening(process: int) -> list[tuple[str, int]]:
-    """The TCP addresses and ports at which a process listens."""
+def listening(process: int, kind: str = "tcp") -> list[tuple[str, int]]:
+    """The addresses and ports at which a process listens.
+
+    Args:
+        process: its id.
+        kind: ``tcp``, or ``udp``.
+    """
+    state = {"tcp": "0A", "udp": "07"}[kind]
     files = set()
     for fd in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             files.add(os.readlink(fd))
     found = []
-    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+    for family, table in ((socket.AF_INET, kind), (socket.AF_INET6, f"{kind}6")):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in files:
+            if fields[3] == state and f"socket:[{fields[9]}]" in files:
                 address, _, port = fields[1].partition(":")
                 words = bytes.fromhex(address)
                 packed = b"".join(

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import socket
+import time
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -187,15 +188,24 @@ class EndpointSettings:
 
     def connect(self, timeout: float) -> socket.socket:
         """A connection to the daemon. Raises OSError."""
+        until = time.monotonic() + timeout
         link = socket.socket(socket.AF_UNIX)
         link.settimeout(timeout)
         try:
             with self.address() as path:
-                link.connect(path)
+                while True:
+                    try:
+                        link.connect(path)
+                        return link
+                    except (
+                        BlockingIOError
+                    ):  # as many as may wait at the door do so: it does not wait with them
+                        if time.monotonic() > until:
+                            raise
+                        time.sleep(0.01)
         except BaseException:
             link.close()
             raise
-        return link
 
 
 def all_directory() -> Path:
