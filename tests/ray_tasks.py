@@ -78,6 +78,12 @@ def pieces(count: int) -> Any:
 
 
 @ray.remote
+def pieces_put(count: int) -> Any:
+    """One result: references of what a generator has put."""
+    return list(map(ray.put, map(big, range(count))))
+
+
+@ray.remote
 def inside(items: Any) -> float:
     """Gets the references in a container itself."""
     return float(sum((ray.get(item) if isinstance(item, ray.ObjectRef) else item).sum() for item in items))
@@ -166,6 +172,19 @@ class AsyncCounter:
     async def total(self, array: Any) -> float:
         await asyncio.sleep(0)
         return float(array.sum())
+
+    async def add(self, array: Any) -> Any:
+        await asyncio.sleep(0)
+        return array + 1
+
+    async def stream(self, count: int) -> Any:
+        for i in range(count):
+            await asyncio.sleep(0)
+            yield big(i)
+
+    def pieces(self, count: int) -> Any:
+        for i in range(count):
+            yield big(i)
 
 
 @ray.remote(max_concurrency=4)  # type: ignore[call-overload]

@@ -180,7 +180,7 @@ def _value(reference: Reference, ticket: Ticket, uses: int) -> Any:
     if ticket.adopt:
         link = joined(ticket.terms)
         if link is not None:
-            link.adopt(reference.key)
+            link.adopt(reference.key, ticket.guard)
     if uses == 1:
         return _load(reference)
     with _lock:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import functools
 import inspect
+import socket
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cloudpickle.cloudpickle as our_pickle
@@ -29,6 +33,7 @@ try:
     from ray._private.serialization import SerializationContext
     from ray.actor import ActorClass, ActorHandle
     from ray.cloudpickle import CloudPickler
+    from ray.core.generated.common_pb2 import Address  # type: ignore[attr-defined]
     from ray.remote_function import RemoteFunction
 except ImportError as error:
     raise MissingExtraError(
@@ -46,6 +51,7 @@ __all__ = [
     "SerializationContext",
     "check_release",
     "connected",
+    "empty_object",
     "ended",
     "functions_module",
     "given_to_init",
@@ -55,7 +61,10 @@ __all__ = [
     "on_connect",
     "on_disconnect",
     "outer",
+    "owner_lives",
+    "owner_of",
     "ray",
+    "referred_to",
     "refusing",
     "share_pickle_state",
     "starts_cluster",
@@ -63,6 +72,8 @@ __all__ = [
     "version",
     "watch",
     "watch_actor",
+    "watch_generators",
+    "yielded",
 ]
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
@@ -78,9 +89,11 @@ _METHODS: dict[Any, str] = {
     ActorHandle: "_actor_method_call",
     SerializationContext: "get_outer_object_ref serialize",
     functions_module: "pickle_dumps",
-    _raylet.CoreWorker: "add_object_out_of_scope_callback serialize_actor_handle",
+    _raylet: "inspect",
+    _raylet.CoreWorker: "add_object_out_of_scope_callback current_actor_is_asyncio get_all_reference_counts"
+    " get_owner_address serialize_actor_handle",
     services_module: "canonicalize_bootstrap_address",
-    worker_module: "SCRIPT_MODE WORKER_MODE connect disconnect global_worker",
+    worker_module: "SCRIPT_MODE WORKER_MODE Worker connect disconnect global_worker",
     our_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
     rays_pickle: "_DYNAMIC_CLASS_TRACKER_BY_CLASS _DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES",
 }
@@ -150,6 +163,23 @@ def ended(reference: Any, seconds: float | None) -> bool:
         return not connected()
 
 
+def empty_object() -> Any:
+    """ObjectRef of an empty object that this process owns.
+
+    Where an async actor's results are pickled, Ray numbers what is put by whichever of its tasks began or
+    ended last: two objects may get one number, and the process dies. A thread has numbers of its own.
+    """
+    core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
+    if core.current_actor_is_asyncio():
+        return _apart().submit(ray.put, None).result()
+    return ray.put(None)
+
+
+@functools.cache
+def _apart() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "proxystore-guard")
+
+
 def watch(reference: Any, gone: Callable[[], None]) -> bool:
     """Call a function, in Ray's thread, when nobody refers to an object any more.
 
@@ -177,6 +207,42 @@ def outer() -> Any:
     """ObjectRef of the object that this thread is unpickling; None if it is an argument by value."""
     found = worker_module.global_worker.get_serialization_context().get_outer_object_ref()
     return None if found is None or found.is_nil() else found
+
+
+def owner_of(reference: Any) -> bytes:
+    """Address of the process that owns an object; empty for this one."""
+    core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
+    address: bytes = core.get_owner_address(reference)
+    mine = Address.FromString(address).worker_id == worker_module.global_worker.worker_id
+    return b"" if mine else address
+
+
+def owner_lives(owner: bytes) -> bool:
+    """Whether a process is still there, as far as anyone can tell; takes about 0.1 ms.
+
+    Args:
+        owner: as `owner_of` gives it.
+    """
+    address = Address.FromString(owner)
+    if not any(node["Alive"] and node["NodeID"] == address.node_id.hex() for node in ray.nodes()):
+        return False
+    try:
+        socket.create_connection((address.ip_address, address.port), timeout=1).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def referred_to(name: str) -> bool:
+    """Whether this process, or a task that it submitted, refers to an object.
+
+    Args:
+        name: of its ObjectRef, hexadecimal.
+    """
+    core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
+    return name.encode() in core.get_all_reference_counts()
 
 
 def is_error(value: Any) -> bool:
@@ -227,6 +293,39 @@ def starts_cluster(given: Mapping[str, Any]) -> bool:
     except Exception:  # ray.init meets the same, and raises its own error
         return False
     return address is None and not given.get("local_mode")
+
+
+_executing = threading.local()
+_put_object: Any = worker_module.Worker.put_object.__code__
+
+
+@functools.cache
+def watch_generators() -> None:
+    """Let `yielded` know: Ray asks of what each task returned whether it is a generator."""
+    asking = types.ModuleType(inspect.__name__)
+    asking.__dict__.update(inspect.__dict__)
+    asking.isgenerator = _asked(inspect.isgenerator)  # type: ignore[attr-defined]
+    asking.isasyncgen = _asked(inspect.isasyncgen)  # type: ignore[attr-defined]
+    _raylet.inspect = asking
+
+
+def _asked(ask: Callable[[object], bool]) -> Callable[[object], bool]:
+    def asked(returned: object) -> bool:
+        _executing.yields = inspect.isgenerator(returned) or inspect.isasyncgen(returned)
+        return ask(returned)
+
+    return asked
+
+
+def yielded() -> bool:
+    """Whether the value that the caller's caller pickles is one that a generator yielded.
+
+    Ray does not keep what references in such a value refer to: as soon as the generator goes on they dangle.
+    To be asked after `watch_generators`. An async generator's values are pickled in a thread of which
+    nothing is known.
+    """
+    frame: Any = sys._getframe(1).f_back
+    return (frame is None or frame.f_code is not _put_object) and getattr(_executing, "yields", True)
 
 
 def on_connect(began: Callable[[], None]) -> None:

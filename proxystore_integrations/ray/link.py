@@ -14,6 +14,7 @@ from proxystore_core.connectors.base import place_of
 from proxystore_integrations.link import Evictions
 from proxystore_integrations.ray import engine
 from proxystore_integrations.ray.cluster import ClusterLink
+from proxystore_integrations.ray.orphans import Orphan, Orphans
 from proxystore_integrations.settings import Settings
 
 __all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "suspended", "use"]
@@ -87,6 +88,7 @@ class RayLink(ClusterLink):
         self.terms: Terms | None = None
         self._latest: Guard | None = None
         self._adopted: set[str] = set()
+        self._orphans = Orphans()
 
     def open(self) -> Session:
         session = super().open()
@@ -115,6 +117,8 @@ class RayLink(ClusterLink):
         self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
         self._sharing = Sharing(store, terms.session)
         self.terms = terms
+        if terms.results == "always":
+            engine.watch_generators()
         if place_of(store.connector) != terms.place:
             self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
 
@@ -137,7 +141,7 @@ class RayLink(ClusterLink):
             self.withdraw(wanted)
             return latest
         try:
-            guard = Guard(engine.ray.put(None), wanted)
+            guard = Guard(engine.empty_object(), wanted)
             # The callback knows the keys, not the guard.
             watched = engine.watch(guard.reference, lambda: self._gone(wanted))
             assert watched, "Ray does not watch its own object"
@@ -166,22 +170,38 @@ class RayLink(ClusterLink):
     def idle(self) -> None:
         with self._lock:
             self._latest = None
+        store, evictions = self._store, self._evictions
+        if not self._orphans or store is None or evictions is None:
+            return
+        with contextlib.suppress(Exception):  # the store does not answer, or Ray is about to disconnect
+            self.evict_later(self._orphans.over(store))
+        if self._orphans:
+            evictions.wake()
 
-    def adopt(self, key: str) -> None:
-        """Evict an object that another process stored with the Ray object that is being unpickled.
+    def adopt(self, key: str, guard: Any) -> None:
+        """See to an object that another process stored with the Ray object that is being unpickled.
 
-        That process does so too, unless it is killed. Nothing happens where this one does not own the
-        Ray object.
+        That process evicts it, unless it is gone then: an actor that nobody has a handle of, a worker that
+        was idle. Nothing happens where this one does not own the Ray object.
+
+        Args:
+            key: of the object.
+            guard: ObjectRef of its guard.
         """
         outer = engine.outer()
         if outer is None or key in self._adopted:
             return
-        if engine.watch(outer, lambda: self._abandon(key)):
+        producer = engine.owner_of(guard)
+        orphan = Orphan(key, guard.hex(), producer)
+        if producer and engine.watch(outer, lambda: self._abandon(orphan)):
             self._adopted.add(key)
 
-    def _abandon(self, key: str) -> None:
-        self._adopted.discard(key)
-        self.evict_later([key])
+    def _abandon(self, orphan: Orphan) -> None:
+        # In Ray's thread.
+        self._adopted.discard(orphan.key)
+        self._orphans.add(orphan)
+        if self._evictions is not None:
+            self._evictions.wake()
 
 
 # The link of this process.

@@ -1,0 +1,150 @@
+"""Ray whose results go through the store, too: several, of generators, of actors of all kinds."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray_tasks as work
+from waiting import until
+
+from proxystore_integrations.ray import init, link
+
+WAIT = 60
+
+
+def get(reference: Any) -> Any:
+    return ray.get(reference, timeout=WAIT)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    try:
+        yield init(**work.OPTIONS, threshold="100 kB", results="always")
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture
+def stored(cluster: Any) -> Iterator[Any]:
+    """What is in the store; after the test, nothing."""
+
+    def names() -> list[str]:
+        return work.stored(link.current())
+
+    yield names
+    gc.collect()
+    until(lambda: not names())
+
+
+def test_several_results_go_with_a_reference_each(stored: Any) -> None:
+    first, second = work.make.options(num_returns=2).remote(2)
+    assert (get(first)[0], get(second)[0]) == (0, 1)
+    assert get(first).flags.writeable
+    until(lambda: len(stored()) == 2)
+    del first
+    until(lambda: len(stored()) == 1)
+    assert get(second)[0] == 1
+
+
+def yields_of(kind: str) -> list[Any]:
+    if kind == "dynamic":
+        with pytest.warns(DeprecationWarning, match="dynamic"):
+            return list(get(work.pieces.options(num_returns="dynamic").remote(3)))
+    if kind == "three":
+        return list(work.pieces.options(num_returns=3).remote(3))
+    if kind == "function":
+        return list(work.pieces.remote(3))
+    if kind == "actor":
+        return list(work.Counter.remote(np.zeros(work.BIG)).stream.remote(3))
+    if kind == "threaded actor":
+        counter = work.Counter.options(max_concurrency=2).remote(np.zeros(work.BIG))
+        return list(counter.stream.remote(3))
+    actor = work.AsyncCounter.remote()
+    return list((actor.stream if kind == "async actor" else actor.pieces).remote(3))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "function",
+        "dynamic",
+        "three",
+        "actor",
+        "threaded actor",
+        "async actor",
+        "a generator of an async actor",
+    ],
+)
+def test_what_generators_yield_is_there_for_who_comes_late(kind: str, stored: Any) -> None:
+    references = yields_of(kind)
+    assert not ray.wait(references, num_returns=3, timeout=WAIT, fetch_local=False)[1]
+    gc.collect()
+    time.sleep(0.5)  # Ray has lost by then what references in them refer to
+    assert [float(get(reference)[0]) for reference in references] == [0, 1, 2]
+    assert [get(work.total.remote(reference)) for reference in references] == [0, work.BIG, 2 * work.BIG]
+
+
+def test_many_calls_of_an_async_actor_at_once(stored: Any) -> None:
+    actor = work.AsyncCounter.remote()
+    results = [actor.add.remote(work.big(i)) for i in range(20)]
+    assert [float(value[0]) for value in get(results)] == list(range(1, 21))
+    until(lambda: len(stored()) == 20)
+    more = [actor.add.remote(result) for result in results]
+    del results
+    assert [float(value[0]) for value in get(more)] == list(range(2, 22))
+
+
+def test_what_a_task_puts(stored: Any) -> None:
+    pieces = get(work.pieces_put.remote(3))
+    assert [float(get(piece)[0]) for piece in pieces] == [0, 1, 2]
+    until(lambda: len(stored()) == 3)
+
+
+def test_an_exception_with_data(stored: Any) -> None:
+    @ray.remote
+    def fails(array: Any) -> None:
+        raise ValueError("what", array * 2)
+
+    with pytest.raises(ValueError, match="what") as caught:
+        get(fails.remote(work.big(1)))
+    assert isinstance(caught.value, ray.exceptions.RayTaskError)
+    assert caught.value.cause.args[1][0] == 2
+
+
+def test_a_result_that_is_read_passed_on_and_let_go_of(stored: Any) -> None:
+    results = [work.add.remote(work.big(i)) for i in range(10)]
+    assert [float(value[0]) for value in get(results)] == list(range(1, 11))
+    more = [work.add.remote(result) for result in results]
+    del results  # Ray has put their bytes, which name what is stored, into the calls
+    assert [float(value[0]) for value in get(more)] == list(range(2, 12))
+
+
+@pytest.mark.parametrize("how", ["killed", "let go of"])
+def test_a_call_waits_for_a_result_of_an_actor_that_is_no_more(how: str, stored: Any, tmp_path: Path) -> None:
+    actor = work.Counter.remote(work.big(1))
+    result = actor.give.remote()
+    assert get(result)[0] == 1
+    pid = get(actor.pid.remote())
+    go = tmp_path / "go"
+    busy = [work.wait_for.remote(str(go), np.zeros(1)) for _ in range(2)]
+    waiting = work.total.remote(result)
+    if how == "killed":
+        os.kill(pid, signal.SIGKILL)
+    del actor, result
+    gc.collect()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    time.sleep(0.5)  # what is not needed is evicted by then
+    assert len(stored()) == 1
+    go.touch()
+    assert get(waiting) == work.BIG
+    get(busy)
+    until(lambda: not stored())
