@@ -177,7 +177,7 @@ class CallLink(Link):
         self._sent_most = _SENT
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
-        self._functions: dict[int, tuple[Any, StoreFunction]] = {}
+        self._functions: dict[int, tuple[Any, StoreFunction, bytes | None]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
 
     def open(self) -> Session:
@@ -292,8 +292,12 @@ class CallLink(Link):
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
-            self._functions[id(function)] = function, wrapped
+            self._functions[id(function)] = function, wrapped, self._by_name(function, wrapped)
         return wrapped
+
+    def _by_name(self, function: Callable[..., Any], wrapped: StoreFunction) -> bytes | None:
+        """A wrapped function that goes by its name, pickled, for an engine that sends it so."""
+        return None
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Take one pin from each of these objects; those that have none left are evicted.

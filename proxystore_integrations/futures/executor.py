@@ -14,7 +14,7 @@ import msgspec
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_core.borrowing import alive
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.carriers import Filling, call_pickled
+from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
 from proxystore_integrations.dependents import in_place
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.functions import goes_by_name
@@ -28,9 +28,6 @@ THRESHOLD = 500_000
 """Default size in bytes from which the store beats a pool's own pipes (see benchmarks/results)."""
 
 
-_FUNCTIONS = 256  # that are remembered
-
-
 class FuturesLink(CallLink):
     """A link to the store for one executor."""
 
@@ -38,23 +35,24 @@ class FuturesLink(CallLink):
         super().__init__(settings, store, kind.engine)
         self.main_by_value = kind.main_by_value
         self._shows_names = kind.shows_names
-        self._pickled: dict[int, tuple[Any, bytes | None]] = {}
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
         """What `call_pickled` is to call for a function that goes by its name; None for any other."""
-        kept = self._pickled.get(id(function))
+        kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
-            return kept[1]
-        if self._terms is None or self._shows_names or not isinstance(function, FunctionType):
+            return kept[2]
+        if self._terms is None or not isinstance(function, FunctionType):
             return None
-        found = None
-        if goes_by_name(function, self.main_by_value):
-            with contextlib.suppress(Exception):  # the engine meets the same, and raises its own error
-                found = pickle.dumps(self.small(function))
-        if len(self._pickled) >= _FUNCTIONS:
-            self._pickled.clear()
-        self._pickled[id(function)] = function, found
-        return found
+        self._wrapped(function)
+        kept = self._functions.get(id(function))  # not there where another thread has just cleared them
+        return None if kept is None else kept[2]
+
+    def _by_name(self, function: Callable[..., Any], wrapped: StoreFunction) -> bytes | None:
+        if self._terms is None or self._shows_names or not goes_by_name(function, self.main_by_value):
+            return None
+        with contextlib.suppress(Exception):  # the engine meets the same, and raises its own error
+            return pickle.dumps(wrapped)
+        return None
 
 
 class StoreExecutor(CallExecutor):
