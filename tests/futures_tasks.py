@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from proxystore_core import registry
+from proxystore_core import Proxy, extract, registry
 
 BIG = 30_000
 
@@ -28,6 +28,21 @@ def total(*arrays: Any) -> float:
 
 def total_of(arrays: Any) -> float:
     return float(sum(array.sum() for array in (arrays.values() if isinstance(arrays, dict) else arrays)))
+
+
+class Parcel:
+    """What nothing but a pickle can carry."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+
+def wrapped(parcel: Any) -> Any:
+    return Parcel(parcel)
+
+
+def kind_of_target(value: Any) -> str:
+    return type(extract(value) if isinstance(value, Proxy) else value).__name__
 
 
 def slow(array: Any, seconds: float = 0.3) -> float:

@@ -121,6 +121,22 @@ def test_a_key_of_another_store(connectors: dict[str, Connector]) -> None:
         connectors[name].evict(key)
 
 
+def test_curve_shows_nothing_on_the_way() -> None:
+    """Who looks for the data in what passes finds nothing to alter."""
+    good, bad = b"good data ", b"evil data "
+    options = {"curve": True, "name": secrets.token_hex(4)}
+    near, afar = FarZeroMQ(**options), FarZeroMQ(**options, deadline=5)
+    key = near.put([good * 100])
+    place = Place.parse(key.partition(".user.")[0])
+    assert place is not None
+    with Relay(place.port, instead=(good, bad), answers=(good, bad)) as relay:
+        assert afar.get(key.replace(f":{place.port}.", f":{relay.port}.")) == good * 100
+        assert relay.received > 1000
+    near.evict(key)
+    for connector in (near, afar):
+        connector.close()
+
+
 STORES = [
     "memory",
     "shm",

