@@ -405,7 +405,7 @@ def test_several_are_named_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             found = Secret.configured()
         assert found is not None
         new, old = (bytes(encrypt([b"x"], each, NAME)[0]) for each in (found, Secret(OTHER)))
-        assert decrypt(new, Secret(ONE), NAME) == decrypt(old, found, NAME) == b"x"
+        assert bytes(decrypt(new, Secret(ONE), NAME)) == bytes(decrypt(old, found, NAME)) == b"x"
 
 
 def test_a_store_that_is_encrypted_is_so_for_those_without_the_secret(urls: dict[str, str]) -> None:
