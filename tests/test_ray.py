@@ -402,6 +402,40 @@ print(subprocess.run([sys.executable, "-c", other], check=True, capture_output=T
     assert "theirs [False, False, False] 02000000" in out
 
 
+def test_the_variable_does_not_undo_what_is_there_already() -> None:
+    name = "RAY_RUNTIME_ENV_HOOK"
+    out = script(
+        """
+import os, sys
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+@ray.remote
+def look():
+    ray.init(ignore_reinit_error=True)
+    mine = link.current()
+    return mine.settings.threshold, mine.settings.results, mine.terms.session
+
+init(**work.OPTIONS, store="shm://by-name", threshold="1 MB", results="never")
+first = link.current()
+print(first.url, ray.get(look.remote()) == (1_000_000, "never", first.session))
+ray.init(ignore_reinit_error=True)
+print(link.current() is first, first.is_open, ray.get(look.remote())[2] == first.session)
+try:
+    ray.init()
+except RuntimeError:
+    print(link.current() is first, first.is_open)
+ray.shutdown()
+ray.init(**work.OPTIONS)
+print(link.current().url)
+ray.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+        **{name: HOOK[name]},
+    )
+    assert out.splitlines() == ["shm://by-name True", "True True True", "True True", "shm://"]
+
+
 def test_a_cluster_that_runs_already_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert engine.starts_cluster({"address": "local"})

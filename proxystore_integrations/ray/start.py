@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,15 @@ _TERMS = "_PROXYSTORE_RAY"
 _THEIRS = "_PROXYSTORE_RAY_SETUP_HOOK"
 _HOOK = "worker_process_setup_hook"
 _SETUP = f"{__name__.rpartition('.')[0]}.worker_setup"
+
+
+class _ByName(threading.local):
+    """Whether this thread is in our `init`."""
+
+    active = False
+
+
+_by_name = _ByName()
 
 
 def init(*args: Any, **kwargs: Any) -> Any:
@@ -52,12 +62,14 @@ def init(*args: Any, **kwargs: Any) -> Any:
     if link.is_open and not (job is not None and job.runtime_env):
         given = {**kwargs, "address": args[0] if args else kwargs.get("address")}
         kwargs["runtime_env"] = _equipped(kwargs.get("runtime_env"), link, given)
+    _by_name.active = True
     try:
         return engine.ray.init(*args, **kwargs)
     except BaseException:
         leave()
         raise
     finally:
+        _by_name.active = False
         _bequeath_no_more()
 
 
@@ -101,7 +113,9 @@ def runtime_env_hook(runtime_env: Any) -> Any:
         The same with what our workers need. What is wrong becomes a warning: nobody asked us by name.
     """
     runtime_env = made_by_theirs(runtime_env)
-    if _TERMS in ((runtime_env or {}).get("env_vars") or {}):
+    # Ray asks again where it runs already, and where `init` has seen to all of it.
+    given = _TERMS in ((runtime_env or {}).get("env_vars") or {})
+    if given or _by_name.active or engine.connected():
         return runtime_env
     try:
         link = _opened(RayLink(*RayLink.settled()))
