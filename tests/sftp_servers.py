@@ -24,9 +24,10 @@ class SFTPServer:
     Args:
         directory: where its keys are.
         small: a directory that has a file system of its own for the server, of 4 MB.
+        password: that lets in as well.
     """
 
-    def __init__(self, directory: Path, small: Path | None = None) -> None:
+    def __init__(self, directory: Path, small: Path | None = None, password: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port()
@@ -36,7 +37,7 @@ class SFTPServer:
             key.write_public_key(str(directory / f"{name}.pub"))
         public = (directory / "host.pub").read_text()
         (directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}")
-        self.command = [sys.executable, __file__, str(directory), str(self.port)]
+        self.command = [sys.executable, __file__, str(directory), str(self.port), password]
         if small is not None:
             self.command = on_tmpfs(small, 4 << 20, self.command)
         self.start()
@@ -74,10 +75,22 @@ def serving(directory: Path, **options: Any) -> Iterator[SFTPServer]:
         server.kill()
 
 
-async def _serve(directory: str, port: int) -> None:
+class _Passwords(asyncssh.SSHServer):
+    def __init__(self, password: str) -> None:
+        self.password = password
+
+    def password_auth_supported(self) -> bool:
+        return bool(self.password)
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == ("tests", self.password)
+
+
+async def _serve(directory: str, port: int, password: str) -> None:
     await asyncssh.listen(
         "127.0.0.1",
         port,
+        server_factory=lambda: _Passwords(password),
         reuse_address=True,
         server_host_keys=[os.path.join(directory, "host")],
         authorized_client_keys=os.path.join(directory, "user.pub"),
@@ -88,4 +101,4 @@ async def _serve(directory: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
     DeadlineError,
+    FullError,
     GoneError,
     RefusedError,
     StoreError,
@@ -397,42 +398,73 @@ def test_a_web_server_in_front_of_files(tmp_path: Path) -> None:
     behind.close(clear=True)
 
 
-ANSWERS = {
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[int]:
+    """The port of a web server that has one answer to everything."""
+
+    class Answering(_Quiet):
+        protocol_version = "HTTP/1.1"
+
+        def send_head(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(status)
+
+        do_PUT = do_POST = do_DELETE = do_HEAD = do_GET = send_head  # noqa: N815
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as web:
+        web.daemon_threads = True
+        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield web.server_port
+        finally:
+            web.shutdown()
+            thread.join()
+
+
+ANSWERS: dict[int, tuple[type[StoreError], str]] = {
     401: (RefusedError, "credentials"),
     403: (RefusedError, "credentials"),
     500: (UnreachableError, "fails"),
     503: (UnreachableError, "fails"),
+    507: (FullError, "room"),
 }
 
 
-@pytest.mark.parametrize("status", ANSWERS)
+@pytest.mark.parametrize("status", [401, 403, 500, 503])
 def test_web_servers_that_give_nothing_away(status: int) -> None:
-    class Answering(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(status)
-
-        def do_HEAD(self) -> None:
-            self.send_error(status)
-
-        def log_message(self, *args: Any) -> None: ...
-
     kind, words = ANSWERS[status]
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as web:
-        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
-        thread.start()
-        reader = open_connector(f"http://127.0.0.1:{web.server_port}/x?deadline=5&connect_timeout=0.3")
-        tls = open_connector(f"https://127.0.0.1:{web.server_port}/x?deadline=5&connect_timeout=0.3")
-        try:
-            for key in (f"user.{'0' * 20}", f"user.{'0' * 20}.5"):
-                for use in (reader.get, reader.exists):
-                    with pytest.raises(kind, match=words) as caught:
-                        use(key)
-                    assert caught.value.store == reader.url
-                with pytest.raises(UnreachableError, match="another protocol"):
-                    tls.get(key)
-        finally:
-            web.shutdown()
-            thread.join()
+    with answering(status) as port:
+        reader = open_connector(f"http://127.0.0.1:{port}/x?deadline=5&connect_timeout=0.3")
+        tls = open_connector(f"https://127.0.0.1:{port}/x?deadline=5&connect_timeout=0.3")
+        for key in (f"user.{'0' * 20}", f"user.{'0' * 20}.5"):
+            for use in (reader.get, reader.exists):
+                with pytest.raises(kind, match=words) as caught:
+                    use(key)
+                assert caught.value.store == reader.url
+            with pytest.raises(UnreachableError, match="another protocol"):
+                tls.get(key)
+
+
+@pytest.mark.parametrize("status", [401, 403, 503, 507])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_clouds_that_refuse(
+    scheme: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server of theirs is to be had that asks who one is; what one that does says is known."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    account = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    kind, words = ANSWERS[status]
+    with answering(status) as port:
+        endpoint = f"http://127.0.0.1:{port}"
+        (tmp_path / "account.json").write_text(json.dumps({**account, "gcs_base_url": endpoint}))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+        rest = "&account=me" if scheme == "az" else ""
+        raised(f"{scheme}://bucket/p?endpoint={endpoint}&deadline=5&connect_timeout=0.3{rest}", kind, words)
 
 
 def test_web_servers_that_are_not_there() -> None:
@@ -445,7 +477,3 @@ def test_web_servers_that_are_not_there() -> None:
         reader = open_connector(f"http://127.0.0.1:{port}/x?deadline=0.3&connect_timeout=0.3")
         with pytest.raises(DeadlineError, match="deadline"):
             reader.get(f"user.{'0' * 20}")
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None: ...

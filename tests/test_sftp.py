@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,10 @@ from sftp_servers import SFTPServer, serving
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.sftp import SFTPConnector
+from proxystore_core.connectors.sftp_line import PASSWORD
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
 from proxystore_core.recipe import open_connector
+from proxystore_core.store import Store
 from proxystore_core.testing import ConnectorContract, in_new_process
 
 
@@ -92,6 +95,35 @@ def test_who_is_not_let_in(server: SFTPServer, tmp_path: Path) -> None:
         open_connector(server.url(tmp_path / "store", identity="nowhere")).put([b"data"])
     assert not (tmp_path / "store").exists()
     stranger.close()
+
+
+def test_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word, wrong = secrets.token_hex(8), secrets.token_hex(8)
+    with serving(tmp_path / "ssh", password=word) as server:
+        url = server.url(tmp_path / "store", identity="stranger")
+        monkeypatch.setenv(PASSWORD, word)
+        with Store.from_url(url, name="locked", near=False) as store:
+            proxy = store.proxy([1, 2], populate_target=False)
+            shown = [repr(store), repr(store.connector), store.recipe, repr(store.config())]
+            assert not [text for text in shown if word in text]
+            assert word.encode() not in pickle.dumps(proxy)
+            assert in_new_process(_total, pickle.dumps(proxy)) == 3  # which has it in its environment
+            store.close(clear=True)
+        for given in (wrong, ""):
+            monkeypatch.setenv(PASSWORD, given)
+            stranger = open_connector(url)
+            with pytest.raises(RefusedError, match=PASSWORD) as caught:
+                stranger.put([b"data"])
+            assert caught.value.store == stranger.url
+            assert wrong not in str(caught.value)
+            with pytest.raises(RefusedError, match=PASSWORD):
+                stranger.get(f"s.{'0' * 20}")
+            stranger.close()
+        assert server.process.poll() is None
+
+
+def _total(pickled: bytes) -> int:
+    return sum(pickle.loads(pickled))
 
 
 def test_where_nobody_can_write(server: SFTPServer) -> None:
