@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from measures import files
 
+from proxystore_core import recipe
 from proxystore_core.connectors import memory
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.file import FileConnector
@@ -114,3 +115,13 @@ class TestMemory:
         assert again.name == name
         again.close()
         connector.close()
+
+
+@pytest.mark.parametrize("page", ["stores.md", "security.md"])
+def test_the_documentation_has_every_store(page: str) -> None:
+    text = (
+        (Path(__file__).parent.parent / "docs" / page).read_text().replace("http(s)://", "http:// https://")
+    )
+    table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    kinds = {scheme.partition("+sentinel")[0].partition("+cluster")[0] for scheme in recipe._SHIPPED}
+    assert not [kind for kind in kinds if f"{kind}://" not in table]
