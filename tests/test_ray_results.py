@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,22 @@ def test_a_call_waits_for_a_result_of_an_actor_that_is_no_more(how: str, stored:
     assert get(waiting) == work.BIG
     get(busy)
     until(lambda: not stored())
+
+
+def test_what_rays_own_libraries_put_stays_in_plasma(stored: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        data = importlib.import_module("ray.data")
+        data.DataContext.get_current().enable_progress_bars = False
+        table = data.from_numpy(np.arange(100_000))
+        assert stored() == []
+        assert table.map_batches(lambda batch: {"x": batch["data"] * 2}).sum("x") == 2 * sum(range(100_000))
+        dag = importlib.import_module("ray.dag")
+        actor = work.Counter.remote(np.ones(1))
+        with dag.InputNode() as array:
+            compiled = actor.total.bind(array).experimental_compile()
+        try:  # its channel is an object that Ray puts, and grows with what goes through it
+            assert ray.get(compiled.execute(np.ones(200_000)), timeout=WAIT) == 200_001
+        finally:
+            compiled.teardown()
+    assert stored() == []

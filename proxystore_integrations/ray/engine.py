@@ -63,6 +63,7 @@ __all__ = [
     "outer",
     "owner_lives",
     "owner_of",
+    "putting",
     "ray",
     "referred_to",
     "refusing",
@@ -326,6 +327,16 @@ def yielded() -> bool:
     """
     frame: Any = sys._getframe(1).f_back
     return (frame is None or frame.f_code is not _put_object) and getattr(_executing, "yields", True)
+
+
+def putting() -> str:
+    """Name of the module that puts the value which the caller's caller pickles; empty when nobody puts it."""
+    frame: Any = sys._getframe(1).f_back
+    if frame is None or frame.f_code is not _put_object:
+        return ""
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("ray._private."):
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
 
 
 def on_connect(began: Callable[[], None]) -> None:

@@ -153,6 +153,7 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             or isinstance(value, engine.OWN)
             or not link.policy.over(value)
             or engine.yielded()
+            or _is_rays(engine.putting())
             or _is_anothers(link)
             or _is_rays(engine.task_module())
             or not link.reached
