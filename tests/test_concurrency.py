@@ -171,8 +171,7 @@ if how == "error":
 """
 
 
-def test_interpreters_exit_in_any_order() -> None:
-    url = f"shm://c{secrets.token_hex(4)}"
+def test_interpreters_exit_in_any_order(url: str) -> None:
     orders = ["".join(order) for count in range(4) for order in itertools.permutations("els", count)]
 
     def run(order: str, how: str) -> tuple[str, int, str, str]:
