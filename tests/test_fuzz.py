@@ -59,3 +59,10 @@ def test_a_fuzzer_finds_what_is_there_to_find(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("proxystore_core.recipe.Recipe.parse", lambda text: 1 // (len(text) % 7))
     with pytest.raises(ZeroDivisionError):
         fuzz("messages", 20, 1)
+
+
+def test_a_server_is_looked_at_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzzers.watching.Watched.look", lambda self: 1 // 0)
+    monkeypatch.setattr("fuzzers.watching.LOOK", 1 << 60)
+    with pytest.raises(ZeroDivisionError):
+        fuzz("streams", 0.2, 1)

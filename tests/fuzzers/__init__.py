@@ -14,6 +14,8 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, given
 
+from fuzzers.watching import Looking
+
 __all__ = ["FUZZERS", "fuzz"]
 
 BATCH = 200
@@ -61,4 +63,6 @@ def fuzz(name: str, seconds: float, seed: int) -> int:
         while time.monotonic() < until:
             hypothesis.seed(seed)(batch)()
             seed += 1
+        if isinstance(check, Looking):
+            check.watched.look()  # at what the last ones left
     return outcome.examples
