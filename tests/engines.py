@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-__all__ = ["ENGINES"]
+__all__ = ["ENGINES", "on_joblib"]
 
 
 def on_pool(stack: ExitStack, **options: Any) -> Any:
@@ -27,6 +28,22 @@ def on_dask(stack: ExitStack, **options: Any) -> Any:
     return partial(stack.enter_context(Client(cluster, **options)).submit, pure=False)
 
 
+def on_joblib(stack: ExitStack, **options: Any) -> Any:
+    from joblib import Parallel, delayed
+
+    from proxystore_integrations.futures.joblib import StoreBackend
+
+    class Called:
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+        def result(self, timeout: float) -> Any:
+            return self.value
+
+    parallel = stack.enter_context(Parallel(n_jobs=2, backend=StoreBackend(**options)))
+    return lambda function, *args: Called(parallel([delayed(function)(*args)])[0])
+
+
 def on_parsl(stack: ExitStack, **options: Any) -> Any:
     import parsl
     from parsl_runs import htex
@@ -35,7 +52,7 @@ def on_parsl(stack: ExitStack, **options: Any) -> Any:
 
     config = parsl.Config(
         [wrap(htex("htex", max_workers_per_node=1), **options)],
-        run_dir=options["store"].removeprefix("file://") + "-runs",
+        run_dir=stack.enter_context(tempfile.TemporaryDirectory(prefix="runs")),
         strategy="none",
         initialize_logging=False,
     )

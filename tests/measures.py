@@ -52,6 +52,24 @@ def files(directory: str, prefix: str = "", suffix: str = "") -> dict[str, bytes
     return found
 
 
+def in_memory(process: int, word: bytes) -> bool:
+    """Whether something is in a process's memory, or in its environment."""
+    with Path(f"/proc/{process}/maps").open() as maps, Path(f"/proc/{process}/mem").open("rb", 0) as memory:
+        for line in maps:
+            place, rights, *_ = line.split()
+            if not rights.startswith("rw"):
+                continue
+            start, _, end = place.partition("-")
+            for begin in range(int(start, 16), int(end, 16), 1 << 24):
+                try:
+                    memory.seek(begin)
+                    if word in memory.read(min((1 << 24) + len(word), int(end, 16) - begin)):
+                        return True
+                except (OSError, OverflowError):  # device memory and the like
+                    break
+    return False
+
+
 class Relay:
     """Passes TCP connections on to a port of this host, and counts the bytes that come back.
 
