@@ -21,6 +21,7 @@ from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
     Filling,
     NotDeliveredError,
+    Owner,
     Packed,
     StoredArgument,
     StoredResult,
@@ -54,6 +55,8 @@ class CallOutgoing(Outgoing):
         super().__init__(link.sharing, link.policy, link.by_value, link.should_proxy)
         self.loads: dict[Reference, None] = {}
         self.results: list[StoredResult] = []
+        self._link = link
+        self._lenders: list[Owner] = []
         self._lazy = link.settings.inputs == "proxy"
         self.engine = link.engine
         self._main_by_value = link.main_by_value
@@ -66,8 +69,21 @@ class CallOutgoing(Outgoing):
     def engine_value(self, value: Any) -> Any:
         if type(value) is not StoredResult:
             return NotImplemented
+        link, reference = self._link, value.reference
+        owner = owners.get(value.session)
+        if owner is not link:
+            if owner is None or reference.recipe != link.recipe:
+                return self.substitute(value.value)  # its session is over, or nobody here keeps it
+            owner.began()
+            self._lenders.append(owner)
         self.results.append(value)
-        return self.carrier(value.reference)
+        return self.carrier(reference)
+
+    def over(self) -> None:
+        """The call is: what was stored for it, and other sessions' results, may go."""
+        self._link.withdraw([reference.key for reference in self.references])
+        for owner in self._lenders:
+            owner.ended()
 
     def function(self, function: Callable[..., Any]) -> StoredArgument | None:
         """What stands for a function that carries large values; None for any other."""
@@ -130,7 +146,7 @@ class Call:
         if link is None:
             return
         if outgoing is not None:
-            link.withdraw([reference.key for reference in outgoing.references])
+            outgoing.over()
         link.ended()
 
     def by_value(self, error: NotDeliveredError) -> Call:
@@ -233,10 +249,10 @@ class CallLink(Link):
             new_args = tuple(outgoing.substitute_all(args))
             new_kwargs = {name: outgoing.substitute(value) for name, value in kwargs.items()}
         except BaseException:
-            self.withdraw([reference.key for reference in outgoing.references])
+            outgoing.over()
             raise
         if not outgoing.references and not outgoing.results:
-            return Call(self, self.small(function) if wrapped else function, args, kwargs)
+            return Call(self, self.small(function) if wrapped else function, new_args, new_kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
         if stored is not None:
             sent: Any = StoreFunction(None, self._terms, _name(function), self.should_proxy)

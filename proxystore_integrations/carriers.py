@@ -27,6 +27,7 @@ from proxystore_integrations.transfer import DEPTH, ByValue, load
 __all__ = [
     "Filling",
     "NotDeliveredError",
+    "Owner",
     "Packed",
     "StoreFunction",
     "StoredArgument",
@@ -306,6 +307,12 @@ class Owner(Protocol):
 
     def dropped(self, key: str) -> None:
         """One that had been received is gone; called by destructors."""
+
+    def began(self) -> None:
+        """One call more needs the session."""
+
+    def ended(self) -> None:
+        """A call that `began` is over."""
 
 
 class StoredResult:

@@ -37,6 +37,7 @@ class CallExecutor(Executor):
     def __init__(self, link: CallLink) -> None:
         self._link = link
         self._waiting: weakref.WeakSet[LaterFuture] = weakref.WeakSet()
+        self._shut = False
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call as it is to be sent."""
@@ -77,6 +78,8 @@ class CallExecutor(Executor):
         search = Search(args, kwargs) if may_hold_futures(args, kwargs) else None
         if search is None or not search.futures:
             return self._begin(fn, args, kwargs, options)
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
         future = self.future(self._sender(options))
         self._waiting.add(future)
         when_done(search.futures, functools.partial(self._begin_later, future, fn, search))
@@ -126,6 +129,7 @@ class CallExecutor(Executor):
 
         Results that somebody still has a future of are taken into this process's memory first.
         """
+        self._shut = True
         waiting = list(self._waiting)
         if cancel_futures:
             for future in waiting:

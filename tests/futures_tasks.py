@@ -45,6 +45,13 @@ def kind_of_target(value: Any) -> str:
     return type(extract(value) if isinstance(value, Proxy) else value).__name__
 
 
+def parallel(array: Any, by: float) -> float:
+    """Calls joblib, in a call of joblib's."""
+    import joblib
+
+    return float(sum(joblib.Parallel(n_jobs=2)(joblib.delayed(total)(array + by) for _ in range(3))))
+
+
 def slow(array: Any, seconds: float = 0.3) -> float:
     time.sleep(seconds)
     return float(array.sum())
@@ -52,6 +59,22 @@ def slow(array: Any, seconds: float = 0.3) -> float:
 
 def fail(array: Any) -> None:
     raise ValueError("what")
+
+
+def fail_with(array: Any) -> None:
+    raise ValueError("what", array)
+
+
+_prepared: list[Any] = []
+
+
+def prepare(array: Any) -> None:
+    """An initializer."""
+    _prepared.append(array)
+
+
+def prepared(array: Any) -> float:
+    return float(_prepared[0].sum() + array.sum())
 
 
 def die(array: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import json
@@ -123,11 +124,15 @@ def test_cancelled_futures(executor: StoreExecutor) -> None:
 
 def test_initializers_and_callbacks() -> None:
     seen: list[Any] = []
-    with StoreExecutor(pool(initializer=os.putenv, initargs=("A", "B"))) as executor:
+    with StoreExecutor(pool(initializer=tasks.prepare, initargs=(tasks.big(2),))) as executor:
         future = executor.submit(tasks.add, tasks.big())
         future.add_done_callback(lambda future: seen.append(future.result()[0]))
         assert future.result(WAIT)[0] == 2
+        assert executor.submit(tasks.prepared, tasks.big()).result(WAIT) == 3 * tasks.BIG
     assert seen == [2]
+    with StoreExecutor(pool(initializer=tasks.prepare)) as executor:  # it fails
+        assert type(executor.submit(tasks.total, tasks.big()).exception(WAIT)) is BrokenProcessPool
+        until(lambda: not stored(executor))
 
 
 def test_a_broken_pool(executor: StoreExecutor) -> None:
@@ -139,6 +144,41 @@ def test_a_broken_pool(executor: StoreExecutor) -> None:
             broken.submit(tasks.total, tasks.big())
         assert first.result()[0] == 3
         until(lambda: len(stored(broken)) == 1)
+
+
+def test_maps_of_generators_that_nobody_reads_to_the_end(executor: StoreExecutor) -> None:
+    made = (tasks.big(value) for value in range(8))
+    results = executor.map(tasks.slow, made, [0.05] * 8)
+    assert next(results) == 0
+    results.close()  # cancels those that have not begun
+    with pytest.raises(TimeoutError):
+        executor.submit(tasks.slow, tasks.big(), 0.5).result(0.01)
+    late = executor.map(tasks.slow, [tasks.big()] * 2, [0.0, 2.0], timeout=0.3, chunksize=1)
+    assert next(late) == tasks.BIG
+    with pytest.raises(TimeoutError):
+        next(late)
+
+
+def test_an_exception_with_data_is_ones_own(executor: StoreExecutor) -> None:
+    array = tasks.big()
+    error = executor.submit(tasks.fail_with, array).exception(WAIT)
+    assert isinstance(error, ValueError)
+    error.args[1][0] = 5
+    assert array[0] == 1
+    with pytest.raises(ValueError, match="what"):
+        executor.submit(tasks.total, executor.submit(tasks.fail_with, array)).result(WAIT)
+
+
+def test_coroutines(executor: StoreExecutor) -> None:
+    async def asks() -> float:
+        loop = asyncio.get_running_loop()
+        added = await loop.run_in_executor(executor, tasks.add, tasks.big())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(loop.run_in_executor(executor, tasks.slow, tasks.big(), 1.0), 0.05)
+        both = asyncio.wrap_future(executor.submit(tasks.add, added))
+        return float((await both)[0])
+
+    assert asyncio.run(asks()) == 3
 
 
 # Futures as arguments.
@@ -224,6 +264,26 @@ def test_into_a_thread_pool(executor: StoreExecutor) -> None:
         assert back.result(WAIT)[0] == 4
 
 
+def test_into_another_pool_that_outlives_this_one(executor: StoreExecutor, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with StoreExecutor(pool(1)) as first, StoreExecutor(pool(1), "shm://another-one") as elsewhere:
+        made = first.submit(tasks.big, 2.0)
+        far = elsewhere.submit(tasks.add, made)  # of another store: by value
+        blockers = [executor.submit(wait_for, str(go), tasks.big()) for _ in range(2)]
+        waiting = executor.submit(tasks.add, made)
+        assert far.result(WAIT)[0] == 3
+        assert Future.result(made)._value is not None
+    assert stored(first)  # a call of the other pool's needs it
+    go.touch()
+    assert waiting.result(WAIT)[0] == 3
+    wait(blockers, WAIT)
+    until(lambda: not stored(first))
+    again = executor.submit(tasks.total_of, [made, waiting, far])
+    assert again.result(WAIT) == 8 * tasks.BIG
+    with StoreExecutor(pool(1), threshold="100 MB") as large:
+        assert large.submit(tasks.total_of, [made]).result(WAIT) == 2 * tasks.BIG
+
+
 # Ends.
 
 
@@ -236,8 +296,9 @@ def test_results_can_be_read_after_the_end() -> None:
         assert read.result(WAIT)[0] == 1
     assert not directory.exists()
     assert [future.result()[0] for future in (read, unread, chained)] == [1, 2, 3]
-    with pytest.raises(RuntimeError):
-        executor.submit(tasks.big)
+    for arguments in ((), (unread,), ([chained],)):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(tasks.total, *arguments)
 
 
 @pytest.mark.parametrize("cancel", [False, True])

@@ -13,6 +13,7 @@ from typing import Any
 
 import futures_tasks as tasks
 import joblib
+import loky
 import pytest
 from waiting import until
 
@@ -72,6 +73,39 @@ def test_joblib_drops_the_files_of_what_it_maps_itself(tmp_path: Path) -> None:
 def test_joblib_with_a_misspelt_setting() -> None:
     with pytest.raises(ConfigurationError, match="Did you mean 'threshold'"):
         joblib.parallel_config("proxystore", n_jobs=2, thresholds=3)
+
+
+def test_joblib_within_joblib() -> None:
+    shared = tasks.big()
+    with joblib.parallel_config("proxystore", n_jobs=2, store="shm://joblib-test"):
+        outer = joblib.Parallel()(joblib.delayed(tasks.parallel)(shared, by) for by in range(3))
+        assert outer == [3 * tasks.BIG * (1 + by) for by in range(3)]
+        some = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(tasks.add)(shared) for _ in range(4)
+        )
+        assert [array[0] for array in some] == [2] * 4
+    until(lambda: not left("joblib-test"))
+
+
+def test_lokys_reusable_executor() -> None:
+    first = loky.get_reusable_executor(2)
+    with StoreExecutor(first, store="shm://loky-test") as executor:
+        assert executor.kind.engine == "loky"
+        assert executor.submit(lambda array: array + 1, tasks.big()).result(WAIT)[0] == 2
+        held = executor.submit(tasks.add, tasks.big(2))
+    assert held.result()[0] == 3
+    again = loky.get_reusable_executor(2)
+    assert again is not first
+    with StoreExecutor(again, store="shm://loky-test") as executor:
+        died = executor.submit(tasks.die, tasks.big())
+        assert isinstance(died.exception(WAIT), loky.process_executor.TerminatedWorkerError)
+    third = StoreExecutor(loky.get_reusable_executor(2), store="shm://loky-test")
+    assert third.submit(tasks.add, held).result(WAIT)[0] == 4
+    third.release()  # it is everybody's
+    assert loky.get_reusable_executor(2) is third.executor
+    assert third.executor.submit(tasks.kind, 1).result(WAIT) == "int"
+    third.executor.shutdown()
+    assert not left("loky-test")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own business
