@@ -16,6 +16,7 @@ from proxystore_core import Store, recipe
 from proxystore_core.errors import StoreError
 from proxystore_core.recipe import open_connector
 from proxystore_core.urls import StoreURL, redact
+from proxystore_integrations.cli.main import main
 from proxystore_integrations.settings import Settings
 
 WORD = "hunter2hunter2hunter2"
@@ -104,3 +105,12 @@ def test_what_is_no_secret_is_shown() -> None:
     url = "zmq://name:5000?interface=eth0&deadline=3"
     assert redact(url) == url
     assert StoreURL.parse("redis://alice@host/0?prefix=a").url == "redis://alice@host/0?prefix=a"
+
+
+@pytest.mark.parametrize("command", ["ls", "gc", "run", "bench"])
+def test_what_is_typed_at_the_wrong_place(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code = main([command, f"redis://alice:{WORD}@host.invalid/0"])
+    said = "".join(capfd.readouterr())
+    assert code == 2
+    assert "redis://alice:***@host.invalid/0" in said
+    assert WORD not in said

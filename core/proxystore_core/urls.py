@@ -10,10 +10,11 @@ from typing import Any
 
 from proxystore_core.errors import ConfigurationError
 
-__all__ = ["StoreURL", "flag", "redact"]
+__all__ = ["StoreURL", "flag", "redact", "redact_all"]
 
 
 # Parameters whose value is nobody's business; where a file is that holds one, is.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(
     r"([?&][^=&#]*(?:pass|pwd|secret|token|credential|signature|access_key|api_?key)[^=&#]*=)[^&#]*",
     re.IGNORECASE,
@@ -42,6 +43,11 @@ def redact(url: str) -> str:
         host = parts.netloc.rpartition("@")[2]
         url = parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
     return _SECRET.sub(r"\1***", url)
+
+
+def redact_all(text: str) -> str:
+    """A text, with each URL in it redacted."""
+    return _URL.sub(lambda match: redact(match[0]), text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from proxystore_core.errors import MissingExtraError
+from proxystore_core.urls import redact_all
 from proxystore_integrations import __version__
 from proxystore_integrations.cli.main import DEBUG
 
@@ -99,6 +100,7 @@ class Commands(click.Group):
             click.echo("Aborted.", err=True)
             return 130
         except click.ClickException as error:
+            error.message = redact_all(error.message)  # it may have what was typed at the wrong place
             error.show()
             return error.exit_code
 

@@ -41,13 +41,14 @@ def report_error(error: Exception) -> int:
         error: any; one that is neither ours (see `proxystore_core.errors`) nor the system's is a defect.
     """
     from proxystore_core.errors import ConfigurationError, StoreError
+    from proxystore_core.urls import redact_all
 
     if os.environ.get(DEBUG):
         raise error
     text = str(error)
     if not isinstance(error, StoreError | OSError):
         text = f"{type(error).__name__}: {error} (--debug shows where; please report it)"
-    print(f"proxystore: error: {text}", file=sys.stderr)
+    print(f"proxystore: error: {redact_all(text)}", file=sys.stderr)
     return 2 if isinstance(error, ConfigurationError) else 1
 
 
