@@ -181,6 +181,9 @@ class CallLink(Link):
     into this process's memory, where a bare engine has them all.
     """
 
+    outlived = False
+    """Whether calls go on without this process, so that another may ask for their results."""
+
     should_proxy: Callable[[Any], bool] | None = None
     """May keep a large value out of the store."""
 
@@ -367,6 +370,11 @@ class CallLink(Link):
         owners.pop(self.session, None)
         super().close(keep=keep)
 
+    def leave(self) -> None:
+        """End the session at the interpreter's exit. What calls need that go on is left to its lease."""
+        self._results.clear()  # nobody will ask
+        self.close_now(keep=self.outlived and self._calls > 0)
+
     def began(self) -> None:
         """One call more is on its way: the session lasts until it has `ended`."""
         with self._lock:
@@ -418,8 +426,7 @@ _open: weakref.WeakSet[CallLink] = weakref.WeakSet()
 def _end_all() -> None:
     for link in list(_open):
         if link.is_open:
-            link._results.clear()  # nobody will ask
-            link.close_now()
+            link.leave()
 
 
 atexit.register(_end_all)

@@ -22,7 +22,7 @@ from unittest import mock
 import globus_sdk
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, Task
-from globus_compute_endpoint.engines import ProcessPoolEngine
+from globus_compute_endpoint.engines import GlobusComputeEngine, ProcessPoolEngine
 from globus_compute_endpoint.engines.base import GCFuture
 from globus_compute_sdk import Client
 from globus_compute_sdk.sdk import executor as sdk
@@ -35,6 +35,11 @@ def process_pool(**options: Any) -> ProcessPoolEngine:
     """A real engine with two workers; not forked from a process with threads."""
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolEngine(**{"max_workers": 2, "mp_context": context, **options})
+
+
+def pilot_jobs() -> GlobusComputeEngine:
+    """The engine that endpoints have by default, over Parsl's high-throughput executor, with one worker."""
+    return GlobusComputeEngine(address="127.0.0.1", max_workers_per_node=1)
 
 
 class FakeService:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import tempfile
 import uuid
 import warnings
@@ -27,7 +29,7 @@ from globus_compute_sdk.serialize import (
     JSONData,
     PureSourceTextInspect,
 )
-from globus_fakes import LIMIT, FakeService, process_pool
+from globus_fakes import LIMIT, FakeService, pilot_jobs, process_pool
 from globus_sdk import GlobusAPIError
 from mounts import own_mounts, own_shared_memory
 from waiting import until
@@ -37,6 +39,7 @@ from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.globus_compute import Executor, StoreData, strategy
 from proxystore_integrations.globus_compute.engine import check_release
 from proxystore_integrations.globus_compute.reach import check_reach
+from proxystore_integrations.testing.tasks import wait_for
 
 WAIT = 60
 BIG = bytes(1_000_000)
@@ -112,6 +115,24 @@ def test_more_than_the_service_takes_both_ways(executor: Any, fresh: FakeService
     assert error.http_status == 413
 
 
+def test_the_engine_that_endpoints_have_by_default(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = str(Path(sys.executable).parent)  # it starts one of the endpoint's
+    monkeypatch.setenv("PATH", scripts, prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    with FakeService(pilot_jobs(), tmp_path) as service:
+        executor = started(service)
+        data = bytes(LIMIT + 1)
+        back = executor.submit(tasks.double, data)
+        assert executor.submit(tasks.length, back).result(WAIT) == 2 * len(data)
+        assert back.result(WAIT) == data + data
+        assert max(map(len, payloads(service))) <= 1000
+        assert isinstance(executor.submit(tasks.length, 1).exception(WAIT), TaskExecutionFailed)
+        assert list(executor.map(tasks.length, [b"1", BIG], chunksize=2)) == [1, len(BIG)]
+        executor.shutdown()
+
+
 def test_a_chain_goes_from_worker_to_worker(executor: Any) -> None:
     first = executor.submit(tasks.text, LIMIT + 1)
     second = executor.submit(tasks.double, first)
@@ -163,6 +184,21 @@ def test_tasks_that_are_not_done_are_reloaded(fresh: FakeService, started: Any) 
     assert first.submit(waiting, what="done").cancel() is True
     again = started(fresh).reload_tasks(first.task_group_id)
     assert min(str(future.result(WAIT)) for future in again) == "0"
+
+
+def test_tasks_that_their_client_did_not_wait_for(fresh: FakeService, started: Any, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    first = started(fresh, store=f"file://{tmp_path / 'store'}", lease="30 s")
+    busy = [first.submit(wait_for, str(go), np.ones(1)) for _ in range(2)]
+    late = first.submit(tasks.double, BIG)
+    until(lambda: late.task_id)
+    first._link.leave()  # as at the interpreter's exit
+    go.touch()
+    assert [future.exception(WAIT) for future in (*busy, late)] == [None] * 3
+    again = started(fresh)
+    found = {future.task_id: future for future in again.reload_tasks(first.task_group_id)}
+    assert found[late.task_id].result(WAIT) == BIG + BIG
+    assert [found[future.task_id].result(WAIT) for future in busy] == [1, 1]
 
 
 def test_what_is_set_goes_to_the_service(executor: Any, fresh: FakeService) -> None:

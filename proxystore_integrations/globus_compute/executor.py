@@ -88,6 +88,7 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
         )
         CallExecutor.__init__(self, CallLink(settings, given, "globus-compute"))
         self._link.should_proxy = should_proxy
+        self._link.outlived = True
         self.reachable = reachable
         self._reached: set[Any] = set()
         self._flights = Flights()
@@ -116,7 +117,9 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
         return self.submit(Registered(str(function_id)), *(args or ()), **(kwargs or {}))  # type: ignore[arg-type]
 
     def reload_tasks(self, task_group_id: Any = None) -> list[GlobusFuture]:
-        """As the SDK's. Large results of a client that is no more can be had while its lease lasts."""
+        """As the SDK's. Large results of tasks that were not done when their client ended can be had while
+        its lease lasts.
+        """
         return [
             GlobusFuture(functools.partial(_same, future), Call(self._link, None, (), {}))
             for future in super().reload_tasks(task_group_id)
