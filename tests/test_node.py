@@ -212,6 +212,22 @@ class TestServer:
         assert Reply.parse(replies[0], KEY, bytes(16)).status is Status.REFUSED
         assert memory.get(key) == b"data"
 
+    def test_a_request_that_is_repeated_does_the_same(self, memory: ShmConnector, server: NodeServer) -> None:
+        """Whoever saw it can do so: nobody remembers what was asked. No object's name comes twice."""
+
+        def repeated(request: Request) -> tuple[Reply, bytes]:
+            once, again = self.ask(server, request), self.ask(server, request)
+            assert once == again
+            return again
+
+        key, other = memory.put([b"data"]), memory.put([b"other"])
+        name = key.rpartition(".")[2]
+        read = Request(Operation.GET, "", "user", name, length=CHUNK)
+        assert repeated(read)[1] == b"data"
+        assert repeated(Request(Operation.EVICT, "", "user", name))[0].status is Status.DONE
+        assert repeated(read)[0].status is Status.MISSING
+        assert memory.get(other) == b"other"
+
     @pytest.mark.parametrize(
         ("session", "name"),
         [("..", "0" * 20), ("user", "../../../etc/passwd"), ("user", ".lease"), ("", ""), ("user", "0" * 21)],
