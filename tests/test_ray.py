@@ -317,6 +317,25 @@ print(link.current())
     assert "None" in out
 
 
+def test_auto_stores_at_once_what_does_not_fit_into_plasma() -> None:
+    out = script(
+        """
+import sys, os
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np, ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+init(**{**work.OPTIONS, "object_store_memory": 80_000_000})
+large = np.ones(10_000_000)
+print([ray.get(work.writable.remote(array)) for array in (large, work.big(1), work.big(1))])
+result = work.total.remote(large, work.big(1))
+print(len(work.stored(link.current())), ray.get(result))
+ray.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert out.splitlines() == ["[True, False, False]", "1 10030000.0"]
+
+
 EQUIPPED = """
 import os, sys
 import ray
