@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import gc
 import json
@@ -169,6 +170,17 @@ def test_an_exception_with_data_is_ones_own(executor: StoreExecutor) -> None:
         executor.submit(tasks.total, executor.submit(tasks.fail_with, array)).result(WAIT)
 
 
+def test_what_libraries_look_for(executor: StoreExecutor) -> None:
+    import dask
+
+    assert executor._max_workers == 2
+    assert not hasattr(executor, "no_such_thing")
+    assert not hasattr(executor, "_client")
+    assert copy.copy(executor).executor is executor.executor
+    added = dask.delayed(tasks.add)(tasks.big(), 1)
+    assert dask.delayed(tasks.total)(added, added).compute(scheduler=executor) == 4 * tasks.BIG
+
+
 def test_coroutines(executor: StoreExecutor) -> None:
     async def asks() -> float:
         loop = asyncio.get_running_loop()
@@ -192,9 +204,10 @@ def test_chains_do_not_block(executor: StoreExecutor) -> None:
     listed = executor.submit(tasks.total_of, [array, second])
     assert not third.done()
     assert isinstance(second, StoreFuture)
-    assert second.result(WAIT)[0] == 2 + tasks.BIG
     assert third.result(WAIT) == tasks.BIG * (3 + tasks.BIG)
     assert listed.result(WAIT) == tasks.BIG * (4 + tasks.BIG)
+    assert [Future.result(one)._value for one in (array, second)] == [None] * 2  # they were never here
+    assert second.result(WAIT)[0] == 2 + tasks.BIG
 
 
 def test_the_search_for_futures_has_an_end(executor: StoreExecutor) -> None:

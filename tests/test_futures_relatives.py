@@ -156,6 +156,7 @@ if __name__ == "__main__":
     with MPICommExecutor() as inner:
         if inner is not None:
             with StoreExecutor(inner, store="shm://mpi-test") as executor:
+                assert executor.num_workers == 2
                 assert not executor.kind.main_by_value and not executor.kind.is_local, executor.kind
                 first = executor.submit(tasks.add, tasks.big())
                 assert executor.submit(tasks.add, first).result(60)[0] == 3

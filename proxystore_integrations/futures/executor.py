@@ -128,6 +128,12 @@ class StoreExecutor(CallExecutor):
     def __repr__(self) -> str:
         return f"StoreExecutor({self.executor!r}, {self._link!r})"
 
+    def __getattr__(self, name: str) -> Any:
+        """What the inner executor has beside: ``num_workers``, ``bootup``; or what libraries look for."""
+        if name == "executor" or (name.startswith("_") and name != "_max_workers"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.executor, name)
+
     def release(self) -> None:
         """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
         self._link.close()
