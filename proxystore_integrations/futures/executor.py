@@ -129,7 +129,7 @@ class StoreExecutor(CallExecutor):
         return f"StoreExecutor({self.executor!r}, {self._link!r})"
 
     def __getattr__(self, name: str) -> Any:
-        """What the inner executor has beside: ``num_workers``, ``bootup``; or what libraries look for."""
+        """What the inner executor has beside: ``num_workers``, ``starmap``; or what libraries look for."""
         if name == "executor" or (name.startswith("_") and name != "_max_workers"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.executor, name)
