@@ -317,7 +317,7 @@ print(link.current())
     assert "None" in out
 
 
-def test_auto_stores_at_once_what_does_not_fit_into_plasma() -> None:
+def test_auto_stores_at_once_what_does_not_fit_into_plasma(tmp_path: Path) -> None:
     out = script(
         """
 import sys, os
@@ -327,13 +327,16 @@ from proxystore_integrations.ray import init, link
 init(**{**work.OPTIONS, "object_store_memory": 80_000_000})
 large = np.ones(10_000_000)
 print([ray.get(work.writable.remote(array)) for array in (large, work.big(1), work.big(1))])
-result = work.total.remote(large, work.big(1))
-print(len(work.stored(link.current())), ray.get(result))
+result = work.wait_for.remote(os.environ["GO"], large)
+print(len(work.stored(link.current())))
+open(os.environ["GO"], "w").close()
+print(ray.get(result))
 ray.shutdown()
 """,
         TESTS=str(Path(__file__).parent),
+        GO=str(tmp_path / "go"),
     )
-    assert out.splitlines() == ["[True, False, False]", "1 10030000.0"]
+    assert out.splitlines() == ["[True, False, False]", "1", "10000000.0"]
 
 
 EQUIPPED = """

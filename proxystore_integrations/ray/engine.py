@@ -211,9 +211,12 @@ def outer() -> Any:
 
 
 def owner_of(reference: Any) -> bytes:
-    """Address of the process that owns an object; empty for this one."""
+    """Address of the process that owns an object; empty for this one, and where Ray does not know."""
     core: Any = worker_module.global_worker.core_worker  # type: ignore[attr-defined]
-    address: bytes = core.get_owner_address(reference)
+    try:
+        address: bytes = core.get_owner_address(reference)
+    except ValueError:
+        return b""
     mine = Address.FromString(address).worker_id == worker_module.global_worker.worker_id
     return b"" if mine else address
 
