@@ -11,7 +11,7 @@ from typing import Any
 from proxystore_core import register_sizeof
 from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
-from proxystore_integrations.carriers import plain
+from proxystore_integrations.carriers import StoredResult
 
 __all__ = ["LaterFuture", "Search", "StoreFuture", "in_place", "may_hold_futures", "when_done"]
 
@@ -26,7 +26,8 @@ class StoreFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """The call's result, always the same object. As `concurrent.futures.Future.result`."""
-        return plain(super().result(timeout))
+        result = super().result(timeout)  # the engine's own class may have one
+        return result.value if type(result) is StoredResult else result
 
     def carried(self) -> Any:
         """The result as it came: a stored one as what stands for it. Only when done; raises as `result`."""

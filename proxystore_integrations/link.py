@@ -151,7 +151,8 @@ class Link:
     @property
     def reached(self) -> bool:
         """Whether there is a session and every worker reaches its store; says so once if one does not."""
-        if not self.is_open:
+        session = self._session
+        if session is None or not session.owned:  # not `is_open`: every call asks this
             return False
         if self.elsewhere:
             worker, reason = next(iter(self.elsewhere.items()))

@@ -248,11 +248,16 @@ def load(references: Sequence[Reference], *, shared: bool = True) -> list[Any]:
 
 
 def _load(references: Sequence[Reference], shared: bool) -> list[Any]:
-    with progress.shown("loading", sum(reference.size for reference in references)):
+    size = sum([reference.size for reference in references])
+    if size < progress.LONG:
+        return _loaded(references, shared)
+    with progress.shown("loading", size):
         return _loaded(references, shared)
 
 
 def _loaded(references: Sequence[Reference], shared: bool) -> list[Any]:
+    if len(references) == 1:
+        return store_for(references[0].recipe).load_batch(references, shared=shared)
     stores: dict[str, list[Reference]] = {}
     for reference in dict.fromkeys(references):
         stores.setdefault(reference.recipe, []).append(reference)

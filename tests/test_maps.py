@@ -29,7 +29,7 @@ def mapped_file(tmp_path: Path) -> Path:
 
 def test_map_is_private_and_writable(mapped_file: Path) -> None:
     fd = os.open(mapped_file, os.O_RDONLY)
-    one, two = map_private(fd, 2_000_000), map_private(fd, 2_000_000)
+    one, two = map_private(fd, os.fstat(fd)), map_private(fd, os.fstat(fd))
     os.close(fd)
     assert (one.format, one.ndim, one.readonly, one.nbytes) == ("B", 1, False, 2_000_000)
     one[:5] = b"hello"
@@ -41,7 +41,7 @@ def test_map_is_private_and_writable(mapped_file: Path) -> None:
 
 def test_map_lives_as_long_as_any_view(mapped_file: Path) -> None:
     fd = os.open(mapped_file, os.O_RDONLY)
-    view = map_private(fd, 2_000_000)
+    view = map_private(fd, os.fstat(fd))
     os.close(fd)
     part = view[1_000_000:1_000_010]
     assert len(maps._maps) >= 1
@@ -59,7 +59,7 @@ def test_map_lives_as_long_as_any_view(mapped_file: Path) -> None:
 def test_map_under_numpy(mapped_file: Path) -> None:
     np = pytest.importorskip("numpy")
     fd = os.open(mapped_file, os.O_RDONLY)
-    numbers = np.frombuffer(map_private(fd, 2_000_000), dtype="u1")
+    numbers = np.frombuffer(map_private(fd, os.fstat(fd)), dtype="u1")
     os.close(fd)
     gc.collect()
     numbers += 1
@@ -69,8 +69,8 @@ def test_map_under_numpy(mapped_file: Path) -> None:
 
 def test_map_that_cannot_be(mapped_file: Path) -> None:
     fd = os.open(mapped_file, os.O_WRONLY)
-    with pytest.raises(PermissionError, match="cannot map 100 bytes"):
-        map_private(fd, 100)
+    with pytest.raises(PermissionError, match="cannot map 2000000 bytes"):
+        map_private(fd, os.fstat(fd))
     os.close(fd)
 
 
@@ -78,7 +78,7 @@ def test_maps_at_exit_are_no_crash(mapped_file: Path) -> None:
     program = (
         "import os, sys; from proxystore_core.maps import map_private\n"
         f"fd = os.open({str(mapped_file)!r}, os.O_RDONLY)\n"
-        "held = [map_private(fd, 2_000_000) for _ in range(5)]\n"
+        "held = [map_private(fd, os.fstat(fd)) for _ in range(5)]\n"
         "class Late:\n"
         "    def __del__(self): assert held[0][0] == 97\n"
         "late = Late(); held.append(late)"
@@ -106,7 +106,7 @@ def known_file(mapped_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def mapped(path: Path) -> memoryview:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return map_private(fd, SIZE)
+        return map_private(fd, os.fstat(fd))
     finally:
         os.close(fd)
 

@@ -547,3 +547,29 @@ def test_a_model_learns_on_after_the_journey():
     result[0](torch.ones(1, 100)).sum().backward()
     torch.optim.SGD(result[0].parameters(), lr=0.1).step()
     assert not torch.equal(result[1], model[0].weight)
+
+
+def test_an_array_of_a_kind_that_was_seen_before() -> None:
+    np = pytest.importorskip("numpy")
+
+    def joined(array: object) -> bytes:
+        return b"".join(map(bytes, serialize(array)))
+
+    base = np.arange(20_000, dtype="f8").reshape(100, 200)
+    for array in (base, base.T, base[::2], base.astype(">f8"), base.astype("c16"), base > 3, base[:, :150]):
+        fixed = array.copy(order="K")
+        fixed.flags.writeable = False
+        for one in (array, fixed):
+            first = joined(one)
+            assert joined(one) == first
+            other = one + one.dtype.type(1) if one.dtype.kind != "b" else ~one
+            for value in (one, other, one):
+                found = deserialize(bytearray(joined(value)))
+                assert found.dtype == value.dtype
+                assert found.shape == value.shape
+                assert found.flags.writeable == value.flags.writeable
+                assert found.flags.f_contiguous == value.flags.f_contiguous
+                assert (found == value).all()
+    noted = np.dtype("f8", metadata={"unit": "m"})
+    assert deserialize(bytearray(joined(base.astype(noted)))).dtype.metadata == {"unit": "m"}
+    assert deserialize(bytearray(joined(base))).dtype.metadata is None

@@ -47,8 +47,8 @@ _kept: dict[Place, tuple[int, float]] = {}  # address, and since when nobody has
 _dropping = False  # whether a thread takes back what is kept
 
 
-def map_private(fd: int, size: int) -> memoryview:
-    """A writable private map of a file's first ``size`` bytes: changes are never seen by anyone else.
+def map_private(fd: int, status: os.stat_result) -> memoryview:
+    """A writable private map of a file: changes are never seen by anyone else.
 
     The descriptor can be closed at once (``mmap.mmap`` would keep a duplicate of it open for as
     long as the map lives, and a process that holds a thousand arrays would run out of them).
@@ -56,15 +56,15 @@ def map_private(fd: int, size: int) -> memoryview:
 
     Args:
         fd: of a file that nobody writes to any more.
-        size: bytes.
+        status: the file's, of which no more than its size at that time is mapped.
 
     Raises:
         OSError: the system refuses another map, or this process has half of all that it may have
             (``ENOMEM``: vm.max_map_count). At the bound itself not even malloc works any more.
     """
+    size = status.st_size
     if sys.platform != "linux":
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
-    status = os.fstat(fd)
     place = status.st_dev, status.st_ino, status.st_mtime_ns, size
     known = place in _known
     kept = _kept.pop(place, None) if known else None

@@ -155,7 +155,7 @@ class NearCopies:
                 raise PermissionError(f"{self.directory} has become another user's")
             os.utime(fd)
             try:
-                return map_private(fd, status.st_size)
+                return map_private(fd, status)
             except OSError:  # too many maps: a copy still works
                 return read_file(fd, status.st_size)
         finally:

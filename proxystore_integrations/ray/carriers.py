@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections import OrderedDict
 from typing import Any
@@ -164,11 +165,16 @@ _lock = forks.lock()
 
 def _ticket(terms: tuple[Any, ...], guard: Any, call: str, adopt: bool) -> Ticket:
     ticket = Ticket(Terms(*terms), guard, call, adopt)
+    _install()
+    joined(ticket.terms)
+    return ticket
+
+
+@functools.cache
+def _install() -> None:
     from proxystore_integrations.ray.hooks import install  # it imports this module
 
     install()
-    joined(ticket.terms)
-    return ticket
 
 
 def _proxy(reference: Reference, ticket: Ticket, uses: int) -> Any:

@@ -148,26 +148,22 @@ class FileConnector:
 
     def get(self, key: Key) -> Buffer | None:
         path = self._path(key)
-        until = time.monotonic() + self.grace
-        with self._translated(key):
-            while True:
-                try:
-                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                except FileNotFoundError:
-                    if time.monotonic() >= until:
-                        return None
-                    time.sleep(0.02)
-                    with contextlib.suppress(OSError):
-                        os.listdir(os.path.dirname(path))  # makes an NFS client ask its server again
-                    continue
-                try:
-                    status = os.fstat(fd)
-                    # The directory may have been removed as empty, and made again by someone else.
-                    if status.st_uid != os.geteuid():
-                        raise RefusedError("the object is another user's", store=self.url, key=key)
-                    return self._read(fd, status.st_size)
-                finally:
-                    os.close(fd)
+        try:
+            fd = self._found(path)
+            if fd is None:
+                return None
+            try:
+                status = os.fstat(fd)
+                # The directory may have been removed as empty, and made again by someone else.
+                if status.st_uid != os.geteuid():
+                    raise RefusedError("the object is another user's", store=self.url, key=key)
+                return self._read(fd, status)
+            finally:
+                os.close(fd)
+        except StoreError:  # some are errors of the system, too
+            raise
+        except OSError as error:
+            raise self._translation(error, key) from error
 
     def exists(self, key: Key) -> bool:
         with self._translated(key):
@@ -270,15 +266,30 @@ class FileConnector:
         session, _, name = key.partition(".")
         return session, name
 
-    def _read(self, fd: int, size: int) -> Buffer:
+    def _read(self, fd: int, status: os.stat_result) -> Buffer:
         # Not a map: a file truncated or removed on its server under a map is SIGBUS here.
-        return read_file(fd, size)
+        return read_file(fd, status.st_size)
 
     def _fresh(self, directory: str, size: int) -> int:
         """A descriptor of a new file without a name on the store's file system."""
         return os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
 
     # The rest is nobody's business.
+
+    def _found(self, path: str) -> int | None:
+        """A descriptor of a file; None when it is not there within the time that a server may lag behind."""
+        until = 0.0
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                now = time.monotonic()
+                until = until or now + self.grace
+                if now >= until:
+                    return None
+            time.sleep(0.02)
+            with contextlib.suppress(OSError):
+                os.listdir(os.path.dirname(path))  # makes an NFS client ask its server again
 
     def _in_session(self, session: str, make: Callable[..., None], *arguments: Any) -> None:
         """Make something in a session's directory, and the directory if need be."""

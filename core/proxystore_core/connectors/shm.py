@@ -259,14 +259,14 @@ class ShmConnector(FileConnector):
             )
         return session, name
 
-    def _read(self, fd: int, size: int) -> Buffer:
-        if size >= MAP_FROM:
+    def _read(self, fd: int, status: os.stat_result) -> Buffer:
+        if status.st_size >= MAP_FROM:
             try:
-                return map_private(fd, size)
+                return map_private(fd, status)
             except OSError as error:
                 if error.errno != errno.ENOMEM:  # vm.max_map_count is reached: a copy still works
                     raise
-        return read_file(fd, size)
+        return read_file(fd, status.st_size)
 
     def _fresh(self, directory: str, size: int) -> int:
         fits = has_room(
