@@ -314,6 +314,8 @@ class TestServer:
 class Liar:
     """A connection to a server that answers what it likes, with the right secret."""
 
+    window = 8
+
     def __init__(self, replies: list[tuple[Status, int, bytes]]) -> None:
         self.replies = replies
         self.nonces: list[bytes] = []

@@ -88,6 +88,8 @@ def _client(protocol: str) -> tuple[Any, Any]:
 class _Channel:
     """See `node_client.Channel`. A request is sent when its reply is wanted: then it is known where to."""
 
+    window = 1
+
     def __init__(self, engine: Any, call: Any) -> None:
         self._engine = engine
         self._call = call

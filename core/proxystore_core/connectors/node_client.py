@@ -30,7 +30,6 @@ __all__ = ["Channel", "Connect", "NodeClient"]
 T = TypeVar("T")
 
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
-_WINDOW = 8  # chunks that are asked for and not here yet
 _IDLE = 4  # connections to each node that are kept
 _PAUSES = 0.02, 0.5  # seconds between two tries: first, and longest
 _ANSWERS = Status.CONTENT, Status.DONE, Status.MISSING
@@ -38,6 +37,9 @@ _ANSWERS = Status.CONTENT, Status.DONE, Status.MISSING
 
 class Channel(Protocol):
     """One connection to a node server, used by one thread at a time; replies come in order."""
+
+    window: int
+    """Chunks that may be asked for and not here yet: more than caches hold slows down others who ask."""
 
     def send(self, message: Sequence[Buffer]) -> None:
         """Send the concatenation of ``message``; may return before it has left.
@@ -151,7 +153,7 @@ class NodeClient:
             asked: deque[Request] = deque()
             offset = arrived = CHUNK
             while arrived < reply.size:
-                while offset < reply.size and len(asked) < _WINDOW:
+                while offset < reply.size and len(asked) < channel.window:
                     asked.append(wanted(offset))
                     channel.send((asked[-1].pack(key),))
                     offset += CHUNK
@@ -182,7 +184,7 @@ class NodeClient:
                 asked.append(request)
                 channel.send((request.pack(self._key()), body))
                 moved(len(body))
-                if len(asked) >= _WINDOW:
+                if len(asked) >= channel.window:
                     self._reply(channel, asked.popleft(), None, until)
             while asked:
                 self._reply(channel, asked.popleft(), None, until)

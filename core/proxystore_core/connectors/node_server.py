@@ -10,6 +10,8 @@ so that whoever renews or ends the session reaches them.
 
 from __future__ import annotations
 
+import abc
+import collections
 import contextlib
 import faulthandler
 import fcntl
@@ -26,7 +28,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from proxystore_core.connectors.base import USER_SESSION, Buffer, check_session
 from proxystore_core.connectors.node_later import Later
@@ -47,7 +49,9 @@ from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import FullError, GoneError, RefusedError, StoreError
 from proxystore_core.locks import OPEN
 
-__all__ = ["Listener", "NodeServer", "Respond", "main", "members_of"]
+__all__ = ["Listener", "NodeServer", "Respond", "Responding", "main", "members_of"]
+
+Peer = TypeVar("Peer")
 
 Respond = Callable[[bytes, Buffer], None]
 """Sends a reply's head and data to whoever asked; a listener's own, called once, from any thread."""
@@ -79,6 +83,33 @@ class Listener(Protocol):
     def wake(self) -> None:
         """Have ``stop`` asked now; called from another thread."""
         ...
+
+
+class Responding(abc.ABC, Generic[Peer]):
+    """A `Listener` of whose connections one thread alone makes use: replies of others wait for that one."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()  # the one that serves
+        self._late: collections.deque[tuple[Peer, bytes, Buffer]] = collections.deque()
+
+    @abc.abstractmethod
+    def wake(self) -> None:
+        """See `Listener`."""
+
+    @abc.abstractmethod
+    def _send(self, peer: Peer, head: bytes, data: Buffer) -> None:
+        """Send a reply; called by the thread that serves."""
+
+    def _respond(self, peer: Peer, head: bytes, data: Buffer) -> None:
+        if threading.get_ident() == self._thread:
+            self._send(peer, head, data)
+        else:
+            self._late.append((peer, head, data))
+            self.wake()
+
+    def _send_late(self) -> None:
+        while self._late:
+            self._send(*self._late.popleft())
 
 
 class NodeServer:

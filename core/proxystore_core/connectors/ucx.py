@@ -103,6 +103,8 @@ def connect(address: str, port: int, key: bytes, until: float) -> Channel:
 class Channel:
     """See `node_client.Channel`."""
 
+    window = 8
+
     def __init__(self, wire: socket.socket) -> None:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # The kernel's timeouts: with Python's own each call is two.

@@ -28,7 +28,7 @@ from proxystore_core.connectors.node_protocol import (
     guard_of,
     parse_request,
 )
-from proxystore_core.connectors.node_server import TICK, Respond
+from proxystore_core.connectors.node_server import TICK, Respond, Responding
 from proxystore_core.connectors.ucx_library import endpoint_to, new_worker, tag_of, ucx
 from proxystore_core.errors import ConfigurationError
 
@@ -103,10 +103,11 @@ class _Peer:
                 sent -= first.nbytes
 
 
-class _Listener:
+class _Listener(Responding[_Peer]):
     """See `node_server.Listener`."""
 
     def __init__(self, address: str, ports: Sequence[int], key: bytes) -> None:
+        super().__init__()
         self._key = key
         self.guard = guard_of(address)
         self._wire = socket.socket()
@@ -127,9 +128,6 @@ class _Listener:
         self._peers: set[_Peer] = set()
         self._sending: set[_Peer] = set()  # those whose data UCX is sending
         self._buffer = memoryview(bytearray(_READ))
-        # Replies of other threads: the worker is one thread's.
-        self._late: collections.deque[tuple[_Peer, bytes, Buffer]] = collections.deque()
-        self._thread = 0
         self._watching = False
         self._bell, self._ring = socket.socketpair()
         self._bell.setblocking(False)
@@ -157,8 +155,7 @@ class _Listener:
                     self._attend(entry.data, handle)
                 else:
                     entry.data()
-            while self._late:
-                self._send(*self._late.popleft())
+            self._send_late()
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
                 if self._worker is not None:
@@ -261,13 +258,6 @@ class _Listener:
         peer.greeted = True
         agreed = int(peer.endpoint is not None)
         self._send(peer, Reply.pack(self._key, request.nonce, Status.DONE, agreed, b"", self.guard), b"")
-
-    def _respond(self, peer: _Peer, head: bytes, data: Buffer) -> None:
-        if threading.get_ident() == self._thread:
-            self._send(peer, head, data)
-        else:
-            self._late.append((peer, head, data))
-            self.wake()
 
     def _send(self, peer: _Peer, head: bytes, data: Buffer) -> None:
         if not peer.open:

@@ -7,7 +7,6 @@ them; its keys come from the secret that the nodes share: whoever lacks it canno
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -25,7 +24,7 @@ from proxystore_core import forks
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, REPLY_HEAD, Guard, guard_of
-from proxystore_core.connectors.node_server import TICK, Respond
+from proxystore_core.connectors.node_server import TICK, Respond, Responding
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
 from proxystore_core.urls import flag
 
@@ -139,6 +138,8 @@ def _shake_hands(monitor: zmq.Socket[bytes], until: float) -> None:
 class _Channel:
     """See `node_client.Channel`."""
 
+    window = 3
+
     def __init__(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
         self._socket = socket
         self._monitor = monitor
@@ -198,10 +199,11 @@ def listen(address: str, ports: Sequence[int], key: bytes, options: dict[str, An
     return _Listener(address, ports, key, options["curve"])
 
 
-class _Listener:
+class _Listener(Responding[bytes]):
     """See `node_server.Listener`."""
 
     def __init__(self, address: str, ports: Sequence[int], key: bytes, curve: bool) -> None:
+        super().__init__()
         self.guard = Guard.SEAL if curve else guard_of(address)
         self._router = _context().socket(zmq.ROUTER)
         self._router.linger = 1000
@@ -211,9 +213,6 @@ class _Listener:
             self._router.curve_server = True
             self._router.curve_publickey, self._router.curve_secretkey = _pair(key, b"server")
         self.port = self._bind(address, ports)
-        # Replies of other threads: a socket is one thread's.
-        self._late: collections.deque[tuple[bytes, bytes, Buffer]] = collections.deque()
-        self._thread = threading.get_ident()
         # Where threads of this process ring; waiting for one socket alone costs less than for two.
         self._bell = f"inproc://bell-{id(self)}"
         self._router.bind(self._bell)
@@ -253,18 +252,10 @@ class _Listener:
                 handle(message, functools.partial(self._respond, peer))
             except zmq.Again:
                 pass
-            while self._late:
-                self._send(*self._late.popleft())
+            self._send_late()
             if time.monotonic() - ticked > TICK:
                 ticked = time.monotonic()
                 tick()
-
-    def _respond(self, peer: bytes, head: bytes, data: Buffer) -> None:
-        if threading.get_ident() == self._thread:
-            self._send(peer, head, data)
-        else:
-            self._late.append((peer, head, data))
-            self.wake()
 
     def _send(self, peer: bytes, head: bytes, data: Buffer) -> None:
         self._router.send(peer, zmq.SNDMORE)
