@@ -119,6 +119,8 @@ class Relay:
                     continue
                 other, is_answer = key.data
                 source: Any = key.fileobj
+                if source.fileno() < 0:  # closed a moment ago, with its other end
+                    continue
                 with contextlib.suppress(OSError):
                     data = source.recv(1 << 20)
                     if data:

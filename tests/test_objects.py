@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -11,7 +12,7 @@ import pickle
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from proxystore_core.errors import (
     UnreachableError,
 )
 from proxystore_core.near import NearCopies
+from proxystore_core.proxy import resolve_async
 from proxystore_core.recipe import open_connector
+from proxystore_core.registry import get_key
 from proxystore_core.store import Store
 from proxystore_core.testing import in_fork, in_new_process
 
@@ -137,11 +140,12 @@ def test_what_is_truncated_or_lacks_a_part(server: ObjectServer, connector: S3Co
         key = connector.put([bytes(size)])
         path = f"{connector.prefix}/{key.replace('.', '/', 1)}.{part}"
         witness.put(path, bytes(500))
-        with pytest.raises(CorruptError, match="length") as caught:
-            connector.get(key)
-        assert caught.value.key == key
+        for get in gets(connector):
+            with pytest.raises(CorruptError, match="length") as caught:
+                get(key)
+            assert caught.value.key == key
         witness.delete(path)
-        assert connector.get(key) is None
+        assert [get(key) for get in gets(connector)] == [None, None]
 
 
 def test_a_key_that_exaggerates(server: ObjectServer, connector: S3Connector) -> None:
@@ -217,9 +221,17 @@ def test_the_environment_says_where_for_other_processes(
 # Errors.
 
 
+def gets(connector: Any) -> list[Callable[[str], Any]]:
+    """The ways to get an object: from a function, and from a coroutine."""
+    return [connector.get, lambda key: asyncio.run(connector.get_async(key))]
+
+
 def raised(url: str, kind: type[StoreError], words: str) -> None:
-    connector = open_connector(url)
-    for use in (lambda: connector.put([b"data"]), lambda: connector.get(f"s.{'0' * 20}.5")):
+    connector: Any = open_connector(url)
+    key = f"s.{'0' * 20}.5"
+    uses: list[Callable[[], Any]] = [functools.partial(get, key) for get in gets(connector)]
+    uses += [lambda: connector.put([b"data"]), lambda: asyncio.run(connector.put_async([b"data"]))]
+    for use in uses:
         with pytest.raises(kind, match=words) as caught:
             use()
         assert caught.value.store == connector.url
@@ -253,8 +265,9 @@ def test_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"endpoint=http://127.0.0.1:{silent.getsockname()[1]}"
         connector = open_connector(f"s3://bucket?{endpoint}&deadline=0.3&connect_timeout=0.3")
-        with pytest.raises(DeadlineError, match="deadline"):
-            connector.put([b"data"])
+        for put in (connector.put, lambda data: asyncio.run(connector.put_async(data))):  # type: ignore[attr-defined]
+            with pytest.raises(DeadlineError, match="deadline"):
+                put([b"data"])
 
 
 def test_another_protocol(server: ObjectServer) -> None:
@@ -292,10 +305,11 @@ def test_the_way_to_the_server_breaks_and_is_mended(server: ObjectServer) -> Non
         url = f"s3://bucket/x?endpoint=http://127.0.0.1:{relay.port}&connect_timeout=0.3"
         connector = open_connector(url)
         key = connector.put([b"data"])
-    with pytest.raises(UnreachableError):
-        connector.get(key)
+    for get in gets(connector):
+        with pytest.raises(UnreachableError):
+            get(key)
     with Relay(server.port, relay.port):
-        assert connector.get(key) == b"data"
+        assert [get(key) for get in gets(connector)] == [b"data", b"data"]
         connector.evict(key)
 
 
@@ -362,10 +376,10 @@ def test_a_bucket_that_anybody_may_read(server: ObjectServer, monkeypatch: pytes
     reader = open_connector(f"{server.endpoint}/{PUBLIC}/open")
     for key in keys:
         assert reader.exists(key)
-        assert reader.get(key) == behind.get(key)
+        assert [get(key) for get in gets(reader)] == [behind.get(key)] * 2
         behind.evict(key)
         assert not reader.exists(key)
-        assert reader.get(key) is None
+        assert [get(key) for get in gets(reader)] == [None, None]
     assert leased(reader) is None
     reader.close()
 
@@ -380,18 +394,24 @@ def test_a_web_server_in_front_of_files(tmp_path: Path) -> None:
             with Store.from_url(f"http://127.0.0.1:{web.server_port}/files?deadline=5") as store:
                 key = behind.put(store.encode({"a": np.arange(1_000_000)}))
                 assert store.get(key)["a"][-1] == 999_999
+                assert asyncio.run(store.get_async(key))["a"][-1] == 999_999
                 assert store.exists(key)
                 assert store.get("user." + "0" * 20, "none") == "none"
+                assert asyncio.run(store.get_async("user." + "0" * 20, "none")) == "none"
                 path = tmp_path / "files" / key.replace(".", "/")
                 path.write_bytes(path.read_bytes()[:-1])
-                with pytest.raises(CorruptError), Store.from_url(store.connector.url) as other:
-                    other.get(key)
-                for use in (lambda: store.put(1), lambda: store.evict(key)):
+                with Store.from_url(store.connector.url) as other:
+                    for get in (other.get, lambda key: asyncio.run(other.get_async(key))):
+                        with pytest.raises(CorruptError):
+                            get(key)
+                putting = store.put_async(1)
+                for use in (lambda: store.put(1), lambda: asyncio.run(putting), lambda: store.evict(key)):
                     with pytest.raises(RefusedError, match="reading only"):
                         use()
                 for forged in ("../user.x", "user.", key + "/", "user/" + "0" * 20):
-                    with pytest.raises(RefusedError):
-                        store.connector.get(forged)
+                    for get in gets(store.connector):
+                        with pytest.raises(RefusedError):
+                            get(forged)
         finally:
             web.shutdown()
             thread.join()
@@ -442,7 +462,7 @@ def test_web_servers_that_give_nothing_away(status: int) -> None:
         reader = open_connector(f"http://127.0.0.1:{port}/x?deadline=5&connect_timeout=0.3")
         tls = open_connector(f"https://127.0.0.1:{port}/x?deadline=5&connect_timeout=0.3")
         for key in (f"user.{'0' * 20}", f"user.{'0' * 20}.5"):
-            for use in (reader.get, reader.exists):
+            for use in (*gets(reader), reader.exists):
                 with pytest.raises(kind, match=words) as caught:
                     use(key)
                 assert caught.value.store == reader.url
@@ -477,3 +497,34 @@ def test_web_servers_that_are_not_there() -> None:
         reader = open_connector(f"http://127.0.0.1:{port}/x?deadline=0.3&connect_timeout=0.3")
         with pytest.raises(DeadlineError, match="deadline"):
             reader.get(f"user.{'0' * 20}")
+
+
+def test_coroutines_in_a_store(server: ObjectServer) -> None:
+    """Awaited proxies, small, in parts, and kept near; in a child that was forked while one was under way."""
+    with Store.from_url(server.url("coroutines"), name="coroutines", register=True) as store:
+
+        async def main() -> None:
+            arrays = [np.arange(size) for size in (10, 100_000, 3_000_000)]
+            proxies = [
+                store.proxy(array, populate_target=False, evict=evict)
+                for array in arrays
+                for evict in (False, True)
+            ]
+            asked = [asyncio.ensure_future(resolve_async(proxy)) for proxy in proxies]
+            await asyncio.sleep(0)
+            await asyncio.to_thread(in_fork, child)
+            found = await asyncio.gather(*asked)
+            for number, array in enumerate(found):
+                np.testing.assert_array_equal(array, arrays[number // 2])
+            assert [store.exists(get_key(proxy)) for proxy in proxies] == [True, False] * 3
+
+        def child() -> bool:
+            async def theirs() -> bool:
+                keys = await asyncio.gather(*[store.put_async(number) for number in range(20)])
+                return await asyncio.gather(*map(store.get_async, keys)) == list(range(20))
+
+            return asyncio.run(theirs())
+
+        asyncio.run(main())
+        for key in store.connector.keys("user"):  # type: ignore[attr-defined]
+            store.evict(key)

@@ -252,6 +252,17 @@ class Encrypted:
     def _evict_batch(self, keys: Sequence[Key]) -> None:
         self._other.evict_batch([_inner(key) for key in keys])
 
+    async def _put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        import asyncio
+
+        name = _new_name()
+        sealed = await asyncio.to_thread(encrypt, data, self._secret, name)
+        return f"{await self._other.put_async(sealed, session=session)}~{name}"
+
+    async def _get_async(self, key: Key) -> Buffer | None:
+        found: Buffer | None = await self._other.get_async(_inner(key))
+        return found
+
     def _reserve(self, *, session: str = USER_SESSION) -> Key:
         return f"{self._other.reserve(session=session)}~{_new_name()}"
 
@@ -277,6 +288,8 @@ _ABILITIES: dict[str, Any] = {
     "put_batch": Encrypted._put_batch,
     "get_batch": Encrypted._get_batch,
     "evict_batch": Encrypted._evict_batch,
+    "put_async": Encrypted._put_async,
+    "get_async": Encrypted._get_async,
     "reserve": Encrypted._reserve,
     "set": Encrypted._set,
     "wait": Encrypted._wait,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxystore_core import forks
 
-__all__ = ["Flights"]
+__all__ = ["Flights", "LoopFlights"]
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 T = TypeVar("T")
 
@@ -110,3 +113,40 @@ _instances: weakref.WeakSet[Flights] = weakref.WeakSet()
 def _reset_all() -> None:
     for flights in list(_instances):
         flights._reset()
+
+
+class LoopFlights:
+    """As `Flights`, for coroutines: those of one event loop share one flight of a key.
+
+    A flight is cancelled with the last of those who wait for it, not with the first.
+    """
+
+    def __init__(self) -> None:
+        # Who waits holds the flight: a loop that was closed in mid-flight is not kept by it.
+        self._air: weakref.WeakValueDictionary[Hashable, Task[Any]] = weakref.WeakValueDictionary()
+        self._waiting: weakref.WeakKeyDictionary[Task[Any], int] = weakref.WeakKeyDictionary()
+
+    async def run(self, key: Hashable, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What ``function`` gives when awaited, or the flight of ``key`` that is in the air in this loop.
+
+        Args:
+            key: what the function fetches.
+            function: called without arguments by the first of them.
+
+        Raises:
+            BaseException: what the flight raised, the very same object for everyone.
+        """
+        import asyncio  # costs more than all of this package
+
+        loop = asyncio.get_running_loop()
+        flight = self._air.get((id(loop), key))
+        if flight is None or flight.get_loop() is not loop or flight.done():
+            flight = self._air[id(loop), key] = loop.create_task(function())
+        self._waiting[flight] = self._waiting.get(flight, 0) + 1
+        try:
+            return await asyncio.shield(flight)
+        finally:
+            self._waiting[flight] -= 1
+            if not self._waiting[flight] and not flight.done():
+                flight.cancel()
+                self._air.pop((id(loop), key), None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from proxystore_core import forks
@@ -59,22 +61,38 @@ class Metrics:
         self, name: str, call: Callable[[], Any], nbytes: Callable[[Any], int] = lambda result: 0
     ) -> Any:
         """Run ``call`` and count it; ``nbytes`` tells from its result how many bytes moved."""
-        start = time.perf_counter()
-        try:
+        with self._timing(name, nbytes) as results:
             result = call()
+            results.append(result)
+        return result
+
+    async def timed_async(
+        self, name: str, call: Awaitable[Any], nbytes: Callable[[Any], int] = lambda result: 0
+    ) -> Any:
+        """As `timed`, of what is awaited."""
+        with self._timing(name, nbytes) as results:
+            result = await call
+            results.append(result)
+        return result
+
+    @contextlib.contextmanager
+    def _timing(self, name: str, nbytes: Callable[[Any], int]) -> Iterator[list[Any]]:
+        start = time.perf_counter()
+        results: list[Any] = []
+        try:
+            yield results
         except BaseException:
             with self._lock:
                 self._operations.setdefault(name, Operation()).errors += 1
             raise
         seconds = time.perf_counter() - start
-        moved = nbytes(result)
+        moved = nbytes(results[0])
         with self._lock:
             one = self._operations.setdefault(name, Operation())
             one.count += 1
             one.seconds += seconds
             one.slowest = max(one.slowest, seconds)
             one.nbytes += moved
-        return result
 
 
 class Observed:
@@ -88,23 +106,49 @@ class Observed:
         return f"Observed({self.observed!r})"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.observed, name)
+        found = getattr(self.observed, name)
+        own = _ABILITIES.get(name)
+        return found if own is None else partial(own, self)
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION, **hints: Any) -> Key:
-        size = sum(memoryview(buffer).nbytes for buffer in data)
+        size = _total(data)
         key: Key = self.metrics.timed(
             "put", lambda: self.observed.put(data, session=session, **hints), lambda result: size
         )
         return key
 
     def get(self, key: Key) -> Buffer | None:
-        data: Buffer | None = self.metrics.timed(
-            "get", lambda: self.observed.get(key), lambda result: 0 if result is None else len(result)
-        )
+        data: Buffer | None = self.metrics.timed("get", lambda: self.observed.get(key), _size)
         return data
+
+    async def _put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        size = _total(data)
+        putting = self._other.put_async(data, session=session)
+        key: Key = await self.metrics.timed_async("put", putting, lambda result: size)
+        return key
+
+    async def _get_async(self, key: Key) -> Buffer | None:
+        data: Buffer | None = await self.metrics.timed_async("get", self._other.get_async(key), _size)
+        return data
+
+    @property
+    def _other(self) -> Any:
+        return self.observed
 
     def exists(self, key: Key) -> bool:
         return bool(self.metrics.timed("exists", lambda: self.observed.exists(key)))
 
     def evict(self, key: Key) -> None:
         self.metrics.timed("evict", lambda: self.observed.evict(key))
+
+
+_ABILITIES: dict[str, Any] = {"put_async": Observed._put_async, "get_async": Observed._get_async}
+"""What a connector may be able to do that is counted."""
+
+
+def _size(data: Buffer | None) -> int:
+    return 0 if data is None else len(data)
+
+
+def _total(data: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in data)

@@ -8,7 +8,8 @@ and, where the factory knows the target's class, ``isinstance``.
 
 A factory may know its target without loading it, through two optional methods:
 ``target_class()`` returns the class, or None where its module is not imported, and
-``describe()`` a few words for ``repr``.
+``describe()`` a few words for ``repr``. A third one, the coroutine ``fetch_async()``, does for
+``await p`` what keeps no event loop, and returns a factory for the rest; or None.
 
 Limits that no class written in Python can overcome: C code that checks exact types does not
 take a proxy (``json.dumps``, ``re.match``, ``"".join([p])``; ``memoryview`` before Python 3.12),
@@ -110,9 +111,9 @@ class Proxy(_Base[T]):
     ``isinstance(p, C)`` holds for the target's class C and for `Proxy`; ``type(p)`` is `Proxy`.
     In-place operators give the plain object: after ``p += 1``, ``p`` is the changed target.
     ``copy.copy`` and ``copy.deepcopy`` of a resolved proxy copy the target; of an unresolved one
-    they give another lazy proxy of the same factory. ``await p`` resolves in a thread and gives
-    the target. Attributes are the target's, so the proxy's own operations are functions: `extract`,
-    `get_factory`, `is_resolved`, `resolve`, `resolve_async`.
+    they give another lazy proxy of the same factory. ``await p`` resolves while the event
+    loop goes on, and gives the target. Attributes are the target's, so the proxy's own operations are
+    functions: `extract`, `get_factory`, `is_resolved`, `resolve`, `resolve_async`.
 
     Args:
         factory: returns the target; called at most once successfully. Its errors reach the
@@ -276,7 +277,10 @@ def is_resolved(proxy: Proxy[T]) -> bool:
 
 
 async def resolve_async(proxy: Proxy[T]) -> T:
-    """Resolve in a thread, so that the event loop goes on. ``await proxy`` is the same.
+    """Resolve while the event loop goes on. ``await proxy`` is the same.
+
+    A store whose connector is `Awaited` fetches the bytes without a thread. One makes the object of them,
+    or does all of it elsewhere.
 
     Returns:
         The target. Errors as in `extract`.
@@ -285,7 +289,12 @@ async def resolve_async(proxy: Proxy[T]) -> T:
         return proxy.__proxy_target__
     import asyncio  # costs more than all of this package
 
-    return await asyncio.to_thread(extract, proxy)
+    fetch = getattr(proxy.__proxy_factory__, "fetch_async", None)
+    rest = None if fetch is None else await fetch()
+    if rest is None:
+        return await asyncio.to_thread(extract, proxy)
+    # The object is made, and evicted if need be, in the flight that those in other threads share.
+    return await asyncio.to_thread(_load, proxy, rest)
 
 
 _get = object.__getattribute__
@@ -324,12 +333,12 @@ def _forget_class(p: Proxy[Any]) -> None:
         object.__delattr__(p, "__proxy_class__")
 
 
-def _load(p: Proxy[T]) -> T:
-    factory: Callable[[], T] = _get(p, "__proxy_factory__")
+def _load(p: Proxy[T], factory: Callable[[], T] | None = None) -> T:
+    make: Callable[[], T] = _get(p, "__proxy_factory__") if factory is None else factory
 
     def fly() -> T:
         if not is_resolved(p):  # a flight may have landed since the slot was read
-            target = factory()
+            target = make()
             _settle(p, target.__proxy_target__ if type(target) in PROXIES else target)  # type: ignore[attr-defined]
         return p.__proxy_target__
 

@@ -46,6 +46,23 @@ class Reference:
 
         return store_for(self.recipe).load(self)
 
+    async def fetch_async(self) -> Callable[[], Any] | None:
+        """Fetch the object's bytes without keeping the event loop; a function for a thread that loads it.
+
+        None where a call does better: of a store that cannot do that, and of what is more than a reference.
+        Raises as a call.
+        """
+        if type(self) is not Reference:
+            return None
+        import asyncio
+
+        from proxystore_core.registry import known_store, store_for
+
+        store = known_store(self.recipe)
+        if store is None:
+            store = await asyncio.to_thread(store_for, self.recipe)
+        return await store.fetch_async(self)
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not Reference:
             return NotImplemented

@@ -23,6 +23,7 @@ __all__ = [
     "get_key",
     "get_or_create_store",
     "get_store",
+    "known_store",
     "note_store",
     "register_store",
     "store_for",
@@ -136,6 +137,11 @@ def get_or_create_store(config: Mapping[str, Any], register: bool = True) -> Sto
         store.close()
         return known
     return store
+
+
+def known_store(recipe: str) -> Store[Any] | None:
+    """The store of a recipe if it is open here."""
+    return _by_recipe.get(recipe) or _open_stores.get(recipe)
 
 
 def store_for(recipe: str) -> Store[Any]:

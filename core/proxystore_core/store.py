@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxystore_core import registry
+from proxystore_core.awaiting import AwaitedBytes
 from proxystore_core.compression import codec_named
 from proxystore_core.configuration import allows_pickle
 from proxystore_core.connectors.base import (
@@ -34,7 +35,7 @@ from proxystore_core.registry import (
     unregister_store,
 )
 from proxystore_core.secret import Secret, lacking
-from proxystore_core.stored_bytes import C, Deserializer, Serializer, StoredBytes
+from proxystore_core.stored_bytes import C, Deserializer, Serializer
 
 if TYPE_CHECKING:
     from proxystore_core.lifetimes import Lifetime
@@ -58,7 +59,7 @@ class NotProxiableError(StoreError, TypeError):
     """None, True and False cannot be proxied: ``p is None`` and ``p is True`` would be false."""
 
 
-class Store(StoredBytes[C]):
+class Store(AwaitedBytes[C]):
     """Keeps objects under keys, and hands out proxies of them.
 
     Args:

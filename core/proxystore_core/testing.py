@@ -38,6 +38,7 @@ from proxystore_core.connectors.base import (
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.moving import listening
 from proxystore_core.store import Store
+from proxystore_core.testing_awaited import AwaitedContract
 from proxystore_core.testing_deferred import DeferredContract
 from proxystore_core.testing_leased import LeasedContract
 from proxystore_core.testing_processes import in_fork, in_new_process, start, until
@@ -96,7 +97,7 @@ def _put(kind: type[Any], url: str, data: Sequence[bytes]) -> list[Key]:
     return keys
 
 
-class ConnectorContract(LeasedContract, DeferredContract):
+class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
     """The tests; a subclass says how to make a connector, and what else it can about the backend."""
 
     place: Path

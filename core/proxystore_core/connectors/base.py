@@ -16,6 +16,7 @@ from proxystore_core.errors import GoneError, RefusedError
 
 __all__ = [
     "USER_SESSION",
+    "Awaited",
     "Batched",
     "Buffer",
     "Connector",
@@ -27,6 +28,7 @@ __all__ = [
     "Routed",
     "Surveyed",
     "Waiting",
+    "awaited",
     "batched",
     "check_session",
     "deferred",
@@ -230,6 +232,32 @@ class Batched(Protocol):
 def batched(connector: Connector) -> Batched | None:
     """The connector as one that handles many objects at once, or None when it cannot."""
     return cast(Batched, connector) if hasattr(connector, "put_batch") else None
+
+
+@runtime_checkable
+class Awaited(Protocol):
+    """The ability to move bytes from a coroutine: no thread waits meanwhile, and the event loop goes on.
+
+    Each method does what its namesake of `Connector` does and raises the same, in any event loop of any
+    thread, and of a forked child. Neither keeps the loop from others for longer than a copy of some MB.
+    """
+
+    async def put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        """Store the concatenation of ``data``, which may not change before this returns.
+
+        Whoever is cancelled has stored nothing: what is on its way is waited for, some seconds at most, and
+        removed.
+        """
+        ...
+
+    async def get_async(self, key: Key) -> Buffer | None:
+        """The object's bytes, or None when there is no such object."""
+        ...
+
+
+def awaited(connector: Connector) -> Awaited | None:
+    """The connector as one that moves bytes from coroutines, or None when it cannot."""
+    return cast(Awaited, connector) if hasattr(connector, "get_async") else None
 
 
 @runtime_checkable

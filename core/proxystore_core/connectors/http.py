@@ -67,6 +67,18 @@ class HTTPConnector(BucketReader):
         self._fill(found, memoryview(whole), self._until(len(whole)), key)
         return whole
 
+    async def get_async(self, key: Key) -> Buffer | None:
+        path = self._file(key)
+        if path is None:
+            return await super().get_async(key)
+        until = self._until()
+        found = await self._ask(lambda obs, client: obs.get_async(client, path), until, key)
+        if found is None:
+            return None
+        whole = fresh_buffer(found.meta["size"])
+        await self._fill_async(found, memoryview(whole), self._until(len(whole)), key)
+        return whole
+
     def exists(self, key: Key) -> bool:
         path = self._file(key)
         if path is None:
@@ -74,6 +86,9 @@ class HTTPConnector(BucketReader):
         return self._run(lambda obs, client: obs.head(client, path), self._until(), key) is not None
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> NoReturn:
+        raise self._refused()
+
+    async def put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> NoReturn:
         raise self._refused()
 
     def evict(self, key: Key) -> NoReturn:

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from proxystore_core import forks
@@ -27,6 +27,7 @@ from proxystore_core.urls import StoreURL
 __all__ = ["MemoryConnector"]
 
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_AT_ONCE = 1 << 20  # bytes that an event loop copies by itself
 _KEY = re.compile(r"([0-9a-f]{12})\.([\w-]{1,64})\.([0-9]+)", re.ASCII)
 
 
@@ -165,6 +166,18 @@ class MemoryConnector:
         data = self._space.objects.get(key)
         return None if data is None else bytearray(data)
 
+    async def put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        check_session(session, self.url)
+        whole = await _copied(b"".join, data, sum(memoryview(buffer).nbytes for buffer in data))
+        space, key = self._new(session)
+        space.objects[key] = whole
+        return key
+
+    async def get_async(self, key: Key) -> bytearray | None:
+        self._check(key)
+        data = self._space.objects.get(key)
+        return None if data is None else await _copied(bytearray, data, len(data))
+
     def exists(self, key: Key) -> bool:
         self._check(key)
         return key in self._space.objects
@@ -222,3 +235,11 @@ class MemoryConnector:
             space.open -= 1
             if not space.open:
                 del _spaces[self.name]
+
+
+async def _copied(copy: Callable[[Any], Any], data: Any, size: int) -> Any:
+    if size <= _AT_ONCE:
+        return copy(data)
+    import asyncio
+
+    return await asyncio.to_thread(copy, data)

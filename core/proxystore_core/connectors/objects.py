@@ -10,6 +10,7 @@ An object's key says how many bytes it has, hence which parts, and nobody has th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import os
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 
 from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
-from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, parts_of
+from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, abreast_async, parts_of
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.moving import moved
@@ -89,30 +90,62 @@ class ObjectConnector(BucketReader):
         return cls(parts.host, parts.path, **parts.options(cls._OPTIONS))
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
-        check_session(session, self.url)
-        views = byte_views(data)
-        size = sum([view.nbytes for view in views])
-        name = f"{secrets.token_hex(10)}.{size:x}"
+        name, size, parts = self._begun(data, session)
         until = self._until(size)
 
-        def write(numbered: tuple[int, list[memoryview]]) -> None:
-            part, frames = numbered
-            body = frames[0] if len(frames) == 1 else b"".join(frames)
-            path = f"{session}/{name}.{part}"
+        def write(part: tuple[str, list[memoryview]]) -> None:
+            path, body = part[0], _body(part[1])
             self._run(lambda obs, client: obs.put(client, path, body, use_multipart=False), until)
             moved(len(body))
 
         try:
-            abreast(write, list(enumerate(split(views, PART))))
+            abreast(write, parts)
         except BaseException:
             if size > PART:
-                with contextlib.suppress(StoreError):  # else it goes with its session
-                    self._remove([f"{session}/{name}.{part}" for part in range(parts_of(size))])
+                self._undo([path for path, _ in parts])
             raise
+        return self._put(name, session)
+
+    async def put_async(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
+        name, size, parts = self._begun(data, session)
+        until = self._until(size)
+
+        async def write(part: tuple[str, list[memoryview]]) -> None:
+            path, body = part[0], _body(part[1])
+            await self._ask(lambda obs, client: obs.put_async(client, path, body, use_multipart=False), until)
+            moved(len(body))
+
+        try:
+            # A request that is dropped may have been heard: what it stores must be there to be removed.
+            await abreast_async(write, parts, patience=self.connect_timeout)
+        except BaseException as error:
+            if size > PART or isinstance(error, asyncio.CancelledError):
+                paths = [path for path, _ in parts]
+                undoing = asyncio.get_running_loop().run_in_executor(None, self._undo, paths)
+                await asyncio.wait([undoing], timeout=self.connect_timeout)
+            raise
+        return self._put(name, session)
+
+    def _begun(
+        self, data: Sequence[Buffer], session: str
+    ) -> tuple[str, int, list[tuple[str, list[memoryview]]]]:
+        """A new object's name, its bytes, and its parts by their paths."""
+        check_session(session, self.url)
+        views = byte_views(data)
+        size = sum([view.nbytes for view in views])
+        name = f"{secrets.token_hex(10)}.{size:x}"
+        frames = enumerate(split(views, PART))
+        return name, size, [(f"{session}/{name}.{part}", pieces) for part, pieces in frames]
+
+    def _put(self, name: str, session: str) -> Key:
         key = f"{session}.{name}"
         if session == USER_SESSION:
             self._own.add((os.getpid(), key))
         return key
+
+    def _undo(self, paths: Sequence[str]) -> None:
+        with contextlib.suppress(StoreError):  # else it goes with its session
+            self._remove(paths)
 
     def evict(self, key: Key) -> None:
         session, name, size = self._parse(key)
@@ -317,6 +350,10 @@ class AzureConnector(ObjectConnector):
         config = {"account_name": self._given["account"]} | ({"endpoint": endpoint} if endpoint else {})
         options["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
         return obs.store.AzureStore(self.bucket, prefix=self.prefix, config=config, **options)
+
+
+def _body(frames: Sequence[memoryview]) -> Buffer:
+    return frames[0] if len(frames) == 1 else b"".join(frames)
 
 
 def _checked(endpoint: str | None) -> str | None:

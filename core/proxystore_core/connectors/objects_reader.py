@@ -5,12 +5,13 @@ See `proxystore_core.connectors.objects` for what is where.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, ClassVar, TypeVar
@@ -21,7 +22,7 @@ from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
 from proxystore_core.moving import moved
 
-__all__ = ["PART", "BucketReader", "abreast", "parts_of"]
+__all__ = ["PART", "BucketReader", "abreast", "abreast_async", "parts_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -117,6 +118,31 @@ class BucketReader:
 
         return whole if all(abreast(fetch, range(parts_of(size)))) else None
 
+    async def get_async(self, key: Key) -> Buffer | None:
+        session, name, size = self._parse(key)
+        until = self._until(size)
+
+        async def open_part(part: int) -> Any:
+            path = f"{session}/{name}.{part}"
+            return await self._ask(lambda obs, client: obs.get_async(client, path), until, key)
+
+        first = await open_part(0)  # memory for the whole comes after that, as above
+        if first is None:
+            return None
+        if size <= _CHUNK:
+            self._check(first, size, key)
+            return bytearray(await self._ask(lambda obs, client: first.bytes_async(), until, key))
+        self._check(first, min(size, PART), key)
+        whole = fresh_buffer(size)
+        view = memoryview(whole)
+
+        async def fetch(part: int) -> bool:
+            found = await open_part(part) if part else first
+            target = view[part * PART : (part + 1) * PART]
+            return found is not None and await self._fill_async(found, target, until, key)
+
+        return whole if all(await abreast_async(fetch, range(parts_of(size)))) else None
+
     def exists(self, key: Key) -> bool:
         session, name, size = self._parse(key)
         last = f"{session}/{name}.{parts_of(size) - 1}"
@@ -164,6 +190,21 @@ class BucketReader:
             raise self._altered(key)
         return True
 
+    async def _fill_async(self, found: Any, target: memoryview, until: float, key: Key) -> bool:
+        self._check(found, target.nbytes, key)
+
+        async def read(obs: Any, client: Any) -> int:
+            done = 0
+            async for chunk in found.stream(min_chunk_size=_CHUNK):
+                target[done : done + len(chunk)] = chunk
+                done += len(chunk)
+                moved(len(chunk))
+            return done
+
+        if await self._ask(read, until, key) != target.nbytes:
+            raise self._altered(key)
+        return True
+
     def _check(self, found: Any, size: int, key: Key) -> None:
         if found.meta["size"] != size:
             raise self._altered(key)
@@ -204,17 +245,39 @@ class BucketReader:
 
     def _run(self, do: Callable[[Any, Any], Any], until: float, key: Key | None = None) -> Any:
         """What ``do`` says with obstore and a client of it; None when there is no such object."""
-        if time.monotonic() > until:
-            remedy = "Look at the server's load and the network, or name a longer ?deadline= (seconds)."
-            raise DeadlineError("no answer in time", store=self.url, key=key, remedy=remedy)
+        self._in_time(until, key)
         try:
             return do(*self._client())
         except (StoreError, KeyboardInterrupt, SystemExit):
             raise
         except Exception as error:
-            found = diagnosis(error)
-            if isinstance(error, FileNotFoundError) and found.kind is not ConfigurationError:
-                return None
+            return self._nothing(error, key)
+
+    async def _ask(
+        self, do: Callable[[Any, Any], Awaitable[Any]], until: float, key: Key | None = None
+    ) -> Any:
+        """As `_run`, of a function to be awaited."""
+        self._in_time(until, key)
+        try:
+            # The first look for credentials may take a while, and so may a child's library.
+            known = self._stores.get(os.getpid())
+            if known is None:
+                known = await asyncio.to_thread(self._client)
+            return await do(*known)
+        except (StoreError, KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as error:
+            return self._nothing(error, key)
+
+    def _in_time(self, until: float, key: Key | None) -> None:
+        if time.monotonic() > until:
+            remedy = "Look at the server's load and the network, or name a longer ?deadline= (seconds)."
+            raise DeadlineError("no answer in time", store=self.url, key=key, remedy=remedy)
+
+    def _nothing(self, error: Exception, key: Key | None) -> None:
+        """None for an error that says there is no such object; others are raised, typed."""
+        found = diagnosis(error)
+        if not isinstance(error, FileNotFoundError) or found.kind is ConfigurationError:
             raise found.kind(found.problem, store=self.url, key=key, remedy=found.remedy) from error
 
 
@@ -230,6 +293,42 @@ def abreast(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         finally:
             for future in futures:
                 future.cancel()
+
+
+async def abreast_async(
+    function: Callable[[T], Awaitable[R]], items: Sequence[T], *, patience: float = 0.0
+) -> list[R]:
+    """As `abreast`, of a function to be awaited.
+
+    Args:
+        function: as there.
+        items: as there.
+        patience: seconds for what is on its way when one fails, or this is cancelled; it is cancelled then.
+    """
+    results: dict[int, R] = {}
+    numbered = iter(enumerate(items))
+
+    async def work() -> None:
+        for number, item in numbered:
+            results[number] = await function(item)
+
+    workers = [asyncio.ensure_future(work()) for _ in range(min(len(items), _ABREAST))]
+    try:
+        done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+        for worker in done:
+            worker.result()
+    except BaseException:
+        for _ in numbered:  # nobody begins another one
+            pass
+        try:
+            if patience:
+                await asyncio.wait(workers, timeout=patience)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        raise
+    return [results[number] for number in range(len(items))]
 
 
 def parts_of(size: int) -> int:
