@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import (
     connectors_work,
     core_work,
+    coroutines_work,
     dask_work,
     far_work,
     futures_work,
@@ -57,6 +58,7 @@ NAMES = (
     *(name for works in ALONE for name in works),
     *redis_work.WORKS,
     *objects_work.WORKS,
+    *coroutines_work.WORKS,
     *dask_work.WORKS,
     *parsl_work.WORKS,
 )
@@ -114,7 +116,12 @@ def _run(plan: Plan, wanted: list[str] | tuple[str, ...]) -> Iterator[Row]:
                 print(f"      no Redis server: {server.reason}", file=sys.stderr)
             for work_at in () if isinstance(server, Absent) else on_redis:
                 yield from work_at(plan, server)
-    on_objects = [work for name, work in objects_work.WORKS.items() if name in wanted]
+    on_objects = [
+        work
+        for works in (objects_work.WORKS, coroutines_work.WORKS)
+        for name, work in works.items()
+        if name in wanted
+    ]
     if on_objects:
         with ExitStack() as stack:
             objects = objects_work.served(stack)
