@@ -20,7 +20,7 @@ import pytest
 from waiting import until
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
-from proxystore_core.errors import GoneError
+from proxystore_core.errors import GoneError, UnreachableError
 from proxystore_core.ownership import (
     MutableBorrowError,
     OwnedProxy,
@@ -372,3 +372,21 @@ def test_nothing_is_left(store: Store[Any], tmp_path: Path) -> None:
     assert extract(twin) == [1, 1, 2]
     del owned, twin, writer
     until(lambda: not [path for path in Path(connector.store_dir).rglob("*") if path.is_file()])
+
+
+def test_a_borrowing_that_fails_is_none(store: Store[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    owned = store.owned_proxy([1])
+    key = get_key(owned)
+
+    def refuse(**options: Any) -> Any:
+        raise UnreachableError("the store is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.connector, "reserve", refuse)
+        with pytest.raises(UnreachableError):
+            mut_borrow(owned)
+    changed = mut_borrow(owned)
+    end_borrow(changed)
+    assert borrow(owned) == [1]
+    del owned, changed
+    gone(store, key)

@@ -1,6 +1,7 @@
 """Objects to buffers and back: exact types, no copies, typed errors."""
 
 import collections
+import copyreg
 import dataclasses
 import datetime as dt
 import enum
@@ -573,3 +574,38 @@ def test_an_array_of_a_kind_that_was_seen_before() -> None:
     noted = np.dtype("f8", metadata={"unit": "m"})
     assert deserialize(bytearray(joined(base.astype(noted)))).dtype.metadata == {"unit": "m"}
     assert deserialize(bytearray(joined(base))).dtype.metadata is None
+
+
+def test_arrays_that_somebody_pickles_in_a_way_of_his_own(monkeypatch) -> None:
+    array = np.arange(20_000.0)
+    serialize(array)  # so that one of this kind has been seen
+    monkeypatch.setitem(copyreg.dispatch_table, np.ndarray, _marked)
+    for number in (1.0, 2.0):  # what stands before the bytes is another thing each time
+        array[0] = number
+        assert deserialize(b"".join(serialize(array))) == ("marked", number)
+
+
+def _marked(array):
+    return _unmarked, ("marked", float(array[0]), pickle.PickleBuffer(array))
+
+
+def _unmarked(name, number, buffer):
+    return name, number
+
+
+def test_what_is_remembered_of_arrays_may_go_at_any_time(monkeypatch) -> None:
+    class Cleared(dict[object, bytes]):
+        def __setitem__(self, known, before):  # and then another thread finds it full
+            super().__setitem__(known, before)
+            self.clear()
+
+    monkeypatch.setattr("proxystore_core.serialize._before", Cleared())
+    array = np.arange(20_000.0)
+    for _ in range(2):
+        assert (deserialize(b"".join(serialize(array))) == array).all()
+
+
+def test_more_kinds_of_arrays_than_are_remembered() -> None:
+    for size in [*range(IN_BAND, IN_BAND + 600), IN_BAND]:
+        array = np.full(size, size % 251, dtype="u1")
+        assert (deserialize(b"".join(serialize(array))) == array).all()

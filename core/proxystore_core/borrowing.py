@@ -114,8 +114,13 @@ class Ownership:
             borrowing = Borrowing(self, changes)
             self.borrowers[id(borrowing)] = borrowing
         if changes:
-            able = deferred(store_for(self.reference.recipe).connector)
-            borrowing.record = able.reserve(session=session_of(self.reference)) if able is not None else ""
+            try:
+                able = deferred(store_for(self.reference.recipe).connector)
+                if able is not None:
+                    borrowing.record = able.reserve(session=session_of(self.reference))
+            except BaseException:
+                borrowing.leave("nothing was borrowed")  # else it would be borrowed for ever, and never go
+                raise
         return borrowing
 
     def drop(self) -> None:
@@ -173,7 +178,7 @@ class Borrowing:
         if self.record:
             reaper.end(self)
         else:
-            self._leave("its proxy is gone")
+            self.leave("its proxy is gone")
 
     def end(self, how: str) -> None:
         """Give the object back to its owner. Idempotent."""
@@ -193,9 +198,10 @@ class Borrowing:
                     if proxy is not None:
                         forget_target(proxy)
         finally:
-            self._leave(how)
+            self.leave(how)
 
-    def _leave(self, how: str) -> None:
+    def leave(self, how: str) -> None:
+        """Be a borrower no more."""
         alive.discard(self)
         # First: what is over counts no more, and another thread may ask just now.
         self.ownership.borrowers.pop(id(self), None)

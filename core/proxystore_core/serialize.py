@@ -82,10 +82,11 @@ def serialize(
     stream, buffers = _pickle(obj, main_by_value)
     frames = pack(stream, buffers, kind=KIND_PICKLE, codec=compression, checksum=checksum)
     if known is not None and len(buffers) == 1:
+        before = b"".join(frames[:-1])
         if len(_before) >= _KNOWN:
-            _before.clear()
-        _before[known] = b"".join(frames[:-1])
-        frames = [_before[known], frames[-1]]  # cut as the next one is: who compares sees the same
+            _before.clear()  # which another thread may do at any time
+        _before[known] = before
+        frames = [before, frames[-1]]  # cut as the next one is: who compares sees the same
     return frames
 
 
@@ -172,7 +173,8 @@ def _plain_array(obj: Any) -> tuple[str, tuple[int, ...], bool] | None:
 
     Pickling one goes through Python and costs some 40 us between the tasks of a busy client.
     """
-    if type(obj) is not getattr(sys.modules.get("numpy"), "ndarray", None):
+    kind = getattr(sys.modules.get("numpy"), "ndarray", None)
+    if type(obj) is not kind or kind in copyreg.dispatch_table:  # somebody's own way of pickling it
         return None
     dtype, flags = obj.dtype, obj.flags
     if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or dtype.metadata is not None:
