@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from proxystore_core.truth import LAID_BARE, indexes
+
 __all__ = ["OPERATORS", "PROXIES", "plain"]
 
 PROXIES: set[type] = set()
@@ -46,6 +48,15 @@ def _call(p: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not callable(target) and sys._getframe(1).f_globals.get("__name__") == "pandas.core.common":
         return target
     return target(*args, **kwargs)
+
+
+def _len(p: Any) -> int:
+    target = p.__proxy_target__
+    if type(target) in LAID_BARE:
+        asking = sys._getframe(1)
+        if indexes(asking.f_code, asking.f_lasti):  # r[p]: else PyTorch takes it for a tuple of indices
+            raise TypeError("a proxy of a tensor is no tuple of indices; use extract(p)")
+    return len(target)
 
 
 def _array(p: Any, dtype: Any = None, copy: bool | None = None) -> Any:
@@ -86,6 +97,10 @@ def _array_ufunc(p: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -
 
 def _array_function(p: Any, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     return function(*_plain_tree(args), **_plain_tree(kwargs))
+
+
+def _torch_function(function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return function(*_plain_tree(args), **_plain_tree(kwargs or {}))
 
 
 def _copy(p: Any) -> Any:
@@ -173,7 +188,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "__floor__": lambda p: math.floor(p.__proxy_target__),
     "__ceil__": lambda p: math.ceil(p.__proxy_target__),
     # Containers. A key that is itself a proxy is unwrapped: C wants real tuples, slices and equal hashes.
-    "__len__": lambda p: len(p.__proxy_target__),
+    "__len__": _len,
     "__length_hint__": lambda p: operator.length_hint(p.__proxy_target__),
     "__iter__": lambda p: iter(p.__proxy_target__),
     "__reversed__": lambda p: reversed(p.__proxy_target__),
@@ -194,10 +209,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     # Copies are those of the plain object; an unresolved proxy's copy is another lazy proxy.
     "__copy__": _copy,
     "__deepcopy__": _deepcopy,
-    # NumPy, and SQLite's parameters.
+    # NumPy, PyTorch, and SQLite's parameters.
     "__array__": _array,
     "__array_ufunc__": _array_ufunc,
     "__array_function__": _array_function,
+    "__torch_function__": staticmethod(_torch_function),
     "__conform__": lambda p, protocol: p.__proxy_target__,
 }
 

@@ -14,8 +14,9 @@ A factory may know its target without loading it, through two optional methods:
 Limits that no class written in Python can overcome: C code that checks exact types does not
 take a proxy (``json.dumps``, ``re.match``, ``"".join([p])``; ``memoryview`` before Python 3.12),
 ``p is None`` and ``type(p) is int`` are false, ``case [a, b]`` does not match, the hash of a proxy
-that was hashed before it was resolved is not its target's, and by its class every proxy is
-callable, iterable, awaitable, path-like and a context manager. `extract` gives the plain object.
+that was hashed before it was resolved is not its target's, C code does not take a proxy of a tensor
+for a tensor (see `proxystore_core.truth`), and by its class every proxy is callable, iterable,
+awaitable, path-like and a context manager. `extract` gives the plain object.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, Un
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.flight import Flights
 from proxystore_core.operators import OPERATORS, PROXIES
+from proxystore_core.truth import asks_in_python, is_laid_bare
 
 __all__ = [
     "Proxied",
@@ -64,7 +66,6 @@ _PROBES = frozenset(
         "__dlpack__",
         "__geo_interface__",
         "__jax_array__",
-        "__torch_function__",
     }
 )
 # NumPy would take these instead of __array__ and lose the subclass (the mask).
@@ -315,7 +316,7 @@ def _proxy(factory: Callable[[], T]) -> Proxy[T]:
 
 def _settle(p: Proxy[Any], target: Any) -> None:
     kind = target.__class__
-    if kind is types.FunctionType:
+    if kind is types.FunctionType or is_laid_bare(kind):
         _forget_class(p)  # asked each time: see _class
     else:
         _set(p, "__proxy_class__", kind)
@@ -352,7 +353,7 @@ def _known_class(p: Proxy[Any]) -> type | None:
     except AttributeError:
         target_class = getattr(p.__proxy_factory__, "target_class", None)
         kind: type | None = target_class() if target_class is not None else None
-        if kind is not None and kind is not types.FunctionType:
+        if kind is not None and kind is not types.FunctionType and not is_laid_bare(kind):
             _set(p, "__proxy_class__", kind)
         return kind
 
@@ -365,14 +366,14 @@ def _class(p: Proxy[Any]) -> type:
         asking = asking.f_back or asking
     if asking.f_code.co_name == "reducer_override":
         return type(p)
-    if is_resolved(p):
-        return p.__proxy_target__.__class__  # type: ignore[no-any-return]
-    kind = _known_class(p)
-    if kind is not None:
-        return kind
-    if hasattr(p.__proxy_factory__, "target_class"):
+    kind = None if is_resolved(p) else _known_class(p)
+    if kind is None:
+        if not is_resolved(p) and hasattr(p.__proxy_factory__, "target_class"):
+            return type(p)
+        kind = p.__proxy_target__.__class__
+    if is_laid_bare(kind) and not asks_in_python(asking.f_code, asking.f_lasti):
         return type(p)
-    return p.__proxy_target__.__class__  # type: ignore[no-any-return]
+    return kind
 
 
 def _hash(p: Proxy[Any]) -> int:
