@@ -47,11 +47,12 @@ t + t || r + t || t + r || r * t || t @ r || r == t || torch.add(t, 1) || torch.
 torch.stack([t, t]) || torch.cat((t, r)) || torch.where(r > 0, t, 0) || torch.equal(t, r) || torch.relu(t)
 torch.nn.functional.relu(t) || torch.nn.functional.linear(t, torch.ones(2, 4)) || torch.einsum("i,i", t, r)
 torch.as_tensor(t) || torch.asarray(t) || torch.is_tensor(t) || torch.is_floating_point(t)
-torch.split(t, 2) || torch.numel(t) || torch.scatter(r, 0, i, t) || r.copy_(t) || r.add_(t) || r.to(t) || r.type_as(t)
-r.index_select(0, i) || r.expand_as(t) || torch.utils.data.default_collate([t, t]) || torch.allclose(t, t)
-torch.nn.Linear(4, 2).weight.shape == model.weight.shape || isinstance(t, torch.Tensor) || len(t) || list(t)
-isinstance(t, (int, torch.Tensor)) || isinstance(t, torch.nn.Parameter) || t.__class__ is torch.Tensor
-isinstance(model, torch.nn.Module) || isinstance(model.weight, torch.nn.Parameter) || t.sum() || t[1:] || t[i]
+torch.split(t, 2) || torch.numel(t) || torch.scatter(r, 0, i, t) || r.copy_(t) || r.add_(t)
+r.to(t) || r.type_as(t) || r.index_select(0, i) || r.expand_as(t) || torch.utils.data.default_collate([t, t])
+torch.allclose(t, t) || torch.nn.Linear(4, 2).weight.shape == model.weight.shape
+isinstance(t, torch.Tensor) || len(t) || list(t) || isinstance(t, (int, torch.Tensor))
+isinstance(t, torch.nn.Parameter) || t.__class__ is torch.Tensor || isinstance(model, torch.nn.Module)
+isinstance(model.weight, torch.nn.Parameter) || t.sum() || t[1:] || t[i]
 """
 
 

@@ -70,7 +70,7 @@ def _asked(code: types.CodeType, at: int) -> tuple[str, bool]:
 
 
 def _callee(before: list[dis.Instruction], count: int) -> str:
-    """The name of what is called with so many arguments after these instructions; empty if it is not plain."""
+    """The name of what is called with so many arguments after these instructions, if it has one."""
     if before and before[-1].opname == "PRECALL":
         before.pop()
     while before:
