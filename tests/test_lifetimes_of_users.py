@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import datetime as dt
+import fractions
+import math
 import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from waiting import until
 
-from proxystore_core import ConfigurationError, ContextLifetime, LeaseLifetime, StaticLifetime, Store, get_key
+from proxystore_core import (
+    ConfigurationError,
+    ContextLifetime,
+    LeaseLifetime,
+    Proxy,
+    StaticLifetime,
+    Store,
+    get_key,
+)
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.testing import in_fork
 
@@ -185,3 +196,29 @@ def test_repr(store: Store[Any], tmp_path: Path) -> None:
         store.put(1, lifetime=lifetime)
         assert repr(lifetime) == "ContextLifetime(1 stores)"
     assert repr(lifetime).endswith("over)")
+
+
+@pytest.mark.parametrize("long", [math.inf, 1e12, dt.timedelta.max, dt.datetime.max.replace(tzinfo=dt.UTC)])
+@pytest.mark.parametrize("heartbeat", [False, True])
+def test_leases_that_outlive_everybody(store: Store[Any], long: Any, heartbeat: bool) -> None:
+    lifetime = LeaseLifetime(long, heartbeat=heartbeat)
+    key = store.put([1], lifetime=lifetime)
+    lifetime.extend(long)
+    assert store.get(key) == [1]
+    lifetime.close()
+    assert not store.exists(key)
+
+
+def test_numbers_of_other_libraries_are_seconds() -> None:
+    for seconds in (np.float64(60), np.int64(60), fractions.Fraction(60)):
+        LeaseLifetime(cast(Any, seconds)).close()
+
+
+def test_what_is_no_proxy_is_not_taken_in(store: Store[Any]) -> None:
+    proxy = store.proxy([1])
+    wrong: Any
+    for wrong, error in ((5, TypeError), (Proxy(list), ConfigurationError)):
+        with ContextLifetime() as lifetime, pytest.raises(error):
+            lifetime.add_proxy(proxy, wrong)
+        assert store.exists(get_key(proxy))
+    store.evict(get_key(proxy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import pickle
 import secrets
 import signal
@@ -135,6 +136,104 @@ def test_an_exception_that_cannot_be_pickled(store: Store[Any]) -> None:
     future.set_exception(error)
     with pytest.raises(RemoteError, match="the reason"):
         future.result()
+
+
+class ComposedError(Exception):
+    """Pickles well, and cannot be unpickled: as many people's exceptions."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} in {where}")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_exception_that_cannot_be_unpickled(store: Store[Any], wrapped: bool) -> None:
+    future: Future[Any] = store.future()
+    error = ComposedError("fire", "kitchen")
+    future.set_exception(ExceptionGroup("several", [error]) if wrapped else error)
+    for ask in (future.result, lambda: extract(future.proxy())):
+        with pytest.raises(RemoteError, match="several" if wrapped else "ComposedError: fire in kitchen"):
+            ask()
+
+
+def test_an_exception_in_a_store_with_a_serializer_of_its_own(tmp_path: Path) -> None:
+    import marshal
+
+    functions: dict[str, Any] = {"serializer": marshal.dumps, "deserializer": marshal.loads}
+    with Store.from_url(f"file://{tmp_path}/marshalled", name="marshalled", **functions) as store:
+        future: Future[Any] = store.future()
+        future.set_exception(KeyError("k"))
+        with pytest.raises(KeyError, match="k"):
+            future.result()
+        dropped: Future[Any] = store.future()
+        assert dropped.cancel()
+        assert dropped.cancelled()
+
+
+def test_waits_without_an_end(store: Store[Any]) -> None:
+    for endless in (math.inf, 1e12):
+        future: Future[Any] = store.future(deadline=endless)
+        timer = threading.Timer(0.05, future.set_result, [5])
+        timer.start()
+        assert future.result() == future.result(timeout=endless) == extract(future.proxy()) == 5
+        timer.join()
+    wrong: Any
+    for wrong in ("5", 0, -1, math.nan, [1]):
+        with pytest.raises(ConfigurationError, match="seconds"):
+            store.future(deadline=wrong)
+
+
+def test_nobody_has_to_wait_for_who_awaited_and_was_cancelled(tmp_path: Path) -> None:
+    program = f"""
+import asyncio
+from proxystore_core import Store
+
+with Store.from_url("file://{tmp_path}/unset", name="unset") as store:
+    future = store.future()
+
+    async def main():
+        for unset in (future, future.proxy()):
+            try:
+                async with asyncio.timeout(0.05):
+                    await unset
+            except TimeoutError:
+                print("cancelled")
+
+    asyncio.run(main())
+    store.close(clear=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["cancelled", "cancelled"]
+
+
+def test_awaiting_keeps_the_deadline(store: Store[Any]) -> None:
+    future: Future[Any] = store.future(deadline=0.05)
+
+    async def main() -> None:
+        waits: list[Any] = [future, future.proxy()]
+        for unset in waits:
+            with pytest.raises(DeadlineError, match=r"0\.05 s"):
+                await unset
+
+    asyncio.run(main())
+    future.cancel()
+
+
+def test_awaiting_an_exception_that_coroutines_cannot_raise(store: Store[Any]) -> None:
+    future: Future[Any] = store.future()
+    future.set_exception(StopIteration(3))
+
+    def stop() -> Any:
+        raise StopIteration
+
+    async def main() -> None:
+        waits: list[Any] = [future, future.proxy(), Proxy(stop)]
+        for wait in waits:
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await wait
+
+    asyncio.run(main())
 
 
 def test_cancel(store: Store[Any]) -> None:

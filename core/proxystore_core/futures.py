@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import numbers
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxystore_core import forks
-from proxystore_core.connectors.base import Key, deferred, waiting
+from proxystore_core.connectors.base import Buffer, Key, deferred, waiting
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, SerializationError
 from proxystore_core.plain import register_plain
 from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
+from proxystore_core.serialize import deserialize, serialize
 
 if TYPE_CHECKING:
     from proxystore_core.store import Store
@@ -36,6 +39,7 @@ T = TypeVar("T")
 DEADLINE = 3600.0
 """Seconds that a proxy waits for its future's result, by default."""
 
+_ENDLESS = 1e9  # seconds: a wait that is longer has no end, and clocks overflow soon after
 _PAUSES = 0.001, 0.05  # seconds between two looks where a backend wakes nobody: first, and longest
 # Code that handles other people's objects: what it asks of a proxy must not wait for the object.
 _CARRIERS = frozenset(
@@ -139,6 +143,8 @@ class Pending(Reference):
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until the object is there, ``timeout`` seconds at most; whether it is."""
+        if timeout is not None and timeout > _ENDLESS:
+            timeout = None
         connector = store_for(self.recipe).connector
         able = waiting(connector)
         if able is not None:
@@ -159,17 +165,30 @@ class Pending(Reference):
             timeout: None for no end.
             evict: whether it leaves the store if that was asked for.
         """
-        if not self.wait(timeout):
-            raise DeadlineError(
-                f"nobody set this future's result within {timeout:g} s",
-                store=self.recipe,
-                key=self.key,
-                remedy=(
-                    "Its producer is late, failed or never ran: tasks that wait may take all workers. Submit "
-                    "producers first, let them set exceptions, or give store.future(deadline=...) more time."
-                ),
-            )
+        self.arrive(timeout)
         return store_for(self.recipe).load(self if evict else Reference(self.key, self.recipe))
+
+    def arrive(self, timeout: float | None) -> None:
+        """Wait until the object is there. Raises as a call, when it is not in time or will never be."""
+        if not self.wait(timeout):
+            raise self.late(timeout)
+
+    def late(self, timeout: float | None) -> DeadlineError:
+        """What is raised when the object did not come within so many seconds."""
+        return DeadlineError(
+            f"nobody set this future's result within {timeout:g} s",
+            store=self.recipe,
+            key=self.key,
+            remedy=(
+                "Its producer is late, failed or never ran: tasks that wait may take all workers. Submit "
+                "producers first, let them set exceptions, or give store.future(deadline=...) more time."
+            ),
+        )
+
+    async def fetch_async(self) -> Callable[[], Any] | None:
+        """Wait for the object in a thread that nobody has to wait for: who awaits may be cancelled before."""
+        await _apart(lambda: self.arrive(self.deadline))
+        return None
 
 
 class Future(Generic[T]):
@@ -206,8 +225,10 @@ class Future(Generic[T]):
                 f"this store ({store.connector.url}) cannot set an object later, so it has no futures",
                 remedy="Use one that can, for example shm://, file:///path or redis://host.",
             )
-        if deadline is not None and not deadline > 0:
-            raise ConfigurationError(f"a deadline of {deadline!r} s is over at once: expected more than 0")
+        if deadline is not None and not (isinstance(deadline, numbers.Real) and deadline > 0):
+            raise ConfigurationError(
+                f"a deadline of {deadline!r} s is over at once: expected seconds, more than 0, or None"
+            )
         key = able.reserve(session=store.session if session is None else session)
         name = f"{kind.__module__}:{kind.__qualname__}" if kind is not None else ""
         return cls(Pending(key, store.recipe, name, evict, deadline))
@@ -243,7 +264,7 @@ class Future(Generic[T]):
             SerializationError: it cannot be turned into bytes.
             StoreError: the store failed; says why.
         """
-        self._set(result)
+        self._set(store_for(self.reference.recipe).encode(result))
 
     def set_exception(self, exception: BaseException) -> None:
         """Let everyone who asks for the result get an exception. Raises as `set_result`."""
@@ -252,11 +273,20 @@ class Future(Generic[T]):
         story = ""
         if exception.__traceback__ is not None:
             story = f"Where the result was to be made:\n{''.join(traceback.format_exception(exception))}"
+        failure = _Failure(exception, story)
         try:
-            self._set(_Failure(exception, story))
+            frames = self._encoded(failure)
         except SerializationError:
             text = "".join(traceback.format_exception_only(exception)).strip()
-            self._set(_Failure(RemoteError(text), story))
+            frames = self._encoded(_Failure(RemoteError(text), story))
+        self._set(frames)
+
+    def _encoded(self, failure: _Failure) -> list[Buffer]:
+        """A failure as it is stored, whatever serializer the store has; what nobody could load is refused."""
+        store = store_for(self.reference.recipe)
+        frames = serialize(failure, checksum=store.connector.checksum, allow_pickle=store.allow_pickle)
+        deserialize(b"".join(frames), allow_pickle=store.allow_pickle)
+        return frames
 
     def cancel(self) -> bool:
         """Let everyone who asks for the result get a CancelledError; False if it is set already.
@@ -269,11 +299,10 @@ class Future(Generic[T]):
             return self.cancelled()
         return True
 
-    def _set(self, obj: Any) -> None:
-        store = store_for(self.reference.recipe)
-        able = deferred(store.connector)
+    def _set(self, frames: Sequence[Buffer]) -> None:
+        able = deferred(store_for(self.reference.recipe).connector)
         assert able is not None
-        able.set(self.key, store.encode(obj))
+        able.set(self.key, frames)
 
     # Consumers.
 
@@ -332,6 +361,9 @@ class Future(Generic[T]):
                 threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
 
     def __await__(self) -> Generator[Any, None, T]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> T:
         loop = asyncio.get_running_loop()
         settled = loop.create_future()
 
@@ -344,8 +376,44 @@ class Future(Generic[T]):
                 loop.call_soon_threadsafe(settle)
 
         self.add_done_callback(tell)
-        yield from settled
-        return (yield from asyncio.to_thread(self.result, 0).__await__())
+        deadline = self.reference.deadline
+        await asyncio.wait([settled], timeout=deadline)
+        if not settled.done():
+            raise self.reference.late(deadline)
+        found: T = await _apart(lambda: self.result(0))
+        return found
+
+
+async def _apart(function: Callable[[], Any]) -> Any:
+    """What a function returns in a thread of its own.
+
+    A loop that ends, and the interpreter, wait for the threads of `asyncio.to_thread`, and so for whatever
+    these wait for, for hours.
+    """
+    loop = asyncio.get_running_loop()
+    settled: asyncio.Future[Callable[[], Any]] = loop.create_future()
+
+    def settle(outcome: Callable[[], Any]) -> None:
+        if not settled.done():
+            settled.set_result(outcome)
+
+    def run() -> None:
+        found, error = None, None
+        try:
+            found = function()
+        except BaseException as raised:
+            error = raised
+
+        def outcome() -> Any:  # as no future of asyncio carries every exception
+            if error is not None:
+                raise error
+            return found
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="proxystore-future", daemon=True).start()
+    return (await settled)()
 
 
 def _value(found: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime as dt
+import numbers
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextLifetime", "LeaseLifetime", "Lifetime", "Session", "StaticLifetime"]
 
+_LONGEST = 100 * 365.25 * 24 * 3600  # seconds: clocks, threads and servers overflow later than in a century
 _LAST_RENEWAL = 5.0  # seconds to wait for a renewal in progress, which would bring an ended session back
 
 
@@ -55,7 +57,7 @@ class Session:
         if not lease > 0:
             raise ConfigurationError(f"a lease of {lease!r} s is over at once: expected more than 0")
         self.name = name or new_session(connector)
-        self.lease = lease
+        self.lease = lease = min(lease, _LONGEST)
         self.connector = connector
         self._owner = os.getpid()
         self._over = threading.Event()
@@ -175,13 +177,18 @@ class Lifetime:
             self._keys += [(store, key) for key in keys]
 
     def add_proxy(self, *proxies: Proxy[Any]) -> None:
-        """Let the objects of proxies go with this lifetime. Raises as `add_key`."""
+        """Let the objects of proxies go with this lifetime.
+
+        Raises:
+            TypeError: not a proxy.
+            ConfigurationError: as `add_key`, or a proxy does not come from a store.
+        """
         from proxystore_core.registry import get_key, get_store
 
-        for proxy in proxies:
+        for proxy, key in [(proxy, get_key(proxy)) for proxy in proxies]:  # all or, when one is none, nothing
             store = get_store(proxy)
             assert store is not None
-            self.add_key(store, get_key(proxy))
+            self.add_key(store, key)
 
     def done(self) -> bool:
         """Whether it is over."""
@@ -314,6 +321,6 @@ def _seconds(expiry: float | dt.timedelta | dt.datetime) -> float:
             raise ConfigurationError(f"{expiry!r} has no time zone: expected for example datetime.now(UTC)")
         expiry = expiry - dt.datetime.now(dt.UTC)
     seconds = expiry.total_seconds() if isinstance(expiry, dt.timedelta) else expiry
-    if type(seconds) not in (int, float) or not seconds > 0:
-        raise ConfigurationError(f"a lifetime of {seconds!r} s is over at once: expected more than 0")
-    return float(seconds)
+    if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool) or not seconds > 0:
+        raise ConfigurationError(f"a lifetime of {expiry!r} s is over at once: expected seconds, more than 0")
+    return min(float(seconds), _LONGEST)

@@ -293,9 +293,16 @@ async def resolve_async(proxy: Proxy[T]) -> T:
     fetch = getattr(proxy.__proxy_factory__, "fetch_async", None)
     rest = None if fetch is None else await fetch()
     if rest is None:
-        return await asyncio.to_thread(extract, proxy)
+        return await asyncio.to_thread(_for_coroutine, extract, proxy)
     # The object is made, and evicted if need be, in the flight that those in other threads share.
-    return await asyncio.to_thread(_load, proxy, rest)
+    return await asyncio.to_thread(_for_coroutine, _load, proxy, rest)
+
+
+def _for_coroutine(function: Callable[..., T], *args: Any) -> T:
+    try:
+        return function(*args)
+    except StopIteration as error:  # which no future carries: who awaits would wait for ever
+        raise RuntimeError("the factory of a proxy raised StopIteration") from error
 
 
 _get = object.__getattribute__
