@@ -88,6 +88,11 @@ def ones(count):
     return np.ones(count)
 
 
+def slow_ones(count, seconds):
+    time.sleep(seconds)
+    return np.ones(count)
+
+
 def make_bytes(count):
     return b"x" * count
 
@@ -237,6 +242,13 @@ async def get_client_in_coroutine(count):
     client = distributed.get_client()
     future = client.submit(increment, np.zeros(count), pure=False)
     return float((await future).sum())
+
+
+def gather_inside(count):
+    with distributed.worker_client() as client:
+        futures = client.map(ones, [count] * 4, pure=False)
+        distributed.wait(futures)
+        return [type(value).__name__ for value in [*client.gather(futures), futures[0].result()]]
 
 
 def compute_inside(count):

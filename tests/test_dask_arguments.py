@@ -247,6 +247,18 @@ def test_per_call_choices(client, array, stored):
     stored.becomes(0)
 
 
+def test_what_is_said_of_a_map_holds_for_its_batches(client, array, stored):
+    items = [array + i for i in range(4)]
+    by_value = client.map(tasks.total, items, batch_size=2, proxy_args=False, pure=False)
+    assert client.gather(by_value) == [tasks.total(item) for item in items]
+    assert not stored()
+    results = client.map(tasks.ones, [BIG] * 4, batch_size=2, proxy_result=True, pure=False)
+    distributed.wait(results)
+    assert len(stored()) == 4
+    del by_value, results
+    stored.becomes(0)
+
+
 def test_unpicklable_arguments_raise_dasks_own_error(client, bare_client):
     import threading
 

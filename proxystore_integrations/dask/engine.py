@@ -26,6 +26,7 @@ try:
     )
     from dask.highlevelgraph import MaterializedLayer
     from distributed.client import _MapExpr as MapExpr
+    from distributed.core import Status
     from distributed.protocol.serialize import Serialized, serialize, to_serialize
     from distributed.utils import iscoroutinefunction
 except ImportError as error:
@@ -40,11 +41,11 @@ TESTED = (2026, 8)
 
 _METHODS = {
     distributed.Client: (
-        "_close _gather_remote _graph_to_futures _register_scheduler_plugin _release_key _scatter "
+        "_close _gather _gather_remote _graph_to_futures _register_scheduler_plugin _release_key _scatter "
         "_send_to_scheduler _start"
     ),
     distributed.Scheduler: "broadcast client_releases_keys gather register_worker_plugin update_graph",
-    distributed.Worker: "_get_client _initialized_clients update_data",
+    distributed.Worker: "_get_client _initialized_clients get_data update_data",
     Task: "args func has_subgraph is_coro kwargs substitute",
 }
 
@@ -58,6 +59,7 @@ __all__ = [
     "MaterializedLayer",
     "NestedContainer",
     "Serialized",
+    "Status",
     "Task",
     "check_release",
     "containers",
@@ -65,6 +67,7 @@ __all__ = [
     "graph_expr",
     "iscoroutinefunction",
     "serialize_graph",
+    "to_serialize",
     "version",
 ]
 

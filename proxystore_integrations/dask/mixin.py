@@ -21,7 +21,7 @@ from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger
 from proxystore_integrations.dask.graph import substitute_graph
 from proxystore_integrations.dask.link import DaskLink
-from proxystore_integrations.dask.nodes import StoredResult
+from proxystore_integrations.dask.nodes import WithoutStored
 from proxystore_integrations.dask.scatter import carried, named
 from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
 from proxystore_integrations.dask.worker import unpack
@@ -93,9 +93,12 @@ class StoreMixin(distributed.Client):
 
     async def _close(self, fast: bool = False) -> None:
         needed = await self._leave() if self._link.joined else False
-        await super()._close(fast=fast)
-        # Tasks that go on without us (fire_and_forget) need their arguments: the scheduler sees to them.
-        await asyncio.to_thread(self._link.close, keep=needed and self._start_arg is not None)
+        try:
+            await super()._close(fast=fast)
+        finally:
+            # Tasks that go on without us (fire_and_forget) need their arguments, and store results: the
+            # scheduler sees to them.
+            await asyncio.to_thread(self._link.close, keep=needed and self._start_arg is not None)
 
     async def _leave(self) -> bool:
         """Take leave of the scheduler; returns whether tasks that go on without us need what we stored."""
@@ -146,6 +149,9 @@ class StoreMixin(distributed.Client):
     ) -> Any:
         """As `distributed.Client.map`, with the arguments that `submit` adds."""
         borrowed = borrows_in((iterables, kwargs))
+        if proxy_args is None and proxy_result is None:
+            # Dask calls this again for each batch: what the caller said of all of them stays.
+            return end_with(super().map(func, *iterables, **kwargs), borrowed)
         with _these(proxy_args, proxy_result):
             return end_with(self._noted(super().map(func, *iterables, **kwargs), proxy_result), borrowed)
 
@@ -197,11 +203,15 @@ class StoreMixin(distributed.Client):
         send = functools.partial(dasks, direct=direct, local_worker=local_worker, hash=hash, **kwargs)
         if local_worker or not link.reached:
             return await send(data)
-        values, rebuild = named(data, hash)
+        # Whoever stops waiting, what was stored is evicted, and not before the workers have it.
+        return await asyncio.shield(asyncio.ensure_future(self._scatter_stored(send, *named(data, hash))))
+
+    async def _scatter_stored(self, send: Any, values: dict[Any, Any], rebuild: Any) -> Any:
+        link = self._link
         outgoing = link.outgoing()
         outgoing.label = "scatter"
-        in_store = await asyncio.to_thread(carried, values, outgoing)
         try:
+            in_store = await asyncio.to_thread(carried, values, outgoing)
             futures = await send(in_store)
         except StoreError as error:
             link.by_value.accept(error, "scatter")
@@ -215,25 +225,22 @@ class StoreMixin(distributed.Client):
 
     # In: results.
 
+    async def _gather(
+        self, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None
+    ) -> Any:
+        if local_worker is not None:
+            local_worker = WithoutStored(local_worker)
+        return await super()._gather(futures, errors, direct, local_worker)
+
     async def _gather_remote(self, direct: bool, local_worker: bool) -> dict[str, Any]:
         link = self._link
         if direct or local_worker or not link.reached or link.publishes_from is None:
-            response = await super()._gather_remote(direct, local_worker)
-        else:
-            async with self._gather_semaphore:
-                # Requests that come in meanwhile form the next batch, as in Dask's own method.
-                keys, self._gather_keys, self._gather_future = list(self._gather_keys or ()), None, None
-                # Whoever stops waiting, what was published is fetched and evicted.
-                response = await asyncio.shield(asyncio.ensure_future(self._gather_published(keys)))
-        stored = {
-            key: value.reference
-            for key, value in response.get("data", {}).items()
-            if type(value) is StoredResult
-        }
-        if stored:
-            loaded = await asyncio.to_thread(load, list(stored.values()))
-            response["data"] = {**response["data"], **dict(zip(stored, loaded, strict=True))}
-        return dict(response)
+            return dict(await super()._gather_remote(direct, local_worker))
+        async with self._gather_semaphore:
+            # Requests that come in meanwhile form the next batch, as in Dask's own method.
+            keys, self._gather_keys, self._gather_future = list(self._gather_keys or ()), None, None
+            # Whoever stops waiting, what was published is fetched and evicted.
+            return await asyncio.shield(asyncio.ensure_future(self._gather_published(keys)))
 
     async def _gather_published(self, keys: list[Any]) -> dict[str, Any]:
         link = self._link
@@ -246,18 +253,24 @@ class StoreMixin(distributed.Client):
             )
         )
         published = {key: unpack(packed) for key, packed in response.pop("references", {}).items()}
+        stored = {key: unpack(packed) for key, packed in response.pop("stored", {}).items()}
         try:
-            if published and response["status"] == "OK":
-                loaded = await asyncio.to_thread(load, list(published.values()), shared=False)
-                response["data"] = {**response["data"], **dict(zip(published, loaded, strict=True))}
+            if response["status"] == "OK":
+                data = response["data"] = dict(response["data"])
+                for references, shared in ((published, False), (stored, True)):
+                    if references:
+                        loaded = await asyncio.to_thread(load, list(references.values()), shared=shared)
+                        data.update(zip(references, loaded, strict=True))
         except StoreError as error:
-            link.by_value.accept(error, "gather")
+            # One that was let go of meanwhile is no trouble of the others'.
+            if not stored:
+                link.by_value.accept(error, "gather")
             return dict(await self.scheduler.gather(keys=keys))
         finally:
             link.evict_later([reference.key for reference in published.values()])
         if (book := ledger.book) is not None:
             for key, value in response.get("data", {}).items():
-                if key not in published and type(value) is not StoredResult:
+                if key not in published and key not in stored:
                     size = sizeof(value)
                     why = "small" if size < link.settings.threshold else "fast through the scheduler"
                     book.by_value(link.engine, why, size)

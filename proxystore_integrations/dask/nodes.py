@@ -16,7 +16,15 @@ from proxystore_integrations.dask.engine import GraphNode, Task, iscoroutinefunc
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import load
 
-__all__ = ["StoreTask", "StoredFunction", "StoredResult", "StoredValue", "stored_values"]
+__all__ = [
+    "StoreTask",
+    "StoredFunction",
+    "StoredResult",
+    "StoredValue",
+    "WithoutStored",
+    "stored_values",
+    "unclaimed",
+]
 
 _loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("proxystore_loaded")
 _no_dependencies: frozenset[Any] = frozenset()
@@ -126,6 +134,31 @@ class StoredResult:
         return 200
 
 
+unclaimed: dict[Any, StoredResult] = {}
+"""Results that tasks of this process have stored and no worker has taken into its memory yet, by task.
+
+Of those that one has, the scheduler knows. The others are of tasks that were cancelled while they ran.
+"""
+
+
+class WithoutStored:
+    """A worker, for Dask's gather in one of its tasks, without those results that are in a store.
+
+    Args:
+        worker: whose memory is looked into.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._in_memory = worker.data
+        self.data = self
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._in_memory and type(self._in_memory[key]) is not StoredResult
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._in_memory[key]
+
+
 class StoreTask(GraphNode):
     """A task that takes values from the store, or puts its result there.
 
@@ -183,7 +216,8 @@ class StoreTask(GraphNode):
             return result
         if (book := ledger.book) is not None:
             book.put("result", "dask", key_split(self.key), reference, time.perf_counter() - start)
-        return StoredResult(reference, session)
+        unclaimed[self.key] = stored = StoredResult(reference, session)
+        return stored
 
     @property
     def is_coro(self) -> bool:

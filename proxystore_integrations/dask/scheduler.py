@@ -50,6 +50,7 @@ class ClientSession:
         lease: seconds.
         settings: what clients made inside tasks are to use, too.
         pins: the stored objects that tasks need.
+        storing: tasks that put their results into the session, now or when they are computed again.
         graphs: for each stored object, how many graphs with it came since it was last let go of.
         here: whether the client is still connected.
         updating: graphs of the client that the scheduler is working on.
@@ -63,10 +64,16 @@ class ClientSession:
     lease: float
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     pins: Pins = dataclasses.field(default_factory=Pins)
+    storing: set[Any] = dataclasses.field(default_factory=set)
     graphs: Counter[str] = dataclasses.field(default_factory=Counter)
     here: bool = True
     updating: int = 0
     updated: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there are tasks that the session's objects are for."""
+        return bool(self.pins or self.storing)
 
 
 def _probe(session: ClientSession) -> dict[str, Any]:
@@ -90,6 +97,9 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         self._joining = asyncio.Lock()
         self._update_graph = scheduler.stream_handlers["update-graph"]
         scheduler.stream_handlers["update-graph"] = self._announced_graph
+        self._task_finished = scheduler.stream_handlers["task-finished"]
+        scheduler.stream_handlers["task-finished"] = self._finished
+        scheduler.stream_handlers["proxystore-unwanted"] = self.unwanted
         scheduler.stream_handlers["proxystore-leave"] = self.leave
         add_page(scheduler, self)
         scheduler.handlers.update(
@@ -142,7 +152,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
                     stimulus_id="proxystore-leave",
                 )
             session.here = False
-            needed = bool(session.pins)
+            needed = session.needed
             if not needed:
                 del self.sessions[client]
         self._tell(client, {"op": "proxystore-left", "needed": needed})
@@ -220,6 +230,8 @@ class StoreSchedulerPlugin(SchedulerPlugin):
                     session.pins.pin(value.reference.key, key)
             wanted = tuple(dict.fromkeys(value.reference for value in values if not value.lazy))
             task.run_spec = StoreTask(task.run_spec, wanted, None if task.actor else results)
+            if task.run_spec.results is not None:
+                session.storing.add(key)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if key in self._results and (start == "memory" or finish == "memory"):
@@ -228,24 +240,57 @@ class StoreSchedulerPlugin(SchedulerPlugin):
         if finish == "memory":
             stored = (kwargs.get("metadata") or {}).get("proxystore")
             if stored is not None:
-                name, stored_key = stored
-                for session in self.sessions.values():
-                    if session.session == name:
-                        session.pins.pin(stored_key, _Result(key))
-                        self._results.add(key)
+                self._pin_result(key, *stored[:2])
         elif finish == "forgotten":
-            self._release(key)
+            self._release(key, forgotten=True)
 
-    def _release(self, holder: Any) -> None:
+    def _pin_result(self, task: Any, name: str, stored_key: str) -> None:
+        for session in self.sessions.values():
+            if session.session == name:
+                session.pins.pin(stored_key, _Result(task))
+                self._results.add(task)
+
+    def _finished(self, key: Any, worker: str, **message: Any) -> None:
+        """A worker has finished a task; perhaps nobody wants it any more, or another has finished it, too."""
+        self._task_finished(key=key, worker=worker, **message)
+        stored = (message.get("metadata") or {}).get("proxystore")
+        if stored is None:
+            return
+        task = self.scheduler.tasks.get(key)
+        if task is not None and task.state == "memory":
+            self._pin_result(key, *stored[:2])
+        else:
+            self.unwanted(worker, stored)
+
+    def unwanted(self, worker: str, stored: Sequence[str]) -> None:
+        """A worker has stored the result of a task that was let go of while it ran.
+
+        Args:
+            worker: its address.
+            stored: the session's name, the object's key and the store's recipe.
+        """
+        name, stored_key, recipe = stored
+        order: dict[str, Any] = {"op": "proxystore-evict", "recipe": recipe, "keys": [stored_key]}
+        if all(session.session != name for session in self.sessions.values()):
+            order = {"op": "proxystore-end", "recipe": recipe, "session": name}  # once more
+        if (comm := self.scheduler.stream_comms.get(worker)) is not None:
+            comm.send(order)
+
+    def _release(self, holder: Any, forgotten: bool = False) -> None:
         for session in list(self.sessions.values()):
             freed = session.pins.release(holder)
+            if forgotten:
+                session.storing.discard(holder)
             if freed:
                 self._evict(session, freed)
+            if not session.here:
                 self._end_if_over(session)
 
     def restart(self, scheduler: Scheduler) -> None:
-        for session in self.sessions.values():
+        for session in list(self.sessions.values()):
+            session.storing.clear()
             self._evict(session, session.pins.clear())
+            self._end_if_over(session)
         self._results.clear()
 
     # Eviction is an order that the client carries out, else a worker.
@@ -267,7 +312,7 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             )
 
     def _end_if_over(self, session: ClientSession) -> None:
-        if not session.here and not session.pins and self.sessions.pop(session.client, None) is not None:
+        if not session.here and not session.needed and self.sessions.pop(session.client, None) is not None:
             self._ask_worker({"op": "proxystore-end", "recipe": session.recipe, "session": session.session})
 
     def _keep_orphans(self) -> None:
@@ -301,26 +346,31 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             by_value: keys that are not.
 
         Returns:
-            What Dask's gather returns, plus ``references``: the published results.
+            What Dask's gather returns, plus ``references``: the published results, and ``stored``: those that
+            are in the client's store anyway.
         """
         session = self.sessions.get(client)
         holders: defaultdict[str, list[Any]] = defaultdict(list)
         for key in keys if session is not None else ():
             task = self.scheduler.tasks.get(key)
-            if task is not None and task.who_has and task.nbytes >= threshold and key not in by_value:
+            if task is None or not task.who_has or key in by_value:
+                continue
+            if task.nbytes >= threshold or key in self._results:
                 holders[next(iter(task.who_has)).address].append(key)
         if not holders or session is None:
             return dict[str, Any](await self.scheduler.gather(keys=keys))  # type: ignore[arg-type]
         references: dict[Any, Any] = {}
+        stored: dict[Any, Any] = {}
         for worker, held in holders.items():
             try:
-                published = await self.scheduler.rpc(worker).proxystore_publish(
+                published, kept = await self.scheduler.rpc(worker).proxystore_publish(
                     keys=held, recipe=session.recipe, session=session.session
                 )
             except Exception as error:  # the worker is dying: Dask's own gather knows what to do
                 logger.info("worker %s did not publish its results: %s", worker, error)
             else:
                 references.update(published)
-        rest = [key for key in keys if key not in references]
+                stored.update(kept)
+        rest = [key for key in keys if key not in references and key not in stored]
         response = await self.scheduler.gather(keys=rest) if rest else {"status": "OK", "data": {}}
-        return {"references": references, **response}  # type: ignore[dict-item]
+        return {"references": references, "stored": stored, **response}  # type: ignore[dict-item]

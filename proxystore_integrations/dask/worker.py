@@ -17,8 +17,10 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from proxystore_core import Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
 from proxystore_integrations import ledger
-from proxystore_integrations.dask.nodes import StoredResult, StoreTask
+from proxystore_integrations.dask.engine import Status, to_serialize
+from proxystore_integrations.dask.nodes import StoredResult, StoreTask, unclaimed
 from proxystore_integrations.settings import Settings
+from proxystore_integrations.transfer import load
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -30,6 +32,9 @@ _ELSEWHERE = (
     "{recipe} is another store on {node}. Use one that all hosts reach, for example "
     'store = "file:///shared/directory" in proxystore.toml'
 )
+
+_OVER = ("memory", "released", "forgotten", "fetch", "missing", "error")
+"""States of a task that is not run any more."""
 
 
 def pack(reference: Reference) -> tuple[Any, ...]:
@@ -52,6 +57,7 @@ class StoreWorkerPlugin(WorkerPlugin):
         self.inherited: tuple[str, dict[str, Any]] | None = None
         self._lock = forks.lock()
         self._update_data = worker.handlers["update_data"]
+        self._get_data = worker.handlers["get_data"]
         self._dasks_get_client = worker._get_client
         worker._get_client = self.get_client  # type: ignore[method-assign]
         worker.handlers.update(
@@ -59,6 +65,7 @@ class StoreWorkerPlugin(WorkerPlugin):
                 "proxystore_probe": self.probe,
                 "proxystore_publish": self.publish,
                 "update_data": self.update_data,
+                "get_data": self.get_data,
             }
         )
         worker.stream_handlers.update(
@@ -77,6 +84,7 @@ class StoreWorkerPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         worker.handlers["update_data"] = self._update_data
+        worker.handlers["get_data"] = self._get_data
         worker._get_client = self._dasks_get_client  # type: ignore[method-assign]
 
     def get_client(self, timeout: float | None = None) -> Any:
@@ -124,18 +132,23 @@ class StoreWorkerPlugin(WorkerPlugin):
             self.inherited = recipe, settings
         return "" if found else _ELSEWHERE.format(recipe=recipe, node=socket.gethostname())
 
-    async def publish(self, keys: Sequence[Any], recipe: str, session: str) -> dict[Any, Any]:
+    async def publish(
+        self, keys: Sequence[Any], recipe: str, session: str
+    ) -> tuple[dict[Any, Any], dict[Any, Any]]:
         """Put results of this worker's memory into a client's store.
 
         Returns:
-            The packed reference of each that could be stored; the others go Dask's way.
+            The packed reference of each that could be stored, and of each that is in this store anyway; the
+            others go Dask's way.
         """
-        published = {}
+        published, stored = {}, {}
         for key in keys:
             if key not in self.worker.data:
                 continue
             value = self.worker.data[key]
             if type(value) is StoredResult:
+                if value.reference.recipe == recipe:
+                    stored[key] = pack(value.reference)
                 continue
             try:
                 reference = await asyncio.to_thread(_store, value, recipe, session, key)
@@ -143,7 +156,7 @@ class StoreWorkerPlugin(WorkerPlugin):
                 logger.warning("result %r is gathered through the scheduler: %s", key, error)
             else:
                 published[key] = pack(reference)
-        return published
+        return published, stored
 
     async def update_data(self, data: dict[Any, Any], **kwargs: Any) -> Any:
         """Dask's scatter, with stored values loaded first: a worker's memory holds the values themselves."""
@@ -153,8 +166,28 @@ class StoreWorkerPlugin(WorkerPlugin):
             data = {**data, **dict(zip(stored, loaded, strict=True))}
         return self._update_data(data=data, **kwargs)
 
+    async def get_data(self, comm: Any, keys: Sequence[Any], who: str | None = None, **kwargs: Any) -> Any:
+        """Dask's way of fetching results; who is no worker (a client without a store, too) gets values."""
+        held = self.worker.data
+        if who is not None or not any(type(held.get(key)) is StoredResult for key in keys):
+            return await self._get_data(comm, keys=keys, who=who, **kwargs)
+        found = {key: held[key] for key in keys if key in held}
+        stored = {key: value.reference for key, value in found.items() if type(value) is StoredResult}
+        loaded = await asyncio.to_thread(load, list(stored.values()))
+        found.update(zip(stored, loaded, strict=True))
+        data = {key: to_serialize(value) for key, value in found.items()}
+        await comm.write({"status": "OK", "data": data}, serializers=kwargs.get("serializers"))
+        await comm.read(deserializers=kwargs.get("serializers"))  # that it has arrived
+        return Status.dont_reply
+
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         task = self.worker.state.tasks.get(key)
+        # ``finish`` is what was asked for: a running task is not released, a cancelled one not in memory.
+        state = "forgotten" if task is None else task.state
+        if key in unclaimed and state in _OVER:
+            dropped = unclaimed.pop(key)
+            if state != "memory":  # it was cancelled while it ran
+                self.worker.batched_send({"op": "proxystore-unwanted", "stored": _metadata(dropped)})
         if task is None:
             return
         if finish in ("ready", "constrained", "executing"):
@@ -164,15 +197,15 @@ class StoreWorkerPlugin(WorkerPlugin):
                 and any(dep.type is StoredResult for dep in task.dependencies)
             ):
                 task.run_spec = StoreTask(task.run_spec)
-        elif finish == "memory" and task.type is StoredResult:
+        elif finish == state == "memory" and task.type is StoredResult:
             result = self.worker.data[key]
             assert type(result) is StoredResult
-            task.metadata["proxystore"] = result.session, result.reference.key
+            task.metadata["proxystore"] = _metadata(result)
 
     # Orders of the scheduler.
 
     async def evict(self, recipe: str, keys: Sequence[str]) -> None:
-        """Evict objects of a client that is gone."""
+        """Evict objects of a client that is gone, or results that nobody waits for."""
         await self._order(functools.partial(_evict, recipe, keys), "evict")
 
     async def end(self, recipe: str, session: str) -> None:
@@ -225,6 +258,10 @@ def _store(value: Any, recipe: str, session: str, key: Any) -> Reference:
     if (book := ledger.book) is not None:
         book.put("gathered", "dask", key_split(key), reference, time.perf_counter() - start)
     return reference
+
+
+def _metadata(result: StoredResult) -> tuple[str, str, str]:
+    return result.session, result.reference.key, result.reference.recipe
 
 
 def _evict(recipe: str, keys: Sequence[str]) -> None:
