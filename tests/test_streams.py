@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
 import secrets
 import threading
@@ -24,6 +25,7 @@ from proxystore_core.errors import (
     DeadlineError,
     GoneError,
     RefusedError,
+    SerializationError,
     UnreachableError,
 )
 from proxystore_core.stream import Event, Publisher, StreamConsumer, StreamProducer, Subscriber
@@ -204,11 +206,15 @@ def test_timeouts(broker: Broker, store: Store[Any]) -> None:
 def test_what_cannot_be_sent(broker: Broker, store: Store[Any]) -> None:
     consumer = StreamConsumer[Any](broker.subscriber(), timeout=WAIT)
     producer = StreamProducer[Any](broker.publisher(), store)
-    for metadata in ({"a": object()}, {"a": float("nan")}, {"a": "x" * 2_000_000}):
+    wrongs: list[Any] = [{"a": object()}, {"a": float("nan")}, {"a": "x" * 2_000_000}, {1: 2}, [1], "a"]
+    for metadata in wrongs:
         with pytest.raises(ConfigurationError):
             producer.send(broker.topic, 1, metadata=metadata)
         assert not left(store)
-        producer._topics.clear()
+    topic: Any
+    for topic in (None, "", 5):
+        with pytest.raises(ConfigurationError, match="topic"):
+            producer.send(topic, 1)
     with pytest.raises(ConfigurationError, match="no store"):
         StreamProducer[Any](producer.publisher, {"other": store}).send(broker.topic, 1)
     options: list[dict[str, Any]] = [
@@ -229,6 +235,23 @@ def test_what_cannot_be_sent(broker: Broker, store: Store[Any]) -> None:
     assert list(consumer.iter_objects()) == [[1]]
     consumer.close()
     consumer.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_object_that_cannot_be_stored_stands_in_nobody_s_way(batch_size: int, store: Store[Any]) -> None:
+    broker = QueueBroker()
+    producer = StreamProducer[Any](broker.publisher(), store, batch_size=batch_size)
+    consumer = StreamConsumer[Any](broker.subscriber(), timeout=math.inf)
+    refused = 0
+    for obj in (1, threading.Lock(), 2, 3):
+        try:
+            producer.send(broker.topic, obj)
+        except SerializationError:
+            refused += 1
+    assert refused == 1
+    producer.close()
+    assert list(consumer.iter_objects()) == [1, 2, 3]
+    assert not left(store)
 
 
 def test_messages_of_others(broker: Broker, store: Store[Any]) -> None:

@@ -23,6 +23,7 @@ __all__ = ["Item", "StreamConsumer"]
 
 T = TypeVar("T")
 
+_ENDLESS = 1e9  # seconds: a wait that is longer has no end, and clocks overflow soon after
 _PAUSE = 0.02  # seconds before an end that is not all is put back
 
 
@@ -263,6 +264,7 @@ class StreamConsumer(Generic[T]):
     def _next(self, timeout: float | None) -> tuple[_Arrived, Event]:
         self._settle()
         limit = self._timeout if timeout is None else timeout
+        limit = None if limit is not None and limit > _ENDLESS else limit
         while not self._ready:
             if not self._open:
                 raise StopIteration

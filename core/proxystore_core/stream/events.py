@@ -19,7 +19,7 @@ from proxystore_core.errors import ConfigurationError, CorruptError
 from proxystore_core.reference import Reference
 from proxystore_core.secret import Secret
 
-__all__ = ["End", "Event", "decode", "encode"]
+__all__ = ["End", "Event", "check_metadata", "decode", "encode"]
 
 _VERSION = 1
 _LIMIT = 1 << 20  # bytes of a message that is looked at
@@ -74,6 +74,18 @@ def encode(batch: Sequence[Event] | End, topic: str = "", secret: Secret | None 
     """
     message = _text(batch).encode()
     return message if secret is None else bytes(encrypt([message], secret, _name(topic))[0])
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raise a `ConfigurationError` unless metadata are what an event can carry."""
+    if not metadata and isinstance(metadata, Mapping):
+        return
+    if not isinstance(metadata, Mapping) or not all(isinstance(name, str) for name in metadata):
+        raise ConfigurationError(
+            f"an item's metadata cannot be sent: {metadata!r}",
+            remedy='Metadata are a dict whose keys are texts, for example {"frame": 7}.',
+        )
+    _text([Event("", "", 0, "", False, metadata)])
 
 
 def _name(topic: str) -> str:

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from proxystore_core import forks
-from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError
+from proxystore_core.errors import ConfigurationError, DeadlineError, SerializationError, StoreError
 from proxystore_core.reference import Reference
 from proxystore_core.store import Store
 from proxystore_core.stream.broker import Publisher
-from proxystore_core.stream.events import End, Event, encode
+from proxystore_core.stream.events import End, Event, check_metadata, encode
 from proxystore_core.stream.keeping import WEEK, Keeping
 
 __all__ = ["StreamProducer"]
@@ -121,7 +121,10 @@ class StreamProducer(Generic[T]):
             DeadlineError: nobody consumed in time. The item is not sent.
             StoreError: the store or the broker failed.
         """
-        metadata = metadata or {}
+        metadata = {} if metadata is None else metadata
+        if not isinstance(topic, str) or not topic:
+            raise ConfigurationError(f"a topic is a name, not {topic!r}")
+        check_metadata(metadata)  # later it would stand in the way of other items
         if self._filter is not None and self._filter(metadata):
             return
         self._store(topic)
@@ -143,7 +146,8 @@ class StreamProducer(Generic[T]):
     def flush(self, topic: str | None = None) -> None:
         """Send what is kept for batches; of all topics by default. Raises as `send`.
 
-        What could not be sent is kept, and its objects are not left in the store.
+        What could not be sent is kept, and its objects are not left in the store. An object that cannot be
+        serialized is dropped: it would stand in the way of all that comes after it.
         """
         for each in list(self._topics) if topic is None else [topic]:
             with self._lock:
@@ -152,7 +156,10 @@ class StreamProducer(Generic[T]):
                 continue
             try:
                 self._send(each, batch)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, SerializationError) and self._aggregator is None:
+                    store = self._store(each)
+                    batch = [item for item in batch if _can_be_stored(store, item[0])]
                 with self._lock:
                     self._topics[each] = batch + self._topics[each]
                 raise
@@ -251,6 +258,14 @@ class StreamProducer(Generic[T]):
                 )
             time.sleep(pause)
             pause = min(2 * pause, _PAUSES[1])
+
+
+def _can_be_stored(store: Store[Any], obj: Any) -> bool:
+    try:
+        store.encode(obj)
+    except SerializationError:
+        return False
+    return True
 
 
 def _consumed(pending: Sequence[tuple[Store[Any], str]]) -> list[tuple[Store[Any], str]]:
