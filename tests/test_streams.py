@@ -7,6 +7,8 @@ import contextlib
 import math
 import pickle
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -252,6 +254,54 @@ def test_an_object_that_cannot_be_stored_stands_in_nobody_s_way(batch_size: int,
     producer.close()
     assert list(consumer.iter_objects()) == [1, 2, 3]
     assert not left(store)
+
+
+def test_a_consumer_that_is_closed_while_it_waits(store: Store[Any]) -> None:
+    broker = QueueBroker()
+    producer = StreamProducer[Any](broker.publisher(), store)
+    first = StreamConsumer[Any](broker.subscriber())
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(first.iter_objects_async())
+
+    asyncio.run(main())
+    asked = first._asked
+    first.close()
+    assert asked is not None
+    with pytest.raises(ConfigurationError, match="closed"):
+        asked.result(WAIT)
+    with StreamConsumer[Any](broker.subscriber(), timeout=WAIT) as second:
+        producer.send(broker.topic, "for the second")
+        producer.close()
+        assert list(second.iter_objects()) == ["for the second"]
+    with pytest.raises(ConfigurationError, match="closed"):
+        first.next()
+
+
+def test_the_interpreter_does_not_wait_for_a_consumer() -> None:
+    program = """
+import asyncio
+from proxystore_core.stream import StreamConsumer
+from proxystore_core.stream.queue import QueuePublisher, QueueSubscriber
+
+publisher = QueuePublisher()
+consumer = StreamConsumer(QueueSubscriber(publisher, "nothing"))
+
+async def main():
+    try:
+        async with asyncio.timeout(0.05):
+            await anext(consumer.iter_objects_async())
+    except TimeoutError:
+        print("cancelled")
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["cancelled"]
 
 
 def test_messages_of_others(broker: Broker, store: Store[Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -50,6 +52,31 @@ class _Arrived:
     def __init__(self, message: Message, count: int) -> None:
         self.message = message
         self.left = count
+
+
+class _Worker:
+    """One thread, which the interpreter's end does not wait for: it may wait for an item without an end."""
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="proxystore-stream", daemon=True).start()
+
+    def submit(self, function: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._orders.put((future, function))
+        return future
+
+    def close(self) -> None:
+        self._orders.put(None)
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            future, function = order
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+            del order, future, function
 
 
 class StreamConsumer(Generic[T]):
@@ -101,7 +128,7 @@ class StreamConsumer(Generic[T]):
         self._ended: dict[str, set[str]] = {}
         self._ready: deque[tuple[_Arrived, Event]] = deque()
         self._given: list[tuple[_Arrived, Event | None]] = []  # not acknowledged yet; to be evicted first
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker: _Worker | None = None
         self._asked: Future[Any] | None = None
 
     def __repr__(self) -> str:
@@ -210,7 +237,7 @@ class StreamConsumer(Generic[T]):
             acknowledge: whether what was given is dealt with.
         """
         if self._worker is not None:
-            self._worker.shutdown(wait=False, cancel_futures=True)
+            self._worker.close()
         if acknowledge:
             self._settle()
         self._given.clear()
@@ -226,7 +253,7 @@ class StreamConsumer(Generic[T]):
 
     async def _all_async(self, ask: Callable[[], Any]) -> AsyncIterator[Any]:
         if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxystore-stream")
+            self._worker = _Worker()
 
         def asked() -> tuple[Any, ...]:
             try:

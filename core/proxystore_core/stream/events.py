@@ -76,9 +76,9 @@ def encode(batch: Sequence[Event] | End, topic: str = "", secret: Secret | None 
     return message if secret is None else bytes(encrypt([message], secret, _name(topic))[0])
 
 
-def check_metadata(metadata: Mapping[str, Any]) -> None:
+def check_metadata(metadata: Any) -> None:
     """Raise a `ConfigurationError` unless metadata are what an event can carry."""
-    if not metadata and isinstance(metadata, Mapping):
+    if metadata == {}:
         return
     if not isinstance(metadata, Mapping) or not all(isinstance(name, str) for name in metadata):
         raise ConfigurationError(

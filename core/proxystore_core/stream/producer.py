@@ -122,7 +122,7 @@ class StreamProducer(Generic[T]):
             StoreError: the store or the broker failed.
         """
         metadata = {} if metadata is None else metadata
-        if not isinstance(topic, str) or not topic:
+        if topic == "" or type(topic) is not str:
             raise ConfigurationError(f"a topic is a name, not {topic!r}")
         check_metadata(metadata)  # later it would stand in the way of other items
         if self._filter is not None and self._filter(metadata):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from proxystore_core.errors import ConfigurationError
 from proxystore_core.stream.broker import Message
 
 __all__ = ["QueuePublisher", "QueueSubscriber"]
@@ -47,6 +48,7 @@ class QueueSubscriber:
     def __init__(self, publisher: QueuePublisher, topics: str | Sequence[str]) -> None:
         self._publisher = publisher
         self._topics = (topics,) if isinstance(topics, str) else tuple(topics)
+        self._closed = False
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -57,6 +59,8 @@ class QueueSubscriber:
         until = None if timeout is None else time.monotonic() + timeout
         with broker.changed:
             while True:
+                if self._closed:  # whoever still waits here would take a message that is another's
+                    raise ConfigurationError("this subscriber is closed")
                 for topic in self._topics:
                     if broker.messages.get(topic):
                         return Message(topic, broker.messages[topic].popleft())
@@ -81,4 +85,6 @@ class QueueSubscriber:
         self._topics = tuple(other for other in self._topics if other != topic)
 
     def close(self) -> None:
-        pass
+        with self._publisher.broker.changed:
+            self._closed = True
+            self._publisher.broker.changed.notify_all()
