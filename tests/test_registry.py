@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import pickle
@@ -278,6 +279,18 @@ def test_proxies_of_an_unregistered_store_use_it(tmp_path: Path) -> None:
     store.close()
     assert store_for(recipe) is not store
     unregister_store(store_for(recipe))
+
+
+def test_proxies_of_a_store_whose_twin_was_closed_use_it(tmp_path: Path) -> None:
+    first, second, third = (Store("twins", FileConnector(tmp_path)) for _ in range(3))
+    proxy = pickle.loads(pickle.dumps(third.proxy([1, 2], populate_target=False)))
+    assert get_store(proxy) is first
+    first.close()
+    assert get_store(proxy) is second
+    del second
+    gc.collect()
+    assert get_store(proxy) is third
+    third.close(clear=True)
 
 
 def test_a_pickled_store_is_the_same_store_elsewhere(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ __all__ = [
 
 _by_name: dict[str, Store[Any]] = {}
 _by_recipe: dict[str, Store[Any]] = {}
-_open_stores: weakref.WeakValueDictionary[str, Store[Any]] = weakref.WeakValueDictionary()
+_open_stores: dict[str, list[weakref.ref[Store[Any]]]] = {}
 _lock = forks.rlock()
 _openings = Flights()
 
@@ -44,7 +44,13 @@ def note_store(store: Store[Any]) -> None:
     Otherwise they would open another one, which may lack what a reference never carries (a password).
     """
     with _lock:
-        _open_stores.setdefault(store.recipe, store)
+        alive = [ref for ref in _open_stores.get(store.recipe, ()) if ref() is not None]
+        _open_stores[store.recipe] = [*alive, weakref.ref(store)]
+
+
+def _noted(recipe: str) -> Store[Any] | None:
+    """The first of the open stores of a recipe."""
+    return next((store for ref in _open_stores.get(recipe, ()) if (store := ref()) is not None), None)
 
 
 def register_store(store: Store[Any], exist_ok: bool = False) -> None:
@@ -78,8 +84,10 @@ def unregister_store(store: Store[Any] | str) -> None:
         for table in (_by_name, _by_recipe):
             for key in [key for key, value in table.items() if value is known]:
                 del table[key]
-        if known is not None and _open_stores.get(known.recipe) is known:
-            del _open_stores[known.recipe]
+        if known is not None:
+            others = [ref for ref in _open_stores.pop(known.recipe, ()) if ref() not in (None, known)]
+            if others:
+                _open_stores[known.recipe] = others
 
 
 def get_store(name: str | Proxy[Any]) -> Store[Any] | None:
@@ -141,7 +149,7 @@ def get_or_create_store(config: Mapping[str, Any], register: bool = True) -> Sto
 
 def known_store(recipe: str) -> Store[Any] | None:
     """The store of a recipe if it is open here."""
-    return _by_recipe.get(recipe) or _open_stores.get(recipe)
+    return _by_recipe.get(recipe) or _noted(recipe)
 
 
 def store_for(recipe: str) -> Store[Any]:
@@ -159,7 +167,7 @@ def _open(recipe: str) -> Store[Any]:
 
     parsed = Recipe.parse(recipe)
     with _lock:
-        known = _by_recipe.get(recipe) or _open_stores.get(recipe)
+        known = _by_recipe.get(recipe) or _noted(recipe)
     if known is not None:
         return known
     store = Store.from_recipe(parsed, open_connector(parsed.url))
