@@ -6,7 +6,9 @@ import asyncio
 import copy
 import gc
 import inspect
+import math
 import pickle
+import secrets
 import threading
 import types
 import weakref
@@ -20,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.errors import ConfigurationError, GoneError
 from proxystore_core.proxy import (
     Proxy,
@@ -31,6 +34,7 @@ from proxystore_core.proxy import (
     resolve,
     resolve_async,
 )
+from proxystore_core.store import Store
 
 
 class Known:
@@ -256,6 +260,34 @@ def test_class() -> None:
     resolve(wrong)
     assert isinstance(wrong, dict)
     assert not isinstance(wrong, list)
+
+
+def documented(a: int, b: int = 2) -> int:
+    """Of this function."""
+    return a + b
+
+
+class Documented:
+    """Of this class."""
+
+    size: int = 0
+
+
+@pytest.mark.parametrize("of", [documented, Documented, math], ids=["function", "class", "module"])
+def test_what_describes_itself_does_so_unresolved_and_resolved(of: Any) -> None:
+    with Store("describing", MemoryConnector(secrets.token_hex(4))) as store:
+        for name in ("__doc__", "__module__", "__annotations__", "__name__", "__defaults__", "__code__"):
+            p = store.proxy(of, populate_target=False)
+            assert getattr(p, name, None) == getattr(of, name, None), name
+        for question in (inspect.isfunction, inspect.isclass, inspect.ismodule, inspect.getdoc):
+            assert question(store.proxy(of, populate_target=False)) == question(of)
+        if of is documented:
+            assert inspect.signature(store.proxy(of, populate_target=False)) == inspect.signature(of)
+        for dumps in (pickle.dumps, cloudpickle.dumps, dill.dumps):
+            p = store.proxy(of, populate_target=False)
+            assert type(pickle.loads(dumps(p))) is Proxy
+            assert not is_resolved(p)
+        store.close(clear=True)
 
 
 def test_class_is_assignable() -> None:

@@ -84,7 +84,8 @@ class _OfTarget:
         name = self.attribute  # type: ignore[attr-defined]
         if is_resolved(p) or not hasattr(p.__proxy_factory__, "target_class"):
             return getattr(p.__proxy_target__, name)
-        return getattr(_known_class(p) or type(p), name)
+        kind = _known_class(p) or type(p)
+        return getattr(p.__proxy_target__ if issubclass(kind, _SELF_DESCRIBED) else kind, name)
 
 
 class _Text(_OfTarget, str):  # noqa: SLOT000 (no slots may be added to a str)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 from proxystore_core.connectors.base import Key
 
 __all__ = ["Reference", "class_name"]
+
+# Classes that are not where they say: "builtins:function".
+_UNNAMED = {
+    f"builtins:{kind.__name__}": kind for kind in (types.FunctionType, types.MethodType, types.ModuleType)
+}
 
 
 class Reference:
@@ -90,7 +96,7 @@ class Reference:
         found: Any = sys.modules.get(module)
         for part in path.split("."):
             found = getattr(found, part, None)
-        return found if isinstance(found, type) else None
+        return found if isinstance(found, type) else _UNNAMED.get(self.kind)
 
     def describe(self) -> str:
         """What and where, for people: ``numpy.ndarray, 100.0 MB, shm://``."""
