@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import uuid
 from collections import OrderedDict
 from typing import Any
@@ -37,8 +38,12 @@ class Ticket:
         self.adopt = adopt
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return _ticket, self.parts()
+
+    def parts(self) -> tuple[str, Any, str, bool]:
+        """What travels of it: terms as text, ObjectRef of the guard, call, adopt."""
         guard = self.guard.reference if isinstance(self.guard, Guard) else self.guard
-        return _ticket, (tuple(self.terms), guard, self.call, self.adopt)
+        return _written(self.terms), guard, self.call, self.adopt
 
 
 class Stored:
@@ -60,7 +65,9 @@ class Stored:
         """Arguments of the call that it is in: each is unpickled by itself."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _proxy if self.lazy else _value, (self.reference, self.ticket, self.uses)
+        # All in one: for each object with a function of its own Ray's pickler costs a call some 10 us.
+        one = self.reference
+        return _arrived, (self.lazy, self.uses, one.key, one.recipe, one.size, one.kind, *self.ticket.parts())
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -163,8 +170,34 @@ _loaded: OrderedDict[str, dict[str, list[Any]]] = OrderedDict()
 _lock = forks.lock()
 
 
-def _ticket(terms: tuple[Any, ...], guard: Any, call: str, adopt: bool) -> Ticket:
-    ticket = Ticket(Terms(*terms), guard, call, adopt)
+def _arrived(
+    lazy: bool,
+    uses: int,
+    key: str,
+    recipe: str,
+    size: int,
+    kind: str,
+    terms: str,
+    guard: Any,
+    call: str,
+    adopt: bool,
+) -> Any:
+    reference, ticket = Reference(key, recipe, size, kind), _ticket(terms, guard, call, adopt)
+    return Proxy(GuardedReference(reference, ticket)) if lazy else _value(reference, ticket, uses)
+
+
+@functools.lru_cache(16)
+def _written(terms: Terms) -> str:
+    return json.dumps(terms)
+
+
+@functools.lru_cache(16)
+def _read(terms: str) -> Terms:
+    return Terms(*json.loads(terms))
+
+
+def _ticket(terms: str, guard: Any, call: str, adopt: bool) -> Ticket:
+    ticket = Ticket(_read(terms), guard, call, adopt)
     _install()
     joined(ticket.terms)
     return ticket
@@ -175,10 +208,6 @@ def _install() -> None:
     from proxystore_integrations.ray.hooks import install  # it imports this module
 
     install()
-
-
-def _proxy(reference: Reference, ticket: Ticket, uses: int) -> Any:
-    return Proxy(GuardedReference(reference, ticket))
 
 
 def _value(reference: Reference, ticket: Ticket, uses: int) -> Any:
