@@ -20,7 +20,7 @@ import pytest
 from waiting import until
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
-from proxystore_core.errors import GoneError, UnreachableError
+from proxystore_core.errors import ConfigurationError, GoneError, UnreachableError
 from proxystore_core.ownership import (
     MutableBorrowError,
     OwnedProxy,
@@ -390,3 +390,38 @@ def test_a_borrowing_that_fails_is_none(store: Store[Any], monkeypatch: pytest.M
     assert borrow(owned) == [1]
     del owned, changed
     gone(store, key)
+
+
+def test_an_object_has_one_owner_in_a_process(store: Store[Any]) -> None:
+    proxy = store.proxy([1])
+    owned = into_owned(proxy)
+    for another in (proxy, store.proxy_from_key(get_key(proxy))):
+        with pytest.raises(ReferenceNotOwnedError, match=r"made at test_ownership\.py"):
+            into_owned(another)
+    update(owned)
+    with pytest.raises(ReferenceNotOwnedError):
+        into_owned(store.proxy_from_key(get_key(owned)))
+    moved = pickle.loads(pickle.dumps(owned))
+    with pytest.raises(ReferenceNotOwnedError):
+        into_owned(store.proxy_from_key(get_key(moved)))
+    assert moved == [1]
+    key = get_key(moved)
+    del owned, moved
+    gone(store, key)
+
+
+def test_a_result_that_is_not_there_has_no_owner(store: Store[Any]) -> None:
+    future = store.future()
+    proxy = future.proxy()
+    with pytest.raises(ConfigurationError, match="resolve"):
+        into_owned(proxy)
+    future.set_result([1])
+    owned = into_owned(extracted(proxy))
+    assert borrow(owned) == [1]
+    del owned
+    gone(store, future.key)
+
+
+def extracted(proxy: Any) -> Any:
+    assert extract(proxy) == [1]
+    return proxy

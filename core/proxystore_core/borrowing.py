@@ -38,6 +38,7 @@ __all__ = [
     "ReferenceNotOwnedError",
     "alive",
     "append_version",
+    "by_object",
     "owners",
     "reaper",
     "session_of",
@@ -82,6 +83,11 @@ class Ownership:
 
     def error(self, kind: type[OwnershipError], problem: str, remedy: str) -> OwnershipError:
         return kind(problem, store=self.reference.recipe, key=self.reference.key, remedy=remedy)
+
+    @property
+    def owns(self) -> bool:
+        """Whether the object is this owner's, who may be gone while somebody borrows it."""
+        return not self.moved and (not self.dropped or bool(self.borrowers))
 
     def settle(self) -> None:
         """Take back what borrowers have finished with."""
@@ -139,6 +145,7 @@ class Ownership:
         """Let the owner stand for another version."""
         old = self.reference.plain()
         self.reference.key, self.reference.size = version.key, version.size
+        by_object[version.recipe, version.key] = self
         reaper.order(old)
 
 
@@ -335,6 +342,8 @@ def _evict(reference: Reference) -> None:
 
 reaper = _Reaper()
 owners: weakref.WeakSet[Ownership] = weakref.WeakSet()
+by_object: weakref.WeakValueDictionary[tuple[str, Key], Ownership] = weakref.WeakValueDictionary()
+"""The last that was made of each object, by recipe and key."""
 
 
 def _at_exit() -> None:
@@ -351,6 +360,7 @@ def _after_fork() -> None:
     reaper = _Reaper()  # the child is nobody's owner
     alive.clear()
     owners.clear()
+    by_object.clear()
 
 
 atexit.register(_at_exit)

@@ -28,6 +28,7 @@ from proxystore_core.borrowing import (
     ReferenceNotOwnedError,
     alive,
     append_version,
+    by_object,
     owners,
     session_of,
     stored_beside,
@@ -35,6 +36,7 @@ from proxystore_core.borrowing import (
 )
 from proxystore_core.connectors.base import Key
 from proxystore_core.errors import ConfigurationError, GoneError
+from proxystore_core.futures import Pending
 from proxystore_core.operators import PROXIES
 from proxystore_core.proxy import Proxy, extract, forget_target, get_factory, is_resolved
 from proxystore_core.reference import Reference
@@ -143,18 +145,27 @@ def into_owned(proxy: Proxy[T]) -> OwnedProxy[T]:
     """The owner of an ordinary proxy's object from now on; the object is evicted with it.
 
     Raises:
-        ReferenceNotOwnedError: the proxy is borrowed, or owned already.
-        ConfigurationError: it does not come from a store.
+        ReferenceNotOwnedError: the proxy is borrowed, or its object has an owner in this process already.
+        ConfigurationError: it does not come from a store, or is that of a future whose result is not there.
     """
     reference = _reference(proxy)
-    if isinstance_of(proxy, OwnedProxy, _Borrowed):
+    owner = by_object.get((reference.recipe, reference.key))
+    if isinstance_of(proxy, OwnedProxy, _Borrowed) or (owner is not None and owner.owns):
+        whose = "" if owner is None else f", made at {owner.holder}"
         raise ReferenceNotOwnedError(
-            f"the object at {where()} has an owner already", key=reference.key, remedy="Use clone()."
+            f"the object at {where()} has an owner already{whose}", key=reference.key, remedy="Use clone()."
         )
-    owned = _owned(reference)
+    if isinstance(reference, Pending) and not is_resolved(proxy):
+        raise ConfigurationError(
+            f"into_owned() at {where()} of a future's result, which may not be there",
+            store=reference.recipe,
+            key=reference.key,
+            remedy="Wait for it first: resolve(proxy).",
+        )
+    mine = _owned(reference)
     if is_resolved(proxy):
-        object.__setattr__(owned, "__proxy_target__", extract(proxy))
-    return owned
+        object.__setattr__(mine, "__proxy_target__", extract(proxy))
+    return mine
 
 
 def borrow(proxy: OwnedProxy[T]) -> RefProxy[T]:
@@ -345,13 +356,14 @@ def _owned(reference: Reference) -> OwnedProxy[Any]:
     import proxystore_core.store  # noqa: F401  when the interpreter ends it is too late for that
 
     mine = OwnedReference(reference.key, reference.recipe, reference.size, reference.kind)
-    owned: OwnedProxy[Any] = OwnedProxy(mine)
+    proxy: OwnedProxy[Any] = OwnedProxy(mine)
     mine.ownership = ownership = Ownership(mine, where())
-    ownership.proxy = weakref.ref(owned)
-    object.__setattr__(owned, "__ownership__", ownership)
-    weakref.finalize(owned, ownership.drop).atexit = False
+    ownership.proxy = weakref.ref(proxy)
+    object.__setattr__(proxy, "__ownership__", ownership)
+    weakref.finalize(proxy, ownership.drop).atexit = False
     owners.add(ownership)
-    return owned
+    by_object[mine.recipe, mine.key] = ownership
+    return proxy
 
 
 def _reader(reference: Reference) -> RefProxy[Any]:
