@@ -7,13 +7,17 @@ import copy
 import gc
 import inspect
 import math
+import os
 import pickle
 import secrets
+import subprocess
+import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -241,6 +245,37 @@ def test_plain_factory_is_not_called_either(question: str) -> None:
     p = Proxy(load_array)
     NEVER_LOADS[question](p)
     assert not is_resolved(p)
+
+
+SHOWING = """
+import numpy as np
+from IPython.core.interactiveshell import InteractiveShell
+from proxystore_core import Store, is_resolved, resolve
+
+shell = InteractiveShell.instance()
+show = shell.display_formatter.format
+with Store.from_url("memory://shown", name="shown") as store:
+    for of in ({"k": 1}, [1], (1,), "text", 5, np.arange(3)):
+        p = store.proxy(of, populate_target=False)
+        show(p)
+        assert not is_resolved(p)
+        resolve(p)
+        assert show(p)[0]["text/plain"] == show(of)[0]["text/plain"]
+    store.close(clear=True)
+"""
+
+
+def test_a_notebook_shows_a_proxy_without_loading_it(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    done = subprocess.run(
+        [sys.executable, "-c", SHOWING],
+        env={**os.environ, "HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path / "ipython")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not resolved") == 6, done.stdout
 
 
 def test_class() -> None:

@@ -7,6 +7,7 @@ import marshal
 import os
 import pickle
 import re
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -1042,3 +1043,11 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert blocks
     exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
+
+
+@pytest.mark.parametrize("key", [None, 5, b"key", ("a", "b"), ["a"], Proxy(list)], ids=repr)
+def test_what_is_no_key(key: Any) -> None:
+    with Store("keys", MemoryConnector(secrets.token_hex(4))) as store:
+        for use in (store.get, store.exists, store.evict, store.proxy_from_key):
+            with pytest.raises(RefusedError, match="get_key"):
+                use(key)

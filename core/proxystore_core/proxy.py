@@ -408,12 +408,21 @@ def _special(p: Proxy[Any], name: str) -> Any:
     unset = _UNSET_SLOTS.get(name)
     if unset is not None:
         return unset(p)
+    if name == "_ipython_display_" and not is_resolved(p):
+        return lambda: _show(repr(p))
     if name == "__proxy_factory__" or name in _HIDDEN or not (is_resolved(p) or _worth_loading(p, name)):
         raise AttributeError(f"{type(p).__name__!r} object has no attribute {name!r}", name=name, obj=None)
     target = p.__proxy_target__
     value = getattr(target, name)
     # issubclass(p, C) climbs from the bases of p and would miss p's target itself.
     return (target,) if name == "__bases__" and isinstance(target, type) else value
+
+
+def _show(text: str) -> None:
+    """What a notebook does with a proxy that is not resolved: it would print a dict or list by its items."""
+    from IPython.display import display
+
+    display({"text/plain": text}, raw=True)
 
 
 def _worth_loading(p: Proxy[Any], name: str) -> bool:

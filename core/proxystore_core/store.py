@@ -18,7 +18,7 @@ from proxystore_core.connectors.base import (
     Key,
 )
 from proxystore_core.encryption import name_of
-from proxystore_core.errors import ConfigurationError, GoneError, StoreError
+from proxystore_core.errors import ConfigurationError, GoneError, RefusedError, StoreError
 from proxystore_core.frames import nbytes
 from proxystore_core.futures import DEADLINE, Future
 from proxystore_core.observe import Metrics
@@ -304,6 +304,7 @@ class Store(AwaitedBytes[C]):
             CorruptError: the bytes are not what was stored.
             StoreError: the connector failed; says why.
         """
+        _check_key(key)
         if self.secret is None and name_of(key):
             raise lacking()
         data = self._bytes(key)
@@ -321,10 +322,12 @@ class Store(AwaitedBytes[C]):
 
     def exists(self, key: Key) -> bool:
         """Whether there is an object under this key now."""
+        _check_key(key)
         return self.connector.exists(key)
 
     def evict(self, key: Key) -> None:
         """Remove an object; a missing one is success."""
+        _check_key(key)
         self.connector.evict(key)
         self._cache.drop(key)
         if self._near is not None:
@@ -480,7 +483,8 @@ class Store(AwaitedBytes[C]):
         ]
 
     def proxy_from_key(self, key: Key, *, evict: bool = False) -> Proxy[Any]:
-        """A proxy of an object that is in the store already; nothing is checked or loaded."""
+        """A proxy of an object that is in the store already; only that the key is text is checked."""
+        _check_key(key)
         return Proxy(Reference(key, self.recipe, 0, "", evict))
 
     def locked_proxy(
@@ -549,6 +553,14 @@ class Store(AwaitedBytes[C]):
 def _shared_size(reference: Reference) -> int:
     """Bytes of an object that other processes of this host may want, too; 0 when the first takes it away."""
     return 0 if reference.evict else reference.size
+
+
+def _check_key(key: object) -> None:
+    if not issubclass(type(key), str):
+        raise RefusedError(
+            f"not a key of a store: {key!r}",
+            remedy="A key is the text that put() returned; get_key(proxy) gives that of a proxy's object.",
+        )
 
 
 def _check_proxiable(obj: object) -> None:
