@@ -71,6 +71,11 @@ def slow(array: Any, walltime: Any = None) -> float:
     return float(array.sum())
 
 
+def late(array: Any, seconds: float) -> float:
+    time.sleep(seconds)
+    return float(array.sum())
+
+
 def counted(path: str, array: Any) -> Any:
     """Notes each run."""
     with open(path, "a") as file:

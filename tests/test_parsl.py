@@ -95,6 +95,25 @@ def test_join_apps(run: StoreRun) -> None:
     assert run.app(tasks.total_of)(several).result(WAIT) == 5 * tasks.BIG
 
 
+def test_join_apps_within_join_apps(run: StoreRun) -> None:
+    big = run.app(tasks.big)
+    inner = join_app(lambda: [big(2.0), big(3.0)])
+    outer = join_app(lambda: [big(1.0), inner()])()
+    one, (two, three) = outer.result(WAIT)
+    assert [array[0] for array in (one, two, three)] == [1, 2, 3]
+    assert outer.result() is outer.result()
+    assert run.app(tasks.total_of)(outer[1]).result(WAIT) == 5 * tasks.BIG
+
+
+def test_waiting_for_all_tasks_whose_futures_nobody_kept(run: StoreRun) -> None:
+    waiting = run.app(tasks.late)(tasks.big(), 1.0)
+    for by in range(4):
+        run.app(tasks.add)(tasks.big(), by=float(by))
+    gc.collect()
+    run.flow.wait_for_current_tasks()
+    assert waiting.done()
+
+
 def test_callbacks_and_waiting(run: StoreRun) -> None:
     seen: list[Any] = []
     futures = [run.app(tasks.add)(tasks.big(), by=float(by)) for by in range(3)]

@@ -18,7 +18,7 @@ import parsl
 import parsl_tasks as tasks
 import psutil
 import pytest
-from parsl import bash_app, python_app
+from parsl import bash_app, join_app, python_app
 from parsl.config import Config
 from parsl.dataflow.memoization import BasicMemoizer
 from parsl.executors import HighThroughputExecutor, MPIExecutor, ThreadPoolExecutor
@@ -104,6 +104,30 @@ def test_a_checkpoint_has_values_and_restarts(tmp_path: Path) -> None:
         assert python_app(tasks.add)(again).result(WAIT)[0] == 3
         assert again.result()[0] == 2
     assert path.read_text() == "run\n"
+
+
+def test_a_checkpoint_of_a_join_app_has_values(tmp_path: Path) -> None:
+    memoizer = BasicMemoizer(checkpoint_mode="task_exit")
+    with load(tmp_path, wrap(htex("htex")), memoizer=memoizer) as flow:
+        big = python_app(tasks.big)
+        inner = join_app(lambda: [big(2)])
+        joined = join_app(lambda: [big(1), inner()], cache=True)()
+        assert joined.result(WAIT)[1][0][0] == 2
+        directory = Path(flow.run_dir)
+    with open(directory / "checkpoint" / "tasks.pkl", "rb") as file:
+        one, [two] = pickle.load(file)["result"]
+    assert (one[0], two[0]) == (1, 2)
+
+
+def test_records_that_parsl_is_told_to_keep(tmp_path: Path) -> None:
+    executor = wrap(htex("htex"))
+    with load(tmp_path, executor, garbage_collect=False) as flow:
+        for by in (1, 2):
+            assert python_app(tasks.add)(tasks.big(), by=float(by)).result(WAIT)[0] == 1 + by
+        gc.collect()
+        flow.wait_for_current_tasks()
+        assert [record["app_fu"].result()[0] for record in flow.tasks.values()] == [2, 3]
+    assert [record["app_fu"].result()[0] for record in flow.tasks.values()] == [2, 3]
 
 
 def test_a_killed_manager(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def install() -> None:
     # Memoization and checkpoints: by content, and of the value.
     id_for_memo.register(StoredResult, lambda result, output_ref=False: id_for_memo(result.value, output_ref))
     command: Any = CheckpointCommand
-    command.result = property(lambda command: plain(command._result))
+    command.result = property(lambda command: _plain(command._result))
     flow: Any = DataFlowKernel
     flow._unwrap_remote_exception_wrapper = staticmethod(_unwrapped)
     flow.handle_exec_update = _ending(flow.handle_exec_update)
@@ -72,11 +72,11 @@ def _result(self: Any, timeout: float | None = None) -> Any:
     result = Future.result(self, timeout)
     if getattr(_internal, "active", False):
         return result
-    if type(result) is not list or not any(type(item) is StoredResult for item in result):
+    if type(result) is not list or not _is_stored(self):
         return plain(result)
     # Of a join app: several apps' results. Whoever asks gets the same list.
     if "_proxystore_list" not in self.__dict__:
-        self.__dict__.setdefault("_proxystore_list", [plain(item) for item in result])
+        self.__dict__.setdefault("_proxystore_list", _plain(result))
     return self.__dict__["_proxystore_list"]
 
 
@@ -141,7 +141,7 @@ def _launching(launch_task: Callable[..., Any]) -> Callable[..., Any]:
 def _completing(complete: Callable[..., Any]) -> Callable[..., Any]:
     def plainly(self: Any, task_record: Any, new_state: Any, result: Any) -> Any:
         if not isinstance(self.memoizer, BasicMemoizer):  # nobody knows what it does with a result
-            result = plain(result)
+            result = _plain(result)
         return complete(self, task_record, new_state, result)
 
     return _letting_go(functools.wraps(complete)(plainly))
@@ -175,21 +175,60 @@ def _ending(handle: Callable[..., Any]) -> Callable[..., Any]:
             return handle(self, task_record, *args, **kwargs)
         finally:
             future = task_record["app_fu"]
-            if type(future) is AppFuture and _is_stored(future):
-                task_record["app_fu"] = weakref.proxy(future)
+            # Who lets Parsl keep all records looks for the futures there.
+            if type(future) is AppFuture and _is_stored(future) and self.config.garbage_collect:
+                task_record["app_fu"] = _Ended(future)
                 task_record["joins"] = None
 
     return ending
 
 
+class _Ended:
+    """Stands for the future of a task that is over, which is its user's alone from then on.
+
+    Whoever has waited for all tasks may come across the record of one whose future is gone already.
+    """
+
+    def __init__(self, future: Any) -> None:
+        self._future = weakref.ref(future)
+
+    def __getattr__(self, name: str) -> Any:
+        future = self._future()
+        if future is None:
+            raise ReferenceError("nobody has this task's future any more")
+        return getattr(future, name)
+
+    def done(self) -> bool:
+        return True
+
+    def exception(self, timeout: float | None = None) -> None:
+        """None: its result is in the store."""
+
+
 def _is_stored(future: Any) -> bool:
     result = future.__dict__.get("_result")
-    return type(result) is StoredResult or (type(result) is list and StoredResult in map(type, result))
+    if type(result) is not list:
+        return type(result) is StoredResult
+    record = getattr(future, "task_record", None)  # of an app's future
+    return bool(record and record["join"]) and _holds_stored(result)
+
+
+# What a join app returns is a list of other apps' results, lists of join apps among them.
+
+
+def _holds_stored(items: list[Any]) -> bool:
+    return any(type(item) is StoredResult or (type(item) is list and _holds_stored(item)) for item in items)
+
+
+def _plain(result: Any) -> Any:
+    if type(result) is list and _holds_stored(result):
+        return [_plain(item) for item in result]
+    return plain(result)
 
 
 def _inert(value: Any) -> Any:
     if type(value) is StoredResult:
         return repr(value)
-    if type(value) is list and any(type(item) is StoredResult for item in value):
+    if type(value) is list and _holds_stored(value):
         return [_inert(item) for item in value]
     return value
