@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import fractions
 import math
@@ -222,3 +223,22 @@ def test_what_is_no_proxy_is_not_taken_in(store: Store[Any]) -> None:
             lifetime.add_proxy(proxy, wrong)
         assert store.exists(get_key(proxy))
     store.evict(get_key(proxy))
+
+
+def test_a_lifetime_that_ends_while_something_is_stored_for_it(
+    store: Store[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifetime = ContextLifetime()
+    stored: list[str] = []
+    put = store.connector.put
+
+    def ended(*args: Any, **options: Any) -> str:
+        key: str = put(*args, **options)
+        stored.append(key)
+        lifetime.close()
+        return key
+
+    monkeypatch.setattr(store.connector, "put", ended)
+    with contextlib.suppress(ConfigurationError):
+        store.put([1], lifetime=lifetime)
+    assert not store.exists(stored[0])

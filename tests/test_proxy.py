@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import gc
 import inspect
 import math
@@ -137,6 +138,19 @@ def test_given_target() -> None:
 def test_factory_that_gives_a_proxy() -> None:
     p: Proxy[Any] = Proxy(lambda: Proxy(lambda: [1]))
     assert type(extract(p)) is list
+
+
+def test_a_target_that_is_a_proxy() -> None:
+    inner = Proxy(lambda: [2])
+    unresolved = Proxy(lambda: inner, target=inner)
+    assert not is_resolved(unresolved)
+    assert not is_resolved(inner)
+    resolve(inner)
+    resolved = Proxy(lambda: inner, target=inner)
+    assert is_resolved(resolved)
+    for p in (unresolved, resolved):
+        target: Any = extract(p)
+        assert type(target) is list
 
 
 def test_once_under_threads() -> None:
@@ -463,6 +477,27 @@ def test_await() -> None:
     assert asyncio.run(main()) == (5, 5, 5)
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+def test_asyncio_loads_proxies_side_by_side_and_not_in_its_loop() -> None:
+    both = threading.Barrier(2, timeout=30)
+    loaded_in: list[int] = []
+
+    def load(number: int) -> list[int]:
+        loaded_in.append(threading.get_ident())
+        if number < 2:
+            both.wait()
+        return [number]
+
+    proxies: list[Any] = [Proxy(functools.partial(load, number)) for number in range(3)]
+
+    async def main() -> None:
+        assert await asyncio.gather(*proxies[:2]) == [[0], [1]]
+        assert await asyncio.wait_for(proxies[2], 30) == [2]
+
+    asyncio.run(main())
+    assert threading.get_ident() not in loaded_in
+    assert len(loaded_in) == 3
 
 
 def test_await_raises_the_factory_error() -> None:

@@ -149,6 +149,9 @@ class Proxy(_Base[T]):
         if not callable(factory):
             raise TypeError(f"factory must be callable without arguments, not {type(factory).__name__}")
         _set(self, "__proxy_factory__", factory)
+        if type(target) in PROXIES:
+            target = target.__proxy_target__ if is_resolved(target) else _MISSING  # type: ignore[arg-type, attr-defined]
+            cache_defaults = cache_defaults and target is not _MISSING
         if target is not _MISSING:
             _settle(self, target)
             if cache_defaults:
@@ -376,12 +379,21 @@ def _class(p: Proxy[Any]) -> type:
         return type(p)
     kind = None if is_resolved(p) else _known_class(p)
     if kind is None:
-        if not is_resolved(p) and hasattr(p.__proxy_factory__, "target_class"):
+        if not is_resolved(p) and (
+            hasattr(p.__proxy_factory__, "target_class") or _is_about_to_await(asking)
+        ):
             return type(p)
         kind = p.__proxy_target__.__class__
     if is_laid_bare(kind) and not asks_in_python(asking.f_code, asking.f_lasti):
         return type(p)
     return kind
+
+
+def _is_about_to_await(asking: types.FrameType) -> bool:
+    """Whether it is asked, as asyncio does, if a proxy can be awaited: it can, and is to load elsewhere."""
+    if asking.f_code.co_name == "__instancecheck__" and asking.f_back is not None:
+        asking = asking.f_back
+    return asking.f_code.co_name in ("isawaitable", "iscoroutine", "isfuture")
 
 
 def _hash(p: Proxy[Any]) -> int:

@@ -546,8 +546,13 @@ class Store(AwaitedBytes[C]):
         keys: list[Key] = []
         yield (session if lifetime is None else lifetime.session_in(self)), keys
         if lifetime is not None:
-            for key in keys:
-                lifetime.note(self, key)
+            try:
+                for key in keys:
+                    lifetime.note(self, key)
+            except ConfigurationError:  # it was closed meanwhile
+                for key in keys:
+                    self.evict(key)
+                raise
 
 
 def _shared_size(reference: Reference) -> int:
