@@ -71,6 +71,10 @@ def slow(array: Any, walltime: Any = None) -> float:
     return float(array.sum())
 
 
+def divide_by_zero(array: Any, other: Any) -> float:
+    return 1 / 0
+
+
 def late(array: Any, seconds: float) -> float:
     time.sleep(seconds)
     return float(array.sum())

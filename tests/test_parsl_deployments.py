@@ -130,6 +130,24 @@ def test_records_that_parsl_is_told_to_keep(tmp_path: Path) -> None:
     assert [record["app_fu"].result()[0] for record in flow.tasks.values()] == [2, 3]
 
 
+def test_a_retry_handler_sees_arguments_as_values(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def handler(error: Exception, record: Any) -> int:
+        seen.append([float(array[0]) for array in (*record["args"], *record["kwargs"].values())])
+        return 1
+
+    executor = wrap(htex("htex"))
+    with load(tmp_path, executor, retries=1, retry_handler=handler):
+        big = python_app(tasks.big)
+        first, second = big(1), big(2)
+        assert isinstance(
+            python_app(tasks.divide_by_zero)(first, other=second).exception(WAIT), ZeroDivisionError
+        )
+        assert is_reference(first)
+    assert seen == [[1, 2], [1, 2]]
+
+
 def test_a_killed_manager(tmp_path: Path) -> None:
     executor = wrap(htex("htex"))
     with load(tmp_path, executor):

@@ -6,6 +6,7 @@ its value. All of it is inert where no result is stored.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from proxystore_core import StoreError
 from proxystore_integrations.carriers import Filling, StoredResult, plain
 from proxystore_integrations.parsl.engine import (
     AppFuture,
@@ -57,7 +59,7 @@ def install() -> None:
     command.result = property(lambda command: _plain(command._result))
     flow: Any = DataFlowKernel
     flow._unwrap_remote_exception_wrapper = staticmethod(_unwrapped)
-    flow.handle_exec_update = _ending(flow.handle_exec_update)
+    flow.handle_exec_update = _ending(_showing(flow.handle_exec_update))
     flow.handle_join_update = _ending(_flagged(flow.handle_join_update, True))
     flow.launch_task = _launching(flow.launch_task)
     flow._complete_task_result = _completing(flow._complete_task_result)
@@ -136,6 +138,29 @@ def _launching(launch_task: Callable[..., Any]) -> Callable[..., Any]:
         return launch_task(self, task_record)
 
     return launching
+
+
+def _showing(handle: Callable[..., Any]) -> Callable[..., Any]:
+    """A retry handler that the user gave sees the arguments of the task that failed as values."""
+
+    @functools.wraps(handle)
+    def showing(self: Any, task_record: Any, future: Any) -> Any:
+        if self.config.retry_handler is not None and _failed(future):
+            fill = Filling()
+            with contextlib.suppress(StoreError):  # the retry says so
+                task_record["args"] = fill(list(task_record["args"]))
+                task_record["kwargs"] = fill(task_record["kwargs"])
+        return handle(self, task_record, future)
+
+    return showing
+
+
+def _failed(future: Any) -> bool:
+    try:
+        _unwrapped(future)
+    except Exception:
+        return True
+    return False
 
 
 def _completing(complete: Callable[..., Any]) -> Callable[..., Any]:
