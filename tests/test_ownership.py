@@ -425,3 +425,20 @@ def test_a_result_that_is_not_there_has_no_owner(store: Store[Any]) -> None:
 def extracted(proxy: Any) -> Any:
     assert extract(proxy) == [1]
     return proxy
+
+
+def test_ufuncs_change_nothing_that_was_borrowed_to_be_read(store: Store[Any]) -> None:
+    owned = store.owned_proxy(np.zeros(3))
+    reader: Any = borrow(owned)
+    with pytest.raises(MutableBorrowError, match="to be read"):
+        np.add(reader, 1, out=reader)
+    with pytest.raises(MutableBorrowError, match="to be read"):
+        np.add.at(reader, [0], 1)
+    into = np.ones(3)
+    np.add(reader, 1, out=into)
+    assert (np.add(reader, reader) == reader + reader).all()
+    assert (into == 1).all()
+    assert not reader.any()
+    key = get_key(owned)
+    del owned, reader
+    gone(store, key)

@@ -1051,3 +1051,19 @@ def test_what_is_no_key(key: Any) -> None:
         for use in (store.get, store.exists, store.evict, store.proxy_from_key):
             with pytest.raises(RefusedError, match="get_key"):
                 use(key)
+
+
+def test_arguments_of_other_types() -> None:
+    wrong: Any = MemoryConnector
+    with pytest.raises(ConfigurationError, match="connector"):
+        Store("wrong", wrong)
+    for wrong in (None, 5, b"shm://", Path("/tmp")):
+        with pytest.raises(ConfigurationError, match="URL"):
+            Store.from_url(wrong)
+    with Store("lifetimes", MemoryConnector(secrets.token_hex(4))) as store:
+        for wrong in (5, "10 min"):
+            for use in (store.put, store.proxy, store.locked_proxy):
+                with pytest.raises(ConfigurationError, match="lifetime"):
+                    use(1, lifetime=wrong)
+            with pytest.raises(ConfigurationError, match="lifetime"):
+                store.future(lifetime=wrong)

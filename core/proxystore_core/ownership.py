@@ -37,7 +37,7 @@ from proxystore_core.borrowing import (
 from proxystore_core.connectors.base import Key
 from proxystore_core.errors import ConfigurationError, GoneError
 from proxystore_core.futures import Pending
-from proxystore_core.operators import PROXIES
+from proxystore_core.operators import OPERATORS, PROXIES
 from proxystore_core.proxy import Proxy, extract, forget_target, get_factory, is_resolved
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
@@ -115,6 +115,12 @@ class RefProxy(_Borrowed[T]):
 
     def __delattr__(self, name: str) -> None:
         raise _read_only(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        for changed in (*kwargs.get("out", ()), *(inputs[:1] if method == "at" else ())):
+            if isinstance_of(changed, RefProxy):
+                raise _read_only(changed)
+        return OPERATORS["__array_ufunc__"](self, ufunc, method, *inputs, **kwargs)
 
 
 class RefMutProxy(_Borrowed[T]):

@@ -106,7 +106,7 @@ class Store(AwaitedBytes[C]):
     ) -> None:
         if not isinstance(name, str):
             raise ConfigurationError(f"a store's name is text, not {name!r}")
-        if not hasattr(connector, "config"):
+        if not hasattr(connector, "config") or isinstance(connector, type):
             raise ConfigurationError(
                 f"{connector!r} is not a connector", remedy="Store.from_url() takes the URL of a store."
             )
@@ -175,6 +175,8 @@ class Store(AwaitedBytes[C]):
             ConfigurationError: no such scheme, or a part of the URL is wrong.
             StoreError: it cannot be opened.
         """
+        if not isinstance(url, str):
+            raise ConfigurationError(f"a store's URL is text, for example shm://, not {url!r}")
         return Store(name, open_connector(url), **options)
 
     @classmethod
@@ -543,6 +545,10 @@ class Store(AwaitedBytes[C]):
         self, lifetime: Lifetime | None, session: str | None
     ) -> Iterator[tuple[str | None, list[Key]]]:
         """The session of a lifetime, which is told of the keys that are stored meanwhile."""
+        if lifetime is not None and not hasattr(lifetime, "session_in"):
+            raise ConfigurationError(
+                f"not a lifetime: {lifetime!r}", remedy="Make one, for example LeaseLifetime(seconds)."
+            )
         keys: list[Key] = []
         yield (session if lifetime is None else lifetime.session_in(self)), keys
         if lifetime is not None:
