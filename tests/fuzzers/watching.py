@@ -53,7 +53,8 @@ class Watched:
         held = len(os.listdir(f"/proc/{self.process}/fd"))
         assert held < DESCRIPTORS, f"{held} descriptors"
         said = self.log.read_text(errors="replace") if self.log.exists() else ""
-        assert "Traceback" not in said, said[-3000:]
+        found = said.find("Traceback")
+        assert found < 0, said[max(0, found - 1000) : found + 3000]
 
 
 def tell(address: Any, message: bytes, answer: int = 0) -> bytes:

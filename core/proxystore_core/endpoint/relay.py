@@ -42,6 +42,9 @@ _STUN_RATE, _STUN_BURST = 200.0, 400.0  # answers a second to all
 _LOOKS = 1.0  # seconds between two looks at the file of tokens
 _ADDRESSES = 1024  # connections from one address
 _log = logging.getLogger("proxystore_core.relay")
+_lines = logging.getLogger("proxystore_core.relay.lines")
+# Whoever hangs up while his handshake is refused makes websockets fail an assertion: that is no error.
+_lines.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], AssertionError)))
 
 
 class Relay:
@@ -139,6 +142,7 @@ class Relay:
                     max_queue=4,
                     write_limit=MESSAGE,
                     server_header=None,
+                    logger=_lines,
                 )
             )
             bound: int = next(iter(server.sockets)).getsockname()[1]
