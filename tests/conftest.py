@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -88,6 +89,13 @@ def stored_paths(*directories: Path) -> set[Path]:
     return found
 
 
+def _told(path: Path) -> str:
+    """A path, with the time of its file's change: of a lease that is when it lapses."""
+    with contextlib.suppress(OSError):
+        return f"{path} ({time.ctime(path.stat().st_mtime)}, now {time.ctime()})"
+    return str(path)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail the session when stored objects outlive it.
@@ -103,6 +111,8 @@ def nothing_left_behind() -> Iterator[None]:
         scratch = Path(directory)
         patch.setenv("TMPDIR", str(scratch))
         patch.setenv("XDG_CONFIG_HOME", str(scratch / "configuration"))  # secrets that are made, too
+        # Ray remembers the token that it finds at home first; some tests are at home elsewhere.
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setattr(tempfile, "tempdir", None)
         # Else multiprocessing makes one in there, and at the very end misses it.
         patch.setitem(multiprocessing.current_process()._config, "tempdir", directory)  # type: ignore[attr-defined]
@@ -110,7 +120,7 @@ def nothing_left_behind() -> Iterator[None]:
         deadline = time.monotonic() + GRACE
         while (left := stored_paths(SHARED_MEMORY, scratch) - before) and time.monotonic() < deadline:
             time.sleep(0.1)
-    assert not left, "left behind:\n" + "\n".join(sorted(map(str, left)))
+    assert not left, "left behind:\n" + "\n".join(sorted(map(_told, left)))
 
 
 @pytest.fixture(scope="module", autouse=True)
