@@ -20,8 +20,8 @@ import msgspec
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
-from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger
+from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
 
 __all__ = [
@@ -193,7 +193,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
         Raises:
             StoreError: the store failed, and settings want that raised.
         """
-        if sizeof(result, limit=self.threshold) < self.threshold or type(result) is Proxy:
+        if not _policy(self.threshold).over(result):
             if ledger.book is not None and type(result) is not Proxy:
                 ledger.book.small(self.engine, result, self.threshold)
             return result
@@ -216,6 +216,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
         return StoredResult(reference, self.session)
 
 
+_policy = cache(Policy)
 _by_value = cache(ByValue)
 
 
@@ -274,7 +275,7 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
     sent = _unpickled(pickled)
     function, terms = sent.function, sent.terms
     result = function(*args, **kwargs)  # type: ignore[misc]
-    if terms is None or (sizeof(result, limit=terms.threshold) < terms.threshold and ledger.book is None):
+    if terms is None:
         return result
     return terms.outgoing(result, function, sent.__name__, sent.should_proxy)
 
