@@ -26,6 +26,7 @@ from waiting import until
 SHARED_MEMORY = Path("/dev/shm")
 STARTS_RAY = {"test_ray", "test_ray_contract", "test_ray_security", "test_ray_tools"}
 GRACE = 10.0  # seconds that workers told to stop get to evict what they hold
+_made_by: dict[Path, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,9 +91,13 @@ def stored_paths(*directories: Path) -> set[Path]:
 
 
 def _told(path: Path) -> str:
-    """A path, with the time of its file's change: of a lease that is when it lapses."""
+    """A path, with where it may come from. A lease's file has the time at which it lapses."""
     with contextlib.suppress(OSError):
-        return f"{path} ({time.ctime(path.stat().st_mtime)}, now {time.ctime()})"
+        status, now = path.stat(), time.time()
+        return (
+            f"{path} (made by {_made_by.get(path, 'the last module')} or what it started; "
+            f"lapses in {status.st_mtime - now:.1f} s, touched {now - status.st_ctime:.1f} s ago)"
+        )
     return str(path)
 
 
@@ -121,6 +126,14 @@ def nothing_left_behind() -> Iterator[None]:
         while (left := stored_paths(SHARED_MEMORY, scratch) - before) and time.monotonic() < deadline:
             time.sleep(0.1)
     assert not left, "left behind:\n" + "\n".join(sorted(map(_told, left)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def who_made_what(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remember after which module a stored object was there first."""
+    yield
+    for path in stored_paths(SHARED_MEMORY):
+        _made_by.setdefault(path, request.node.name)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -98,6 +98,7 @@ def secured(certificate: Path, ask: Path | None = None) -> Iterator[int]:
 
     async def finish() -> None:
         front.close()
+        await asyncio.sleep(0)  # a connection accepted just now is closed by its task, once that has begun
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
