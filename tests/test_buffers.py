@@ -21,7 +21,6 @@ from proxystore_core.testing import in_fork
 def test_fresh_buffer(size: int) -> None:
     buffer = fresh_buffer(size)
     assert len(buffer) == size
-    assert not any(buffer[:: max(1, size // 100)])
     memoryview(buffer)[:] = b"x" * size
     assert bytes(buffer) == b"x" * size
 
@@ -29,12 +28,13 @@ def test_fresh_buffer(size: int) -> None:
 @pytest.mark.parametrize("size", [1000, MAP_FROM])
 def test_fresh_buffer_is_not_shared_with_a_fork(size: int) -> None:
     buffer = fresh_buffer(size)
+    buffer[0] = 2
 
     def child() -> None:
         buffer[0] = 1
 
     in_fork(child)
-    assert buffer[0] == 0
+    assert buffer[0] == 2
 
 
 @given(st.lists(st.binary(max_size=50), max_size=60))

@@ -253,6 +253,25 @@ def test_starts_beside_ends(tmp_path: Path) -> None:
     assert list(Path(connector.store_dir).iterdir()) == []
 
 
+def test_a_store_that_others_remove_as_empty_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = FileConnector(tmp_path / "store")
+    (tmp_path / "store").rmdir()
+    mkdir, late = os.mkdir, [str(tmp_path / "store"), str(tmp_path / "store" / "s")]
+
+    def there_a_moment_ago(path: str, mode: int = 0o777) -> None:
+        if path in late:
+            late.remove(path)
+            raise FileExistsError(path)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", there_a_moment_ago)
+    assert connector.get(connector.put([b"data"], session="s")) == b"data"
+    assert not late
+    connector.end("s")
+
+
 def test_end_removes_unfinished_files(tmp_path: Path) -> None:
     connector = FileConnector(tmp_path)
     connector.renew("s", 600)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from proxystore_core import Store, maps
-from proxystore_core.maps import map_private
+from proxystore_core.maps import map_fresh, map_private
 from proxystore_core.testing import in_fork
 
 SIZE = 2_000_000
@@ -76,7 +76,7 @@ def test_map_that_cannot_be(mapped_file: Path) -> None:
 
 def test_maps_at_exit_are_no_crash(mapped_file: Path) -> None:
     program = (
-        "import os, sys; from proxystore_core.maps import map_private\n"
+        "import os, sys; from proxystore_core.maps import map_fresh, map_private\n"
         f"fd = os.open({str(mapped_file)!r}, os.O_RDONLY)\n"
         "held = [map_private(fd, os.fstat(fd)) for _ in range(5)]\n"
         "class Late:\n"
@@ -236,3 +236,99 @@ def test_a_shared_argument_is_loaded_private_each_time() -> None:
             assert not untouched.any()
             del array, untouched
         store.evict(reference.key)
+
+
+# Fresh memory.
+
+
+@pytest.fixture
+def known_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A size that was asked for before."""
+    monkeypatch.setattr(maps, "_UNUSED", 0.2)
+    wait_for(lambda: not maps._dropping)
+    map_fresh(SIZE).release()
+    gc.collect()
+    yield SIZE
+    gc.collect()
+    wait_for(lambda: not maps._kept)
+
+
+def kept_sizes() -> list[int]:
+    return [place[-1] for place in maps._kept if place[0] < 0]
+
+
+def test_fresh_memory_that_went_is_the_next_ones_of_its_size(known_size: int) -> None:
+    view = map_fresh(known_size)
+    where = place_of(view)
+    part = view[5:9]
+    view[:] = b"a" * known_size
+    del view
+    gc.collect()
+    other = map_fresh(known_size)
+    assert place_of(other) != where  # somebody has a part of it yet
+    assert bytes(part) == b"aaaa"
+    del part, other
+    gc.collect()
+    assert len(kept_sizes()) == 1
+    again = map_fresh(known_size - 100)
+    assert len(again) == known_size - 100
+    assert not kept_sizes()
+    again[:] = b"b" * len(again)
+
+
+def test_fresh_memory_of_one_size_is_kept_at_a_time(known_size: int) -> None:
+    map_fresh(3 * known_size).release()
+    gc.collect()
+    one, other = map_fresh(known_size), map_fresh(3 * known_size)
+    del one
+    gc.collect()
+    assert len(kept_sizes()) == 1
+    del other
+    gc.collect()
+    (size,) = kept_sizes()
+    assert size >= 3 * known_size
+    map_fresh(known_size).release()  # what does not fit goes before there is more
+    assert len(kept_sizes()) <= 1
+    wait_for(lambda: not maps._kept)
+
+
+def test_fresh_memory_is_not_kept_where_it_is_too_much(
+    known_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "_MOST", known_size)
+    map_fresh(known_size).release()
+    gc.collect()
+    assert not kept_sizes()
+
+
+def test_fresh_memory_is_not_kept_in_a_fork(known_size: int) -> None:
+    map_fresh(known_size).release()
+    gc.collect()
+    assert len(kept_sizes()) == 1
+    assert in_fork(kept_sizes) == []
+
+
+@pytest.mark.parametrize("size", [2**62, 2**64 + 5_000_000])
+def test_fresh_memory_that_there_is_not(size: int) -> None:
+    with pytest.raises((OSError, OverflowError, ValueError)):
+        map_fresh(size)
+
+
+def test_fresh_memory_is_one_readers_at_a_time(known_size: int) -> None:
+    wrong = []
+
+    def use(mark: bytes) -> None:
+        for _ in range(200):
+            view = map_fresh(known_size)
+            view[:4000], view[-4000:] = mark * 4000, mark * 4000
+            time.sleep(0)
+            if view[:4000] != mark * 4000 or view[-4000:] != mark * 4000:
+                wrong.append(mark)
+            del view
+
+    threads = [threading.Thread(target=use, args=(bytes([97 + number]),)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from proxystore_core.connectors.base import Buffer
+from proxystore_core.maps import map_fresh
 from proxystore_core.moving import STEP, moved
 
 __all__ = [
@@ -30,15 +29,15 @@ _IOV_MAX = 1024  # Linux' bound on the buffers of one writev
 
 
 def fresh_buffer(size: int) -> bytearray | memoryview:
-    """Writable memory of ``size`` bytes, all zero; of a big one no page is paid for before it is written."""
-    if size < MAP_FROM:
-        return bytearray(size)
-    # Not mmap's default, a shared map: a forked child would write into its parent's buffer.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)  # 100 MB: 19 ms to fill instead of 54
-    return memoryview(pages)
+    """Writable memory of ``size`` bytes for who fills all of it; of big ones it may hold anything.
+
+    No page of a big one is paid for before it is written, and none at all where one of this size was there
+    lately, and went.
+
+    Raises:
+        MemoryError, OSError, OverflowError, ValueError: there is not so much.
+    """
+    return bytearray(size) if size < MAP_FROM else map_fresh(size)
 
 
 def blank_buffer(size: int) -> bytearray | memoryview:

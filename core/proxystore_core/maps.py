@@ -1,10 +1,14 @@
-"""Private maps of files: writable memory that costs nothing before it is touched.
+"""Private maps, of files and of fresh memory: writable memory that costs nothing before it is touched.
 
 Tasks that share an argument map the same file one after another, and pay each time for a page fault a page
 and for taking them back: 1 ms for 10 MB. So a map of a file that was mapped before is not undone at once
 when nobody has it any more, if nobody has written to it (Linux tells, in ``/proc/self/pagemap``): the next
 one who maps the file gets it, pages and all. One that nobody wants is undone within two seconds: until then
 it keeps the memory of a file that is evicted.
+
+Fresh memory is used again in the same way by who asks for as much as was asked for before: 100 MB cost 20 ms
+to fill for the first time, and ten times that in a virtual machine that gives free memory back to its host.
+One such map is kept at a time.
 """
 
 from __future__ import annotations
@@ -24,13 +28,19 @@ from typing import Final
 
 from proxystore_core import forks
 
-__all__ = ["map_private"]
+__all__ = ["map_fresh", "map_private"]
 
 Place = tuple[int, int, int, int]
-"""A file that nobody changes, as long as one maps it: device, inode, time of its change, bytes of the map."""
+"""A file that nobody changes, as long as one maps it: device, inode, time of its change, bytes of the map.
+
+Of fresh memory the first number is -1.
+"""
 
 _UNUSED: Final = 1.0  # seconds
-_REMEMBERED: Final = 64  # files
+_REMEMBERED: Final = 64  # files, and sizes of fresh memory
+_MOST: Final = 256 << 20  # bytes of fresh memory that may be kept
+_GRAIN: Final = 64 << 10  # bytes: sizes that differ by less are one
+_HUGE: Final = 14  # MADV_HUGEPAGE
 _ENTRY: Final = 8  # bytes of a page's entry in a pagemap, little endian
 _OURS: Final = bytes(
     # Of an entry's highest byte: swapped out, or present and no page of a file.
@@ -40,7 +50,7 @@ _OURS: Final = bytes(
 )
 _CLEAN: Final = bytes(set(range(256)) - set(_OURS))
 
-_maps: set[int] = set()  # addresses of the private maps that this process holds
+_maps: set[int] = set()  # addresses of the maps of files that this process holds
 _known: OrderedDict[Place, None] = OrderedDict()  # mapped lately
 # Changed by finalizers, which run wherever the interpreter pleases: by single operations, without a lock.
 _kept: dict[Place, tuple[int, float]] = {}  # address, and since when nobody has had it
@@ -65,7 +75,26 @@ def map_private(fd: int, status: os.stat_result) -> memoryview:
     size = status.st_size
     if sys.platform != "linux":
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
-    place = status.st_dev, status.st_ino, status.st_mtime_ns, size
+    return _map((status.st_dev, status.st_ino, status.st_mtime_ns, size), fd, size)
+
+
+def map_fresh(size: int) -> memoryview:
+    """Writable memory of ``size`` bytes, more than none, for who fills all of it: it may hold anything.
+
+    Raises:
+        OSError, OverflowError: there is not so much.
+    """
+    if sys.platform != "linux":
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
+    capacity = -(-size // _GRAIN) * _GRAIN
+    place = -1, 0, 0, capacity
+    if place not in _kept:
+        _drop_fresh()
+    return _map(place, -1, capacity)[:size]
+
+
+def _map(place: Place, fd: int, size: int) -> memoryview:
+    array_type = ctypes.c_ubyte * size  # checks the size, which the call of mmap does not
     known = place in _known
     kept = _kept.pop(place, None) if known else None
     address = _mapped(fd, size) if kept is None else kept[0]
@@ -76,7 +105,7 @@ def map_private(fd: int, status: os.stat_result) -> memoryview:
         if len(_known) > _REMEMBERED:
             with contextlib.suppress(KeyError):  # another thread's turn
                 _known.popitem(last=False)
-    array = (ctypes.c_ubyte * size).from_address(address)
+    array = array_type.from_address(address)
     # At exit the arrays may outlive the finalizer's turn: the kernel unmaps then.
     finalizer = weakref.finalize(array, _released, place if known else None, address, size)
     finalizer.atexit = False
@@ -84,30 +113,47 @@ def map_private(fd: int, status: os.stat_result) -> memoryview:
 
 
 def _mapped(fd: int, size: int) -> int:
-    if len(_maps) >= _most_maps():
+    fresh = fd < 0  # neighbours of these are one map for the kernel
+    if not fresh and len(_maps) >= _most_maps():
         for place in list(_kept):
             _drop(place)
-    if len(_maps) >= _most_maps():
-        raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
+        if len(_maps) >= _most_maps():
+            raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
     libc = _libc()
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    flags = mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fresh else 0)
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         number = ctypes.get_errno() or errno.ENOMEM
         raise OSError(number, f"cannot map {size} bytes: {os.strerror(number)}")
-    _maps.add(address)
+    if fresh:
+        libc.madvise(address, size, _HUGE)  # 100 MB: 19 ms to fill instead of 54; not every kernel can
+    else:
+        _maps.add(address)
     return int(address)
 
 
 def _released(place: Place | None, address: int, size: int) -> None:
     """Nobody has a map any more. May run in the middle of anything."""
-    if place is None or not _dropping or not _is_clean(address, size):
+    if place is None or not _dropping or not _is_worth_keeping(place, address, size):
         _unmap(address, size)
         return
+    if place[0] < 0:
+        _drop_fresh()
     mine = address, time.monotonic()
     if _kept.setdefault(place, mine) is not mine:
         _unmap(address, size)
     elif not _dropping:  # it has ended in between, and has not seen this one
         _drop(place)
+
+
+def _is_worth_keeping(place: Place, address: int, size: int) -> bool:
+    return size <= _MOST if place[0] < 0 else _is_clean(address, size)
+
+
+def _drop_fresh() -> None:
+    for place in list(_kept):
+        if place[0] < 0:
+            _drop(place)
 
 
 def _is_clean(address: int, size: int) -> bool:
@@ -194,4 +240,5 @@ def _libc() -> ctypes.CDLL:
         ctypes.c_int64,
     )
     libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return libc

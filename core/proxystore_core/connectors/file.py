@@ -417,9 +417,9 @@ class FileConnector:
         """Make a session's directory, with a lease unless it is the user's or its name says enough."""
         directory = self._directory(session)
         lease = os.path.join(directory, _LEASE)
-        self._prepare()
         # Somebody beside us may remove each directory as empty until it has the next: callers try again.
         with contextlib.suppress(FileNotFoundError):
+            self._prepare()
             self._prepare(directory)
             if session == USER_SESSION or lapse_of(session) is not None or os.path.exists(lease):
                 return

@@ -20,7 +20,7 @@ import asyncssh
 from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
 from proxystore_core.connectors.sftp_line import Line, Login
-from proxystore_core.errors import ConfigurationError, RefusedError
+from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
@@ -180,10 +180,13 @@ class SFTPConnector:
                 if size > _CHUNK and not patient:
                     return size  # it may take longer than what this was given
                 whole = fresh_buffer(size)
-                view = memoryview(whole)
+                view, done = memoryview(whole), 0
                 async for offset, chunk in await file.read_parallel(size, 0):
                     view[offset : offset + len(chunk)] = chunk
+                    done += len(chunk)
                     moved(len(chunk))
+            if done != size:
+                raise CorruptError(f"{done} bytes came of a file of {size}", store=self.url, key=key)
             return whole
 
         try:
