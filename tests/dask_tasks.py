@@ -8,12 +8,15 @@ import hashlib
 import os
 import pickle
 import signal
+import threading
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
 import distributed
 import numpy as np
+from waiting import until
 
 try:
     from proxystore_core import Proxy
@@ -275,3 +278,79 @@ class Measured:
     def __reduce__(self):
         type(self).pickled += 1
         return Measured, ()
+
+
+def write_after(earlier, path, array):
+    write_total(path, array, 0)
+
+
+def future_of(client, key):
+    """A client's future of a task that another client submitted."""
+    future = distributed.Future(key, client)  # before the answer comes
+    client._send_to_scheduler({"op": "client-desires-keys", "keys": [key], "client": client.id})
+    return future
+
+
+def gather_by_hand(address, key):
+    """What a client without a store that a task makes by itself gets of a result of another task."""
+    with distributed.Client(address, set_as_default=False) as client:
+        return type_of(future_of(client, key).result())
+
+
+def meet_before_publishing(place, count):
+    """Have a worker's publishing wait until so many workers publish."""
+    from proxystore_integrations.dask import worker
+
+    def put(*args):
+        Path(place, str(os.getpid())).touch()
+        until(lambda: len(os.listdir(place)) >= count)
+        return stores_put(*args)
+
+    stores_put, worker.put = worker.put, put
+
+
+def publish_between(began, go):
+    """Have a worker say that it is to publish a result, and do so when it is told to, and say that it did."""
+    from proxystore_integrations.dask import worker
+
+    def put(*args):
+        Path(began).touch()
+        until(Path(go).exists)
+        try:
+            return stores_put(*args)
+        finally:
+            Path(go + "-done").touch()
+
+    stores_put, worker.put = worker.put, put
+
+
+def evict_after(path):
+    """Have a worker's evictions wait for a file, and say in another one that it came."""
+    from proxystore_core.connectors.shm import ShmConnector
+
+    def evict(self, key):
+        until(Path(path).exists)
+        Path(path + "-seen").touch()
+
+    ShmConnector.evict = evict
+
+
+def note_threads_that_load():
+    """Have a worker note the threads in which it loads values."""
+    from proxystore_integrations.dask import nodes
+
+    threads = []
+
+    def loading(references):
+        threads.append(threading.get_ident())
+        return load(references)
+
+    load = nodes.load
+    vars(nodes).update(load=loading, threads=threads)
+
+
+def loaded_in_the_loop():
+    """For each of them whether it is that of the event loop, as this one."""
+    from proxystore_integrations.dask import nodes
+
+    return [thread == threading.get_ident() for thread in vars(nodes)["threads"]]

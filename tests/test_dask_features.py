@@ -207,3 +207,27 @@ def test_a_performance_report(client, array, tmp_path):
         future = client.submit(tasks.increment, array, pure=False)
         assert future.result()[0] == 1.0
     assert "increment" in (tmp_path / "report.html").read_text()
+
+
+def test_workers_publish_side_by_side(tmp_path):
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        futures = [
+            client.submit(tasks.ones, 10 * BIG, pure=False, workers=worker)
+            for worker in client.scheduler_info()["workers"]
+        ]
+        distributed.wait(futures)
+        client.run(tasks.meet_before_publishing, str(tmp_path), 2)
+        assert [value.sum() for value in client.gather(futures)] == [10 * BIG] * 2
+
+
+def test_what_a_client_had_that_left_is_no_store_of_clients_inside_tasks(client, cluster, tmp_path):
+    store = tmp_path / "store"
+    with Client(cluster, store=f"file://{store}", set_as_default=False) as other:
+        assert other.submit(tasks.submit_inside, BIG, pure=False).result()[1]
+    client.restart()  # the clients inside tasks go
+    store.rmdir()
+    assert client.submit(tasks.get_client_inside, BIG, pure=False).result() == BIG
+    assert not store.exists()

@@ -29,17 +29,11 @@ def always(cluster):
         yield client
 
 
-def shared(client, future):
-    """The same task's future of another client."""
-    client._send_to_scheduler({"op": "client-desires-keys", "keys": [future.key], "client": client.id})
-    return distributed.Future(future.key, client)
-
-
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_client_without_a_store_gathers_the_value(always, bare_client, array, direct):
     future = always.submit(tasks.increment, array, pure=False)
     distributed.wait(future)
-    theirs = shared(bare_client, future)
+    theirs = tasks.future_of(bare_client, future.key)
     np.testing.assert_array_equal(bare_client.gather(theirs, direct=direct), array + 1)
     [(_, completed)] = distributed.as_completed([theirs], with_results=True)
     np.testing.assert_array_equal(completed, array + 1)
@@ -50,7 +44,7 @@ def test_a_client_with_another_store_gathers_the_value(always, cluster, array, t
     distributed.wait(future)
     with Client(cluster, store=f"file://{tmp_path}/store") as other:
         for direct in (False, True):
-            gathered = other.gather(shared(other, future), direct=direct)
+            gathered = other.gather(tasks.future_of(other, future.key), direct=direct)
             np.testing.assert_array_equal(gathered, array + 1)
 
 
@@ -109,7 +103,7 @@ def test_a_result_that_comes_after_its_client_left(cluster, bare_client, stored_
         directory = stored_by(client).directory
         future = client.submit(tasks.slow_ones, BIG, 0.5, pure=False)
         until(lambda: any(client.processing().values()))
-        theirs = shared(bare_client, future)
+        theirs = tasks.future_of(bare_client, future.key)
     del future
     assert theirs.result(timeout=30).sum() == BIG
     assert directory.exists()
@@ -122,7 +116,7 @@ def test_a_result_that_is_computed_again_after_its_client_left(cluster, bare_cli
         directory = stored_by(client).directory
         future = client.submit(tasks.ones, BIG, pure=False)
         distributed.wait(future)
-        theirs = shared(bare_client, future)
+        theirs = tasks.future_of(bare_client, future.key)
         distributed.wait(theirs)
         [[worker]] = client.who_has(future).values()
         process = client.run(os.getpid)[worker]
@@ -172,3 +166,69 @@ def test_a_scatter_that_nobody_waits_for_leaves_nothing(cluster, array, stored_b
             await asyncio.to_thread(stored.becomes, 0)
 
     asyncio.run(main())
+
+
+def test_the_class_of_a_result_is_its_own(always, bare_client, array):
+    future, bare = (one.submit(tasks.increment, array, pure=False) for one in (always, bare_client))
+    distributed.wait([future])
+    distributed.wait([bare])
+    assert future.type is bare.type is np.ndarray
+    assert repr(future).partition(", key")[0] == repr(bare).partition(", key")[0]
+
+
+def test_a_task_that_is_run_again_in_the_client_stores_nothing(always, array, stored_by):
+    future = always.submit(tasks.increment, array, pure=False)
+    distributed.wait(future)
+    count = len(stored_by(always)())
+    np.testing.assert_array_equal(always.recreate_task_locally(future), array + 1)
+    assert len(stored_by(always)()) == count
+
+
+def test_a_client_made_by_hand_inside_a_task_gathers_values(always, cluster, array):
+    for address in always.scheduler_info()["workers"]:
+        future = always.submit(tasks.increment, array, pure=False, workers=address)
+        distributed.wait(future)
+        for where in always.scheduler_info()["workers"]:
+            inside = always.submit(
+                tasks.gather_by_hand, cluster.scheduler_address, future.key, pure=False, workers=where
+            )
+            assert inside.result(timeout=30) == "ndarray"
+
+
+def test_an_actor_beside_a_stored_result(always, bare_client, array):
+    actor = always.submit(tasks.Counter, array, actor=True)
+    distributed.wait(actor)
+    (worker,) = always.who_has(actor)[actor.key]
+    future = always.submit(tasks.increment, array, pure=False, workers=worker)
+    distributed.wait(future)
+    theirs = [tasks.future_of(bare_client, one.key) for one in (actor, future)]
+    counter, value = bare_client.gather(theirs)
+    assert counter.bump().result() == 1.0
+    np.testing.assert_array_equal(value, array + 1)
+
+
+@pytest.mark.parametrize("who", ["always", "bare_client"])
+def test_a_result_that_the_store_has_lost_is_computed_again(who, always, bare_client, stored_by):
+    stored = stored_by(always)
+    lost, kept = (always.submit(tasks.ones, BIG, pure=False) for _ in range(2))
+    distributed.wait([lost])
+    names = stored()
+    distributed.wait([kept])
+    for name in names:
+        (stored.directory / name.rpartition(".")[2]).unlink(missing_ok=True)
+    futures = [lost, kept]
+    if who == "bare_client":
+        futures = [tasks.future_of(bare_client, future.key) for future in futures]
+    client = futures[0].client
+    assert [value.sum() for value in client.gather(futures)] == [BIG, BIG]
+    del futures, lost, kept
+    stored.becomes(0)
+
+
+def test_coroutine_tasks_do_not_load_in_the_event_loop(always, array):
+    always.run(tasks.note_threads_that_load)
+    future = always.submit(tasks.increment, array, pure=False)
+    assert always.submit(tasks.total_soon, future, pure=False).result() == tasks.total(array + 1)
+    seen = [one for worker in always.run(tasks.loaded_in_the_loop).values() for one in worker]
+    assert seen
+    assert not any(seen)

@@ -26,7 +26,6 @@ try:
     )
     from dask.highlevelgraph import MaterializedLayer
     from distributed.client import _MapExpr as MapExpr
-    from distributed.core import Status
     from distributed.protocol.serialize import Serialized, serialize, to_serialize
     from distributed.utils import iscoroutinefunction
 except ImportError as error:
@@ -59,7 +58,6 @@ __all__ = [
     "MaterializedLayer",
     "NestedContainer",
     "Serialized",
-    "Status",
     "Task",
     "check_release",
     "containers",

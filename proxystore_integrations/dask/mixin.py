@@ -14,14 +14,14 @@ from typing import Any
 import distributed
 from dask.tokenize import normalize_token
 from dask.utils import key_split
+from distributed.utils_comm import retry_operation
 
-from proxystore_core import ConfigurationError, Proxy, Reference, StoreError, get_factory
+from proxystore_core import ConfigurationError, GoneError, Proxy, Reference, StoreError, get_factory
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger
 from proxystore_integrations.dask.graph import substitute_graph
 from proxystore_integrations.dask.link import DaskLink
-from proxystore_integrations.dask.nodes import WithoutStored
 from proxystore_integrations.dask.scatter import carried, named
 from proxystore_integrations.dask.scheduler import StoreSchedulerPlugin
 from proxystore_integrations.dask.worker import unpack
@@ -59,6 +59,7 @@ class StoreMixin(distributed.Client):
         link = self._link
         self._stream_handlers["proxystore-evict"] = link.released
         self._stream_handlers["proxystore-unreachable"] = link.unreachable
+        _begun.add(self)
         try:
             session = await asyncio.to_thread(link.announce, self.id)
         except StoreError as error:
@@ -80,7 +81,8 @@ class StoreMixin(distributed.Client):
             )
         else:
             link.join(elsewhere)
-            _joined.add(self)
+        if self.status in ("closing", "closed"):  # it had nothing to end yet
+            await asyncio.to_thread(link.close)
 
     async def _reconnect(self) -> None:
         link = self._link
@@ -225,13 +227,6 @@ class StoreMixin(distributed.Client):
 
     # In: results.
 
-    async def _gather(
-        self, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None
-    ) -> Any:
-        if local_worker is not None:
-            local_worker = WithoutStored(local_worker)
-        return await super()._gather(futures, errors, direct, local_worker)
-
     async def _gather_remote(self, direct: bool, local_worker: bool) -> dict[str, Any]:
         link = self._link
         if direct or local_worker or not link.reached or link.publishes_from is None:
@@ -245,7 +240,8 @@ class StoreMixin(distributed.Client):
     async def _gather_published(self, keys: list[Any]) -> dict[str, Any]:
         link = self._link
         response: dict[str, Any] = dict(
-            await self.scheduler.proxystore_gather(
+            await retry_operation(
+                self.scheduler.proxystore_gather,
                 keys=keys,
                 client=self.id,
                 threshold=link.publishes_from,
@@ -265,7 +261,10 @@ class StoreMixin(distributed.Client):
             # One that was let go of meanwhile is no trouble of the others'.
             if not stored:
                 link.by_value.accept(error, "gather")
-            return dict(await self.scheduler.gather(keys=keys))
+            response = dict(await retry_operation(self.scheduler.gather, keys=keys))
+            if response["status"] == "error" and not isinstance(error, GoneError):
+                raise  # else Dask asks for them again, for ever; what is gone is computed again
+            return response
         finally:
             link.evict_later([reference.key for reference in published.values()])
         if (book := ledger.book) is not None:
@@ -295,12 +294,12 @@ def _these(proxy_args: bool | None, proxy_result: bool | None) -> Iterator[None]
         _options.reset(token)
 
 
-_joined: weakref.WeakSet[StoreMixin] = weakref.WeakSet()
+_begun: weakref.WeakSet[StoreMixin] = weakref.WeakSet()
 
 
 def _close_all() -> None:
     """Close what nobody has closed, before Dask stops the clusters that answer."""
-    for client in list(_joined):
+    for client in list(_begun):
         if not client._link.is_open:
             continue
         with contextlib.suppress(Exception):

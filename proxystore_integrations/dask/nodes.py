@@ -1,30 +1,23 @@
-"""What stands in Dask's task graphs, and in its workers' memory, for values that are in the store."""
+"""What stands in Dask's task graphs for values that are in the store."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from dask.tokenize import tokenize
-from dask.utils import funcname, key_split
+from dask.utils import funcname
+from distributed import get_worker
 
-from proxystore_core import Proxy, Reference, StoreError, store_for
-from proxystore_integrations import ledger
+from proxystore_core import Proxy, Reference, StoreError
 from proxystore_integrations.dask.engine import GraphNode, Task, iscoroutinefunction
+from proxystore_integrations.dask.results import StoredResult, put, unclaimed
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import load
 
-__all__ = [
-    "StoreTask",
-    "StoredFunction",
-    "StoredResult",
-    "StoredValue",
-    "WithoutStored",
-    "stored_values",
-    "unclaimed",
-]
+__all__ = ["StoreTask", "StoredFunction", "StoredValue", "stored_values"]
 
 _loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("proxystore_loaded")
 _no_dependencies: frozenset[Any] = frozenset()
@@ -110,55 +103,6 @@ class StoredFunction:
         return type(self).__name__, self.reference.recipe, self.reference.key
 
 
-class StoredResult:
-    """A value that is in the store: what a worker keeps in its memory, or is sent, in its place.
-
-    Args:
-        reference: names the value.
-        session: the session that it belongs to.
-    """
-
-    __slots__ = ("reference", "session")
-
-    def __init__(self, reference: Reference, session: str) -> None:
-        self.reference = reference
-        self.session = session
-
-    def __reduce__(self) -> tuple[type[StoredResult], tuple[Reference, str]]:
-        return StoredResult, (self.reference, self.session)
-
-    def __repr__(self) -> str:
-        return f"<stored {self.reference.describe()}>"
-
-    def __sizeof__(self) -> int:
-        return 200
-
-
-unclaimed: dict[Any, StoredResult] = {}
-"""Results that tasks of this process have stored and no worker has taken into its memory yet, by task.
-
-Of those that one has, the scheduler knows. The others are of tasks that were cancelled while they ran.
-"""
-
-
-class WithoutStored:
-    """A worker, for Dask's gather in one of its tasks, without those results that are in a store.
-
-    Args:
-        worker: whose memory is looked into.
-    """
-
-    def __init__(self, worker: Any) -> None:
-        self._in_memory = worker.data
-        self.data = self
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._in_memory and type(self._in_memory[key]) is not StoredResult
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._in_memory[key]
-
-
 class StoreTask(GraphNode):
     """A task that takes values from the store, or puts its result there.
 
@@ -186,37 +130,45 @@ class StoreTask(GraphNode):
         self.results = results
 
     def __call__(self, values: Any = ()) -> Any:
+        if self.inner.is_coro:
+            return self._soon(values)
+        result = self._called(*self._filled(values))
+        return result if self.results is None else self._outgoing(result)
+
+    async def _soon(self, values: Any) -> Any:
+        # In the worker's event loop, which has other things to do while bytes move.
+        result = await self._called(*await asyncio.to_thread(self._filled, values))
+        return result if self.results is None else await asyncio.to_thread(self._outgoing, result)
+
+    def _filled(self, values: Any) -> tuple[Any, dict[Reference, Any]]:
+        """What the task depends on, as values, and all objects that it takes from the store."""
         stored = {key: value.reference for key, value in dict(values).items() if type(value) is StoredResult}
         wanted = (*self.references, *stored.values())
         loaded = dict(zip(wanted, load(wanted), strict=True)) if wanted else {}
         if stored:
             values = {**values, **{key: loaded[reference] for key, reference in stored.items()}}
+        return values, loaded
+
+    def _called(self, values: Any, loaded: dict[Reference, Any]) -> Any:
         token = _loaded.set(loaded)
         try:
-            result = self.inner(values)
+            return self.inner(values)
         finally:
             _loaded.reset(token)
-        if self.results is None:
-            return result
-        return self._awaited(result) if self.inner.is_coro else self._outgoing(result)
-
-    async def _awaited(self, result: Awaitable[Any]) -> Any:
-        return self._outgoing(await result)
 
     def _outgoing(self, result: Any) -> Any:
         assert self.results is not None
         recipe, session, threshold = self.results
-        if type(result) is Proxy or not Policy(threshold).over(result):
+        if not _in_worker() or type(result) is Proxy or not Policy(threshold).over(result):
             return result
         # A store that fails leaves the result where it is: in the worker's memory, as without us.
-        start = time.perf_counter()
         try:
-            reference = store_for(recipe).reference(result, session=session)
+            reference = put(result, recipe, session, self.key, "result")
         except StoreError:
             return result
-        if (book := ledger.book) is not None:
-            book.put("result", "dask", key_split(self.key), reference, time.perf_counter() - start)
-        unclaimed[self.key] = stored = StoredResult(reference, session)
+        if reference is None:
+            return result
+        unclaimed[self.key] = stored = StoredResult(reference, session, type(result))
         return stored
 
     @property
@@ -245,6 +197,15 @@ class StoreTask(GraphNode):
 
     def substitute(self, subs: Any, key: Any = None) -> StoreTask:
         return StoreTask(self.inner.substitute(subs, key), self.references, self.results)
+
+
+def _in_worker() -> bool:
+    """Whether this is the worker itself: a client runs a task again to look at it, a pool beside it."""
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def _load(reference: Reference) -> Any:

@@ -55,7 +55,7 @@ def _page(plugin: StoreSchedulerPlugin) -> str:
             str(len(session.pins)),
             str(session.settings.get("threshold", "")),
         ]
-        for session in list(plugin.sessions.values())
+        for session in plugin.sessions
     ]
     lacking = [[worker, reason] for worker, reason in list(plugin.lacking.items())]
     parts = [

@@ -8,7 +8,7 @@ from typing import Any
 from dask.tokenize import tokenize
 
 from proxystore_integrations.dask.graph import DaskOutgoing
-from proxystore_integrations.dask.nodes import StoredResult
+from proxystore_integrations.dask.results import StoredResult
 
 __all__ = ["carried", "named"]
 

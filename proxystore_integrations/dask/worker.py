@@ -6,19 +6,21 @@ import asyncio
 import functools
 import logging
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from dask.utils import key_split
+import distributed
+from dask.utils import typename
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol.pickle import dumps
 
-from proxystore_core import Reference, StoreError, forks, store_for
+from proxystore_core import GoneError, Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
-from proxystore_integrations import ledger
-from proxystore_integrations.dask.engine import Status, to_serialize
-from proxystore_integrations.dask.nodes import StoredResult, StoreTask, unclaimed
+from proxystore_integrations.dask.engine import to_serialize
+from proxystore_integrations.dask.nodes import StoreTask
+from proxystore_integrations.dask.orders import Order, carry_out
+from proxystore_integrations.dask.results import StoredResult, WithoutStored, over, put, unclaimed
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.transfer import load
 
@@ -32,6 +34,7 @@ _ELSEWHERE = (
     "{recipe} is another store on {node}. Use one that all hosts reach, for example "
     'store = "file:///shared/directory" in proxystore.toml'
 )
+_REMEMBERED = 10_000  # sessions that are over
 
 _OVER = ("memory", "released", "forgotten", "fetch", "missing", "error")
 """States of a task that is not run any more."""
@@ -47,6 +50,46 @@ def unpack(packed: Sequence[Any]) -> Reference:
     return Reference(*packed)
 
 
+_dasks_gather: Any = distributed.Client._gather
+
+
+@functools.wraps(_dasks_gather)
+async def _gather(
+    client: Any, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None
+) -> Any:
+    """Dask's, for the clients in tasks: those without a store, too, look into the worker's memory."""
+    seen = None if local_worker is None else WithoutStored(local_worker)
+    return await _dasks_gather(client, futures, errors, direct, seen)
+
+
+class _Loading:
+    """A comm to who cannot read stored results.
+
+    Args:
+        comm: Dask's.
+        worker: whose results they are.
+    """
+
+    def __init__(self, comm: Any, worker: Worker) -> None:
+        self._comm = comm
+        self._worker = worker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    async def write(self, message: dict[str, Any], **kwargs: Any) -> Any:
+        """Send results as what they are. Those that the store has lost are missing, and computed again."""
+        data = message["data"]
+        stored = {key: one.data.reference for key, one in data.items() if type(one.data) is StoredResult}
+        if stored:
+            loaded = await asyncio.to_thread(_loaded, stored)
+            for key in stored.keys() - loaded.keys():
+                del data[key]
+                self._worker.batched_send({"op": "proxystore-lost", "key": key})
+            data.update((key, to_serialize(value)) for key, value in loaded.items())
+        return await self._comm.write(message, **kwargs)
+
+
 class StoreWorkerPlugin(WorkerPlugin):
     """Gives a worker the abilities that the scheduler's plugin asks for."""
 
@@ -54,27 +97,23 @@ class StoreWorkerPlugin(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         self.worker = worker
-        self.inherited: tuple[str, dict[str, Any]] | None = None
+        self.inherited: dict[str, tuple[str, dict[str, Any]]] = {}  # by session, the last to join at the end
         self._lock = forks.lock()
         self._update_data = worker.handlers["update_data"]
         self._get_data = worker.handlers["get_data"]
         self._dasks_get_client = worker._get_client
         worker._get_client = self.get_client  # type: ignore[method-assign]
+        distributed.Client._gather = _gather  # type: ignore[method-assign]
         worker.handlers.update(
             {
                 "proxystore_probe": self.probe,
                 "proxystore_publish": self.publish,
+                "proxystore_order": self.order,
                 "update_data": self.update_data,
                 "get_data": self.get_data,
             }
         )
-        worker.stream_handlers.update(
-            {
-                "proxystore-evict": self.evict,
-                "proxystore-end": self.end,
-                "proxystore-renew": self.renew,
-            }
-        )
+        worker.stream_handlers["proxystore-over"] = self.over
         for client, arguments in await worker.scheduler.proxystore_sessions():
             reason = await self.probe(**arguments)
             if reason:
@@ -97,10 +136,16 @@ class StoreWorkerPlugin(WorkerPlugin):
         # No lock over what waits for the event loop: a coroutine may ask for the client, too.
         with self._lock:
             made_here = client in self.worker._initialized_clients  # else it is the user's own
-            if self.inherited is None or not made_here or isinstance(client, StoreMixin):
+            inherited = list(self.inherited.values())
+            if not inherited or not made_here or isinstance(client, StoreMixin):
                 return client
-            recipe, settings = self.inherited
-            equip(client, DaskLink(Settings(**settings), store_for(recipe)))
+            recipe, settings = inherited[-1]
+            try:
+                link = DaskLink(Settings(**settings), store_for(recipe))
+            except StoreError as error:
+                logger.warning("a client inside a task works without a store: %s", error)
+                return client
+            equip(client, link)
         joining = client.sync(client._join)  # type: ignore[attr-defined]
         if joining is not None:
             self._joining = asyncio.ensure_future(joining)  # until then it passes by value
@@ -129,7 +174,7 @@ class StoreWorkerPlugin(WorkerPlugin):
         except StoreError as error:
             return str(error)
         if found and settings:
-            self.inherited = recipe, settings
+            self.inherited[session] = recipe, settings
         return "" if found else _ELSEWHERE.format(recipe=recipe, node=socket.gethostname())
 
     async def publish(
@@ -151,11 +196,12 @@ class StoreWorkerPlugin(WorkerPlugin):
                     stored[key] = pack(value.reference)
                 continue
             try:
-                reference = await asyncio.to_thread(_store, value, recipe, session, key)
+                reference = await asyncio.to_thread(put, value, recipe, session, key, "gathered")
             except StoreError as error:
                 logger.warning("result %r is gathered through the scheduler: %s", key, error)
             else:
-                published[key] = pack(reference)
+                if reference is not None:
+                    published[key] = pack(reference)
         return published, stored
 
     async def update_data(self, data: dict[Any, Any], **kwargs: Any) -> Any:
@@ -166,19 +212,11 @@ class StoreWorkerPlugin(WorkerPlugin):
             data = {**data, **dict(zip(stored, loaded, strict=True))}
         return self._update_data(data=data, **kwargs)
 
-    async def get_data(self, comm: Any, keys: Sequence[Any], who: str | None = None, **kwargs: Any) -> Any:
+    async def get_data(self, comm: Any, who: str | None = None, **kwargs: Any) -> Any:
         """Dask's way of fetching results; who is no worker (a client without a store, too) gets values."""
-        held = self.worker.data
-        if who is not None or not any(type(held.get(key)) is StoredResult for key in keys):
-            return await self._get_data(comm, keys=keys, who=who, **kwargs)
-        found = {key: held[key] for key in keys if key in held}
-        stored = {key: value.reference for key, value in found.items() if type(value) is StoredResult}
-        loaded = await asyncio.to_thread(load, list(stored.values()))
-        found.update(zip(stored, loaded, strict=True))
-        data = {key: to_serialize(value) for key, value in found.items()}
-        await comm.write({"status": "OK", "data": data}, serializers=kwargs.get("serializers"))
-        await comm.read(deserializers=kwargs.get("serializers"))  # that it has arrived
-        return Status.dont_reply
+        if who is None:
+            comm = _Loading(comm, self.worker)
+        return await self._get_data(comm, who=who, **kwargs)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         task = self.worker.state.tasks.get(key)
@@ -201,26 +239,25 @@ class StoreWorkerPlugin(WorkerPlugin):
             result = self.worker.data[key]
             assert type(result) is StoredResult
             task.metadata["proxystore"] = _metadata(result)
+            if result.kind is not None:
+                task.metadata["proxystore_type"] = _pickled(result.kind), typename(result.kind)
 
     # Orders of the scheduler.
 
-    async def evict(self, recipe: str, keys: Sequence[str]) -> None:
-        """Evict objects of a client that is gone, or results that nobody waits for."""
-        await self._order(functools.partial(_evict, recipe, keys), "evict")
+    def over(self, session: str) -> None:
+        """A session has ended, or ends just now: nothing may be put into it any more."""
+        self.inherited.pop(session, None)
+        over[session] = None
+        if len(over) > _REMEMBERED:
+            del over[next(iter(over))]
 
-    async def end(self, recipe: str, session: str) -> None:
-        """End the session of a client that is gone."""
-        await self._order(functools.partial(_leased(recipe).end, session), "end a session")
-
-    async def renew(self, recipe: str, session: str, lease: float) -> None:
-        """Renew the lease of a client that is gone while its tasks are not."""
-        await self._order(functools.partial(_leased(recipe).renew, session, lease), "renew a lease")
-
-    async def _order(self, order: Callable[[], object], name: str) -> None:
+    async def order(self, order: Sequence[Any]) -> str:
+        """Carry out an order; returns why that failed, if it did."""
         try:
-            await asyncio.to_thread(order)
+            await asyncio.to_thread(carry_out, Order(*order))
         except StoreError as error:
-            logger.warning("could not %s: %s", name, error)
+            return str(error)
+        return ""
 
 
 def portable_plugin() -> bytes:
@@ -252,22 +289,25 @@ def portable_plugin() -> bytes:
     return bytes(cloudpickle.dumps(Portable()))
 
 
-def _store(value: Any, recipe: str, session: str, key: Any) -> Reference:
-    start = time.perf_counter()
-    reference = store_for(recipe).reference(value, session=session)
-    if (book := ledger.book) is not None:
-        book.put("gathered", "dask", key_split(key), reference, time.perf_counter() - start)
-    return reference
+def _loaded(references: dict[Any, Reference]) -> dict[Any, Any]:
+    """The values of those that the store still has."""
+    try:
+        return dict(zip(references, load(list(references.values())), strict=True))
+    except GoneError:
+        if len(references) == 1:
+            return {}
+    return {key: value for one in references.items() for key, value in _loaded(dict([one])).items()}
+
+
+def _pickled(kind: type) -> bytes:
+    try:
+        return bytes(dumps(kind))
+    except Exception:  # its name, as Dask does
+        return bytes(dumps(typename(kind)))
 
 
 def _metadata(result: StoredResult) -> tuple[str, str, str]:
     return result.session, result.reference.key, result.reference.recipe
-
-
-def _evict(recipe: str, keys: Sequence[str]) -> None:
-    store = store_for(recipe)
-    for key in keys:
-        store.evict(key)
 
 
 def _leased(recipe: str) -> Leased:
