@@ -10,7 +10,7 @@ from redis_servers import Server, serving
 from stream_kinds import WAIT, dies_at, left
 
 from proxystore_core import Store
-from proxystore_core.errors import ConfigurationError
+from proxystore_core.errors import ConfigurationError, CorruptError
 from proxystore_core.stream import StreamConsumer, StreamProducer
 from proxystore_core.stream.redis_lists import RedisQueuePublisher, RedisQueueSubscriber
 from proxystore_core.stream.redis_streams import RedisStreamPublisher, RedisStreamSubscriber
@@ -38,6 +38,31 @@ def test_a_consumer_that_comes_back_gets_what_it_had(server: Server, store: Stor
     assert dies_at(1, RedisStreamSubscriber, *place, consumer="me") == [0, 1]
     with StreamConsumer[Any](RedisStreamSubscriber(*place, consumer="me"), timeout=WAIT) as consumer:
         assert list(consumer.iter_objects()) == [1, 2, 3]
+
+
+def test_it_gets_all_of_it_and_in_order(server: Server, store: Store[Any]) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    place = ("127.0.0.1", server.port, topic)
+    with StreamProducer[Any](RedisStreamPublisher(*place[:2]), store) as producer:
+        producer.send_batch(topic, range(50))
+    assert dies_at(0, RedisStreamSubscriber, *place, consumer="me", prefetch=40) == [0]
+    with StreamConsumer[Any](RedisStreamSubscriber(*place, consumer="me"), timeout=WAIT) as consumer:
+        assert list(consumer.iter_objects()) == list(range(50))
+
+
+def test_what_others_add_to_a_topic_is_told_once(server: Server, store: Store[Any]) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    place = ("127.0.0.1", server.port, topic)
+    publisher = RedisStreamPublisher(*place[:2])
+    publisher._requests.run([("XADD", publisher._key(topic), "*", "other", "field")])
+    publisher.send(topic, b"no event")
+    with StreamProducer[Any](publisher, store) as producer:
+        producer.send(topic, 1)
+    with StreamConsumer[Any](RedisStreamSubscriber(*place, idle=0.05), timeout=WAIT) as consumer:
+        for _ in range(2):
+            with pytest.raises(CorruptError, match="none of a stream"):
+                consumer.next_object()
+        assert list(consumer.iter_objects()) == [1]  # and ends
 
 
 def test_an_item_that_was_dealt_with_but_not_acknowledged_is_skipped(

@@ -15,7 +15,13 @@ from redis.retry import Retry
 from proxystore_core.connectors.redis_errors import FAILURES, Again, Diagnosis
 from proxystore_core.connectors.redis_login import Login, Options
 from proxystore_core.connectors.redis_replies import Part, receive
-from proxystore_core.errors import CorruptError, DeadlineError, StoreError, UnreachableError
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    DeadlineError,
+    StoreError,
+    UnreachableError,
+)
 
 __all__ = ["Command", "Requests"]
 
@@ -43,6 +49,9 @@ class Requests:
         options: deadlines.
         connect: makes a client of redis-py.
         diagnose: what an error means, given the client that raised it.
+
+    Attributes:
+        ended: what everybody is told after `end`.
     """
 
     def __init__(
@@ -60,6 +69,12 @@ class Requests:
         self._diagnose = diagnose
         self._clients: dict[int, Any] = {}  # by process: what a thread held at a fork stays held in the child
         self._down = False  # and whoever asked has been told
+        self.ended = ""
+
+    def end(self, problem: str) -> None:
+        """Close, and ask nothing any more, also for who waits in another thread: tell him the problem."""
+        self.ended = problem
+        self.close()
 
     def close(self) -> None:
         """Close all connections; the next request opens others."""
@@ -117,6 +132,8 @@ class Requests:
         last = self.until() if until is None else until
 
         def attempt() -> T:
+            if self.ended:
+                raise ConfigurationError(self.ended, store=self._url)
             answer = do(self._client())
             self._down = False
             return answer

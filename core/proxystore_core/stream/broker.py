@@ -13,12 +13,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from proxystore_core.errors import ConfigurationError
 
-__all__ = ["Message", "Publisher", "Subscriber", "topics_of"]
+__all__ = [
+    "Message",
+    "Publisher",
+    "Subscriber",
+    "Unacknowledged",
+    "check_count",
+    "check_timeout",
+    "is_closed",
+    "topics_of",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +117,69 @@ class Subscriber(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections. May be called twice."""
+        """Let go of connections. May be called twice, and while another thread receives: it gets an error.
+
+        Whoever still waited would take messages that are others'.
+        """
         ...
 
 
-def topics_of(topics: str | Sequence[str]) -> tuple[str, ...]:
+class Unacknowledged:
+    """What the subscribers of brokers share that learn of no acknowledgements: `Subscriber` but for its own.
+
+    Args:
+        topics: one topic, or several.
+    """
+
+    def __init__(self, topics: str | Sequence[str]) -> None:
+        self._topics = topics_of(topics)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return self._topics
+
+    def acknowledge(self, message: Message) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def share(self, end: Message, data: bytes) -> None:
+        pass  # where every subscriber gets every message all others have it
+
+    def drained(self, topic: str, producers: int) -> bool:
+        return True
+
+    def leave(self, topic: str) -> None:
+        self._topics = tuple(other for other in self._topics if other != topic)
+
+
+def topics_of(topics: Any) -> tuple[str, ...]:
     """One topic or several, as several.
 
     Raises:
         ConfigurationError: there is none.
     """
-    found = (topics,) if isinstance(topics, str) else tuple(topics)
-    if not found or not all(found):
+    several = topics if isinstance(topics, Iterable) else ()
+    found = (topics,) if isinstance(topics, str) else tuple(several)
+    if not found or not all(isinstance(topic, str) and topic for topic in found):
         raise ConfigurationError(f"{topics!r} names no topic: expected a name, or several")
     return found
+
+
+def is_closed(what: str) -> ConfigurationError:
+    """The error of using a publisher or subscriber that is closed, or of still waiting there when it is."""
+    return ConfigurationError(f"this {what} is closed")
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise a `ConfigurationError` unless an argument is a whole number from ``least`` on."""
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or int(given) < least:
+        raise ConfigurationError(f"{name} is {value!r}: expected a whole number, {least} or more")
+
+
+def check_timeout(name: str, value: Any) -> None:
+    """Raise a `ConfigurationError` unless an argument is None or seconds."""
+    if value is not None and not (isinstance(value, numbers.Real) and float(value) >= 0):
+        raise ConfigurationError(f"{name} is {value!r}: expected seconds, or None for no end")

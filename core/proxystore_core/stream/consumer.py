@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from proxystore_core.errors import ConfigurationError, DeadlineError, GoneError, RefusedError
+from proxystore_core.errors import CorruptError, DeadlineError, GoneError, RefusedError
 from proxystore_core.proxy import Proxied, Proxy
 from proxystore_core.registry import store_for
 from proxystore_core.secret import Secret
 from proxystore_core.store import Store
-from proxystore_core.stream.broker import Message, Subscriber
+from proxystore_core.stream.broker import Message, Subscriber, check_count, check_timeout, is_closed
 from proxystore_core.stream.events import End, Event, decode, encode
 
 __all__ = ["Item", "StreamConsumer"]
@@ -109,8 +109,8 @@ class StreamConsumer(Generic[T]):
         timeout: float | None = None,
         stores: Iterable[Store[Any] | str] | None = None,
     ) -> None:
-        if producers < 1:
-            raise ConfigurationError(f"producers is {producers!r}: expected a number from 1 on")
+        check_count("producers", producers)
+        check_timeout("timeout", timeout)
         self.subscriber = subscriber
         self._transactional = bool(getattr(subscriber, "transactional", False))
         self._filter = filter_
@@ -130,6 +130,7 @@ class StreamConsumer(Generic[T]):
         self._given: list[tuple[_Arrived, Event | None]] = []  # not acknowledged yet; to be evicted first
         self._worker: _Worker | None = None
         self._asked: Future[Any] | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"StreamConsumer({self.subscriber!r})"
@@ -238,6 +239,8 @@ class StreamConsumer(Generic[T]):
         """
         if self._worker is not None:
             self._worker.close()
+            self._worker = None
+        self._closed = True
         if acknowledge:
             self._settle()
         self._given.clear()
@@ -252,6 +255,8 @@ class StreamConsumer(Generic[T]):
             yield found
 
     async def _all_async(self, ask: Callable[[], Any]) -> AsyncIterator[Any]:
+        if self._closed:
+            raise is_closed("consumer")
         if self._worker is None:
             self._worker = _Worker()
 
@@ -265,7 +270,13 @@ class StreamConsumer(Generic[T]):
             if self._asked is None:
                 self._asked = self._worker.submit(asked)
             # An item that came for a task that was cancelled is for the next one.
-            found = await asyncio.shield(asyncio.wrap_future(self._asked))
+            try:
+                found = await asyncio.shield(asyncio.wrap_future(self._asked))
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                self._asked = None  # an error is told once
+                raise
             self._asked = None
             if not found:
                 return
@@ -289,26 +300,36 @@ class StreamConsumer(Generic[T]):
         return Item(arrived.message.topic, proxy, event.metadata, event)
 
     def _next(self, timeout: float | None) -> tuple[_Arrived, Event]:
+        if self._closed:
+            raise is_closed("consumer")
         self._settle()
         limit = self._timeout if timeout is None else timeout
-        limit = None if limit is not None and limit > _ENDLESS else limit
+        limit = _ENDLESS if limit is None else limit
+        since = time.monotonic()
         while not self._ready:
             if not self._open:
                 raise StopIteration
-            message = self.subscriber.receive(limit)
-            if message is None:
+            left = max(0.0, since + limit - time.monotonic())
+            message = self.subscriber.receive(left if limit < _ENDLESS else None)
+            if message is not None and self._take(message):
+                since = time.monotonic()  # of an item that was dropped
+            elif self._open and (message is None or not left):
                 raise DeadlineError(
                     f"no item came within {limit:g} s",
                     remedy="Does a producer run? Give timeout= more seconds, or None.",
                 )
-            self._take(message)
         return self._ready.popleft()
 
-    def _take(self, message: Message) -> None:
-        batch = decode(message.data, message.topic, self._secret)
+    def _take(self, message: Message) -> bool:
+        """Take in a message; whether items came. An end that is not all goes round, and is none."""
+        try:
+            batch = decode(message.data, message.topic, self._secret)
+        except CorruptError:
+            self.subscriber.acknowledge(message)  # else everyone who shares it is told, one after the other
+            raise
         if isinstance(batch, End):
             self._end(message, batch)
-            return
+            return False
         for event in batch:
             if self._recipes is not None and event.recipe not in self._recipes:
                 raise RefusedError(
@@ -326,6 +347,7 @@ class StreamConsumer(Generic[T]):
         if not wanted:
             self.subscriber.acknowledge(message)
         self._ready.extend((arrived, event) for event in wanted)
+        return bool(batch)
 
     def _end(self, message: Message, end: End) -> None:
         topic = message.topic

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from proxystore_core.connectors.base import Key
@@ -19,10 +19,11 @@ from proxystore_core.errors import ConfigurationError, CorruptError
 from proxystore_core.reference import Reference
 from proxystore_core.secret import Secret
 
-__all__ = ["End", "Event", "check_metadata", "decode", "encode"]
+__all__ = ["End", "Event", "check_metadata", "decode", "encode", "encode_all"]
 
 _VERSION = 1
 _LIMIT = 1 << 20  # bytes of a message that is looked at
+_ROOM = 64 << 10  # of these, for what an event holds beside its metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,23 @@ class End:
     producers: frozenset[str]
 
 
+def encode_all(
+    events: Sequence[Event], topic: str = "", secret: Secret | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Messages of some events of one store, as few as hold them, each with the number of its events.
+
+    Arguments and errors as of `encode`.
+    """
+    try:
+        yield len(events), encode(events, topic, secret)
+    except _TooBigError:
+        if len(events) < 2:
+            raise
+        half = len(events) // 2
+        yield from encode_all(events[:half], topic, secret)
+        yield from encode_all(events[half:], topic, secret)
+
+
 def encode(batch: Sequence[Event] | End, topic: str = "", secret: Secret | None = None) -> bytes:
     """The message of some events of one store, or of an end.
 
@@ -76,16 +94,23 @@ def encode(batch: Sequence[Event] | End, topic: str = "", secret: Secret | None 
     return message if secret is None else bytes(encrypt([message], secret, _name(topic))[0])
 
 
-def check_metadata(metadata: Any) -> None:
-    """Raise a `ConfigurationError` unless metadata are what an event can carry."""
+class _TooBigError(ConfigurationError):
+    """No broker is asked to carry that."""
+
+
+def check_metadata(metadata: Any) -> int:
+    """Raise a `ConfigurationError` unless metadata are what an event can carry; how many bytes they are."""
     if metadata == {}:
-        return
+        return 0
     if not isinstance(metadata, Mapping) or not all(isinstance(name, str) for name in metadata):
         raise ConfigurationError(
             f"an item's metadata cannot be sent: {metadata!r}",
             remedy='Metadata are a dict whose keys are texts, for example {"frame": 7}.',
         )
-    _text([Event("", "", 0, "", False, metadata)])
+    size = len(_text([Event("", "", 0, "", False, metadata)]))
+    if size > _LIMIT - _ROOM:
+        raise _too_big(f"metadata of {size} bytes are")
+    return size
 
 
 def _name(topic: str) -> str:
@@ -104,11 +129,15 @@ def _text(batch: Sequence[Event] | End) -> str:
             remedy="Metadata are numbers, texts, lists and dicts; send anything else as the object.",
         ) from error
     if len(text) > _LIMIT:
-        raise ConfigurationError(
-            f"events of {len(text)} bytes are too big for a broker",
-            remedy="Keep metadata small, or batches smaller (batch_size=).",
-        )
+        raise _too_big(f"an event of {len(text)} bytes is")
     return text
+
+
+def _too_big(what: str) -> ConfigurationError:
+    return _TooBigError(
+        f"{what} too big for a broker: {_LIMIT - _ROOM} bytes of metadata fit into a message",
+        remedy="Send what is large in the object. An aggregator's items add up: make batch_size= smaller.",
+    )
 
 
 def decode(message: bytes, topic: str = "", secret: Secret | None = None) -> list[Event] | End:

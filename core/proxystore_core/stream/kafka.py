@@ -27,7 +27,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
-from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.broker import Message, is_closed, topics_of
 from proxystore_core.stream.events import End, decode
 
 __all__ = ["KafkaPublisher", "KafkaSubscriber"]
@@ -221,6 +221,8 @@ class KafkaSubscriber:
         self._ends: dict[tuple[str, int], set[str]] = {}
         self._revoked: set[tuple[str, int]] = set()
         self._publisher: KafkaPublisher | None = None
+        self._polling = forks.lock()
+        self._closed = False
         settings = {
             **_QUIET,
             "bootstrap.servers": bootstrap,
@@ -257,7 +259,9 @@ class KafkaSubscriber:
             left = until - time.monotonic()
             if left <= 0:
                 return None
-            with _translated(self.bootstrap):
+            with _translated(self.bootstrap), self._polling:  # nobody closes it meanwhile
+                if self._closed:
+                    raise is_closed("subscriber")
                 found = self._consumer.poll(min(left, 1.0))
                 if found is None:
                     continue
@@ -306,6 +310,7 @@ class KafkaSubscriber:
             self._leave_group()  # its partitions are for those who wait for the end
 
     def close(self) -> None:
+        self._closed = True
         if self._publisher is not None:
             self._publisher.close()
         if self._joint is not None:
@@ -313,7 +318,7 @@ class KafkaSubscriber:
         self._leave_group()
 
     def _leave_group(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it has left
+        with self._polling, contextlib.suppress(RuntimeError):  # it has left
             self._consumer.close()
 
     def _note_end(self, place: tuple[str, int], data: bytes) -> None:

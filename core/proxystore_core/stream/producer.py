@@ -10,14 +10,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from proxystore_core import forks
 from proxystore_core.errors import ConfigurationError, DeadlineError, SerializationError, StoreError
 from proxystore_core.reference import Reference
 from proxystore_core.store import Store
-from proxystore_core.stream.broker import Publisher
-from proxystore_core.stream.events import End, Event, check_metadata, encode
+from proxystore_core.stream.broker import Publisher, check_count
+from proxystore_core.stream.events import End, Event, check_metadata, encode, encode_all
 from proxystore_core.stream.keeping import WEEK, Keeping
 
 __all__ = ["StreamProducer"]
@@ -61,16 +61,19 @@ class StreamProducer(Generic[T]):
         session: str | None = None,
         keep: float | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size is {batch_size!r}: expected items, 1 or more")
-        if max_pending is not None and max_pending < batch_size:
-            raise ConfigurationError(
-                f"max_pending is {max_pending!r}: expected items, at least batch_size ({batch_size}) or None"
-            )
+        check_count("batch_size", batch_size)
+        if max_pending is not None:
+            check_count("max_pending", max_pending, least=batch_size)
         self.publisher = publisher
         self.name = secrets.token_hex(8)
         self._stores: Mapping[str | None, Store[Any]]
-        self._stores = {None: stores} if isinstance(stores, Store) else dict(stores)
+        given: Any = {None: stores} if isinstance(stores, Store) else stores
+        if not isinstance(given, Mapping) or not all(isinstance(store, Store) for store in given.values()):
+            raise ConfigurationError(
+                f"stores is {stores!r}: expected a Store, or one for each topic",
+                remedy="Store.from_url() opens one.",
+            )
+        self._stores = dict(given)
         self._aggregator = aggregator
         self._batch_size = batch_size
         self._filter = filter_
@@ -80,7 +83,7 @@ class StreamProducer(Generic[T]):
             keep = getattr(publisher, "keep", WEEK) or math.inf
         self._keeping = Keeping(keep)
         self._lock = forks.lock()
-        self._topics: dict[str, list[tuple[T, bool, Mapping[str, Any]]]] = {}
+        self._topics: dict[str, list[_Kept[T]]] = {}
         self._pending: dict[str, list[tuple[Store[Any], str]]] = {}
         self._closed = False
 
@@ -124,7 +127,7 @@ class StreamProducer(Generic[T]):
         metadata = {} if metadata is None else metadata
         if topic == "" or type(topic) is not str:
             raise ConfigurationError(f"a topic is a name, not {topic!r}")
-        check_metadata(metadata)  # later it would stand in the way of other items
+        size = check_metadata(metadata)  # later it would stand in the way of other items
         if self._filter is not None and self._filter(metadata):
             return
         self._store(topic)
@@ -133,7 +136,9 @@ class StreamProducer(Generic[T]):
             if self._closed:
                 raise ConfigurationError("this producer is closed")
             batch = self._topics.setdefault(topic, [])
-            batch.append((obj, evict, metadata))
+            if self._aggregator is not None and sum(item.size for item in batch) > 0 < size:
+                check_metadata(_merged([*(item.metadata for item in batch), metadata]))
+            batch.append(_Kept(obj, evict, dict(metadata), size))
             full = len(batch) >= self._batch_size
         if full:
             self.flush(topic)
@@ -147,7 +152,8 @@ class StreamProducer(Generic[T]):
         """Send what is kept for batches; of all topics by default. Raises as `send`.
 
         What could not be sent is kept, and its objects are not left in the store. An object that cannot be
-        serialized is dropped: it would stand in the way of all that comes after it.
+        serialized is dropped: it would stand in the way of all that comes after it. A batch with more
+        metadata than fit into one message is several.
         """
         for each in list(self._topics) if topic is None else [topic]:
             with self._lock:
@@ -159,7 +165,7 @@ class StreamProducer(Generic[T]):
             except BaseException as error:
                 if isinstance(error, SerializationError) and self._aggregator is None:
                     store = self._store(each)
-                    batch = [item for item in batch if _can_be_stored(store, item[0])]
+                    batch = [item for item in batch if _can_be_stored(store, item.obj)]
                 with self._lock:
                     self._topics[each] = batch + self._topics[each]
                 raise
@@ -204,35 +210,42 @@ class StreamProducer(Generic[T]):
             )
         return store
 
-    def _send(self, topic: str, batch: Sequence[tuple[T, bool, Mapping[str, Any]]]) -> None:
+    def _send(self, topic: str, batch: list[_Kept[T]]) -> None:
+        """Send a batch, from which what is sent is taken."""
         store = self._store(topic)
+        items = batch
         if self._aggregator is not None:
-            merged: dict[str, Any] = {}
-            for _, _, metadata in batch:
-                merged.update(metadata)
-            evicted = all(evict for _, evict, _ in batch)
-            batch = [(self._aggregator([obj for obj, _, _ in batch]), evicted, merged)]
+            one = self._aggregator([item.obj for item in batch])
+            merged = _merged([item.metadata for item in batch])
+            items = [_Kept(one, all(item.evict for item in batch), merged, 0)]
         references: list[Reference] = []
+        sent = 0
         try:
-            for evicted, items in itertools.groupby(batch, key=operator.itemgetter(1)):
+            for evicted, some in itertools.groupby(items, key=operator.attrgetter("evict")):
                 session = self._session
                 if session is None and evicted:
                     session = self._keeping.session_in(store)
-                references += store.reference_batch([obj for obj, _, _ in items], session=session)
+                references += store.reference_batch([item.obj for item in some], session=session)
             events = [
-                Event(reference.key, reference.recipe, reference.size, reference.kind, evict, metadata)
-                for reference, (_, evict, metadata) in zip(references, batch, strict=True)
+                Event(each.key, each.recipe, each.size, each.kind, item.evict, item.metadata)
+                for each, item in zip(references, items, strict=True)
             ]
-            self.publisher.send(topic, encode(events, topic, store.secret))
+            for count, message in encode_all(events, topic, store.secret):
+                self.publisher.send(topic, message)
+                self._note(topic, store, events[sent : sent + count])
+                sent += count
+                del batch[: len(batch) if self._aggregator is not None else count]
         except BaseException:
-            for reference in references:
+            for reference in references[sent:]:
                 with contextlib.suppress(StoreError):
                     store.evict(reference.key)
             raise
+
+    def _note(self, topic: str, store: Store[Any], sent: Sequence[Event]) -> None:
         if self._max_pending is not None:
             with self._lock:
                 pending = self._pending.setdefault(topic, [])
-                pending += [(store, event.key) for event in events if event.evict]
+                pending += [(store, event.key) for event in sent if event.evict]
 
     def _wait(self, topic: str, timeout: float | None) -> None:
         if self._max_pending is None:
@@ -258,6 +271,19 @@ class StreamProducer(Generic[T]):
                 )
             time.sleep(pause)
             pause = min(2 * pause, _PAUSES[1])
+
+
+class _Kept(NamedTuple, Generic[T]):
+    """One item that is not sent yet."""
+
+    obj: T
+    evict: bool
+    metadata: Mapping[str, Any]
+    size: int  # bytes of the metadata in a message
+
+
+def _merged(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for each in metadata for name, value in each.items()}
 
 
 def _can_be_stored(store: Store[Any], obj: Any) -> bool:

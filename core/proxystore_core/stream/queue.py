@@ -7,8 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from proxystore_core.errors import ConfigurationError
-from proxystore_core.stream.broker import Message
+from proxystore_core.stream.broker import Message, Unacknowledged, is_closed
 
 __all__ = ["QueuePublisher", "QueueSubscriber"]
 
@@ -37,7 +36,7 @@ class QueuePublisher:
         pass
 
 
-class QueueSubscriber:
+class QueueSubscriber(Unacknowledged):
     """Receives from a publisher of this process; each message goes to one subscriber.
 
     Args:
@@ -46,13 +45,9 @@ class QueueSubscriber:
     """
 
     def __init__(self, publisher: QueuePublisher, topics: str | Sequence[str]) -> None:
+        super().__init__(topics)
         self._publisher = publisher
-        self._topics = (topics,) if isinstance(topics, str) else tuple(topics)
         self._closed = False
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        return self._topics
 
     def receive(self, timeout: float | None) -> Message | None:
         broker = self._publisher.broker
@@ -60,7 +55,7 @@ class QueueSubscriber:
         with broker.changed:
             while True:
                 if self._closed:  # whoever still waits here would take a message that is another's
-                    raise ConfigurationError("this subscriber is closed")
+                    raise is_closed("subscriber")
                 for topic in self._topics:
                     if broker.messages.get(topic):
                         return Message(topic, broker.messages[topic].popleft())
@@ -69,20 +64,8 @@ class QueueSubscriber:
                     return None
                 broker.changed.wait(left)
 
-    def acknowledge(self, message: Message) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
     def share(self, end: Message, data: bytes) -> None:
         self._publisher.send(end.topic, data)
-
-    def drained(self, topic: str, producers: int) -> bool:
-        return True
-
-    def leave(self, topic: str) -> None:
-        self._topics = tuple(other for other in self._topics if other != topic)
 
     def close(self) -> None:
         with self._publisher.broker.changed:

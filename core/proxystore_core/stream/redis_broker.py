@@ -59,7 +59,7 @@ class RedisBroker:
         return f"{type(self).__name__}({self._connector.url!r})"
 
     def close(self) -> None:
-        self._connector.close()
+        self._requests.end(f"this {type(self).__name__} is closed")
 
     def _append(self, verb: str, topic: str, *arguments: Any) -> None:
         """Write to a topic that is kept on the server, and say how long it stays."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.broker import Message, Unacknowledged
 from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisQueuePublisher", "RedisQueueSubscriber"]
@@ -28,7 +28,7 @@ class RedisQueuePublisher(RedisBroker):
         self.send(topic, message)
 
 
-class RedisQueueSubscriber(RedisBroker):
+class RedisQueueSubscriber(Unacknowledged, RedisBroker):
     """Pops from lists.
 
     Args:
@@ -39,12 +39,8 @@ class RedisQueueSubscriber(RedisBroker):
     """
 
     def __init__(self, hostname: str, port: int, topics: str | Sequence[str], **options: Any) -> None:
-        super().__init__(hostname, port, **options)
-        self._topics = topics_of(topics)
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        return self._topics
+        Unacknowledged.__init__(self, topics)
+        RedisBroker.__init__(self, hostname, port, **options)
 
     def receive(self, timeout: float | None) -> Message | None:
         until = float("inf") if timeout is None else time.monotonic() + timeout
@@ -58,17 +54,5 @@ class RedisQueueSubscriber(RedisBroker):
                 return Message(self._topic(found[0]), found[1])
         return None
 
-    def acknowledge(self, message: Message) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
     def share(self, end: Message, data: bytes) -> None:
         self._append("RPUSH", end.topic, data)
-
-    def drained(self, topic: str, producers: int) -> bool:
-        return True
-
-    def leave(self, topic: str) -> None:
-        self._topics = tuple(other for other in self._topics if other != topic)

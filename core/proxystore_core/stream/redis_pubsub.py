@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from proxystore_core.connectors.redis_errors import FAILURES
-from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.broker import Message, Unacknowledged
 from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisPublisher", "RedisSubscriber"]
@@ -30,7 +30,7 @@ class RedisPublisher(RedisBroker):
         self.send(topic, message)
 
 
-class RedisSubscriber(RedisBroker):
+class RedisSubscriber(Unacknowledged, RedisBroker):
     """Subscribes to channels, from when it is made.
 
     Args:
@@ -41,14 +41,10 @@ class RedisSubscriber(RedisBroker):
     """
 
     def __init__(self, hostname: str, port: int, topics: str | Sequence[str], **options: Any) -> None:
-        super().__init__(hostname, port, **options)
-        self._topics = topics_of(topics)
+        Unacknowledged.__init__(self, topics)
+        RedisBroker.__init__(self, hostname, port, **options)
         self._pubsub: Any = None
         self._requests.persist(self._subscribe)
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        return self._topics
 
     def receive(self, timeout: float | None) -> Message | None:
         until = float("inf") if timeout is None else time.monotonic() + timeout
@@ -60,28 +56,16 @@ class RedisSubscriber(RedisBroker):
             if found is not None and found["type"] == "message":
                 return Message(self._topic(found["channel"]), found["data"])
 
-    def acknowledge(self, message: Message) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def share(self, end: Message, data: bytes) -> None:
-        pass  # all others have it
-
-    def drained(self, topic: str, producers: int) -> bool:
-        return True
-
     def leave(self, topic: str) -> None:
-        self._topics = tuple(other for other in self._topics if other != topic)
+        super().leave(topic)
         if self._pubsub is not None:
             self._pubsub.unsubscribe(self._key(topic))
 
     def close(self) -> None:
-        if self._pubsub is not None:
-            self._pubsub.close()
-            self._pubsub = None
         super().close()
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            pubsub.close()
 
     def _next(self, client: Any, seconds: float) -> Any:
         try:
@@ -92,6 +76,10 @@ class RedisSubscriber(RedisBroker):
             if self._pubsub is not None:
                 self._pubsub.close()
             self._pubsub = None
+            raise
+        except Exception:  # anything, of redis-py, when another thread closes this
+            if self._requests.ended:
+                return None
             raise
 
     def _subscribe(self, client: Any) -> None:

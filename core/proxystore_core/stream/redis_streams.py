@@ -9,11 +9,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from proxystore_core.errors import ConfigurationError
-from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.broker import Message, check_count, topics_of
 from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
@@ -21,6 +20,8 @@ __all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
 _BLOCK = 5.0  # seconds that the server is asked to wait at a time
 _AGAIN = 16  # messages that are taken over at a time
 _LOOK = 1.0  # seconds between two looks for what dead consumers had
+
+_Entries: TypeAlias = list[tuple[bytes, dict[bytes, bytes] | None]]
 
 
 class RedisStreamPublisher(RedisBroker):
@@ -63,15 +64,15 @@ class RedisStreamSubscriber(RedisBroker):
         super().__init__(hostname, port, **options)
         self.group = group
         self.consumer = consumer or secrets.token_hex(6)
-        if prefetch < 1:
-            raise ConfigurationError(f"prefetch is {prefetch!r}: expected messages, 1 or more")
+        check_count("prefetch", prefetch)
         self.prefetch = prefetch
         self.idle = idle
         self._topics = topics_of(topics)
         self._ready: deque[Message] = deque()
         self._acknowledged: list[tuple[Any, ...]] = []  # which the server learns of with the next trip
         self._looked = 0.0
-        self._first = consumer is not None
+        # Where to read on, of each topic, in what a consumer of this name had not acknowledged.
+        self._had = {} if consumer is None else dict.fromkeys(self._topics, b"0")
         for topic in self._topics:
             self._requests.persist(lambda client, topic=topic: self._make_group(client, topic))
 
@@ -81,9 +82,8 @@ class RedisStreamSubscriber(RedisBroker):
 
     def receive(self, timeout: float | None) -> Message | None:
         until = float("inf") if timeout is None else time.monotonic() + timeout
-        if self._first:
-            self._first = False
-            self._read("0", 0.0, again=True)
+        while self._had and not self._ready:
+            self._read(self._had, None)
         while not self._ready:
             now = time.monotonic()
             if now - self._looked >= min(_LOOK, self.idle):
@@ -94,7 +94,7 @@ class RedisStreamSubscriber(RedisBroker):
             left = until - now
             if left <= 0 or not self._topics:
                 return None
-            self._read(">", min(left, _BLOCK, _LOOK), again=False)
+            self._read(dict.fromkeys(self._topics, b">"), min(left, _BLOCK, _LOOK))
         return self._ready.popleft()
 
     def acknowledge(self, message: Message) -> None:
@@ -121,6 +121,7 @@ class RedisStreamSubscriber(RedisBroker):
 
     def leave(self, topic: str) -> None:
         self._topics = tuple(other for other in self._topics if other != topic)
+        self._had.pop(topic, None)
 
     def _make_group(self, client: Any, topic: str) -> None:
         import redis
@@ -131,26 +132,23 @@ class RedisStreamSubscriber(RedisBroker):
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def _read(self, start: str, seconds: float, *, again: bool) -> None:
-        keys = [self._key(topic) for topic in self._topics]
-        block = () if start != ">" else ("BLOCK", max(1, int(seconds * 1000)))
-        command = (
-            "XREADGROUP",
-            "GROUP",
-            self.group,
-            self.consumer,
-            "COUNT",
-            16 if again else self.prefetch,
-            *block,
-        )
-        command += ("STREAMS", *keys, *[start] * len(keys))
-        *_, found = self._requests.run([*self._acknowledged, command], time.monotonic() + seconds + 30.0)
+    def _read(self, starts: Mapping[str, bytes], seconds: float | None) -> None:
+        """Read on from each topic's start: what is new within some seconds, or (None) what this one had."""
+        count = _AGAIN if seconds is None else self.prefetch
+        block = () if seconds is None else ("BLOCK", max(1, int(seconds * 1000)))
+        places = ("STREAMS", *map(self._key, starts), *starts.values())
+        command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *block, *places)
+        until = time.monotonic() + (seconds or 0.0) + 30.0
+        *_, found = self._requests.run([*self._acknowledged, command], until)
         self._acknowledged = []
-        pairs = found.items() if isinstance(found, dict) else found or ()
-        for key, entries in pairs:
-            topic = self._topic(key)
-            for mark, fields in _entries(entries):
-                self._ready.append(Message(topic, fields[b"m"], mark, again))
+        read = {
+            self._topic(key): _entries(those)
+            for key, those in (found.items() if isinstance(found, dict) else found or ())
+        }
+        if seconds is None:
+            self._had = {topic: entries[-1][0] for topic, entries in read.items() if entries}
+        for topic, entries in read.items():
+            self._take_in(topic, entries, again=seconds is None)
 
     def _claim(self) -> None:
         for topic in self._topics:
@@ -166,17 +164,24 @@ class RedisStreamSubscriber(RedisBroker):
                 _AGAIN,
             )
             (found,) = self._requests.run([command])
-            for mark, fields in _entries(found[1]):
-                self._ready.append(Message(topic, fields[b"m"], mark, True))
+            self._take_in(topic, _entries(found[1]), again=True)
+
+    def _take_in(self, topic: str, entries: _Entries, *, again: bool) -> None:
+        for mark, fields in entries:
+            if fields is not None:  # else it was trimmed
+                # What others add has no such field, and is told to be none of a stream.
+                self._ready.append(Message(topic, fields.get(b"m", b""), mark, again))
 
 
-def _entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def _entries(found: Any) -> _Entries:
     """Entries as redis-py gives them, whichever of its parsers is at work."""
     entries = found[0] if len(found) == 1 and found[0] and isinstance(found[0], list) else found
-    result = []
-    for mark, fields in entries:
-        if fields is None:
-            continue  # trimmed
-        pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
-        result.append((mark, pairs))
-    return result
+    return [
+        (
+            mark,
+            fields
+            if fields is None or isinstance(fields, dict)
+            else dict(zip(fields[::2], fields[1::2], strict=True)),
+        )
+        for mark, fields in entries
+    ]

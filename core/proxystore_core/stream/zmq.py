@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import socket
+import threading
 import time
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
 from zmq.utils import z85
@@ -27,7 +31,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
-from proxystore_core.stream.broker import Message, topics_of
+from proxystore_core.stream.broker import Message, Unacknowledged, is_closed
 
 __all__ = ["ZeroMQPublisher", "ZeroMQSubscriber"]
 
@@ -53,7 +57,28 @@ def _pair(secret: str | None, side: bytes, where: str) -> tuple[bytes, bytes]:
     return zmq.curve_public(own), own
 
 
-class ZeroMQPublisher:
+class _Wire:
+    """A socket in a context of its own, which goes with whoever has it."""
+
+    def __init__(self, kind: int, pair: tuple[bytes, bytes], longest: int, linger: int) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(kind)
+        self._socket.curve_publickey, self._socket.curve_secretkey = pair
+        self._socket.maxmsgsize = longest  # more ends the connection before memory is taken
+        self._socket.setsockopt(zmq.LINGER, linger)
+        self._sockets: list[Any] = [self._socket]
+        # A context that is garbage with an open socket waits for it, for ever, in the midst of anything.
+        self._close = weakref.finalize(self, _close, self._context, self._sockets)
+        self._close.atexit = linger > 0
+
+
+def _close(context: Any, sockets: list[Any]) -> None:
+    while sockets:
+        sockets.pop().close()
+    context.term()
+
+
+class ZeroMQPublisher(_Wire):
     """Publishes from an address of this host.
 
     Args:
@@ -77,15 +102,11 @@ class ZeroMQPublisher:
         timeout: float = 60.0,
         secret: str | None = None,
     ) -> None:
-        keys = _pair(secret, b"server", f"zmq://{hostname}:{port}")
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
+        pair = _pair(secret, b"server", f"zmq://{hostname}:{port}")
+        super().__init__(zmq.XPUB, pair, _LONGEST[0], _LINGER)
         self._socket.curve_server = True
-        self._socket.curve_publickey, self._socket.curve_secretkey = keys
-        self._socket.maxmsgsize = _LONGEST[0]  # more ends the connection before memory is taken
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-        self._socket.setsockopt(zmq.LINGER, _LINGER)
         self._socket.setsockopt(zmq.SNDTIMEO, round(timeout * 1000))
         self.port = port
         try:
@@ -94,7 +115,7 @@ class ZeroMQPublisher:
             else:
                 self.port = self._socket.bind_to_random_port(f"tcp://{hostname}")
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._close()
             raise UnreachableError(
                 f"cannot listen on {hostname}:{port}: {error}", remedy="Name a free port of this host, or 0."
             ) from error
@@ -111,6 +132,8 @@ class ZeroMQPublisher:
     def send(self, topic: str, message: bytes) -> None:
         name = topic.encode() + b"\0"
         with self._lock:
+            if self._socket.closed:
+                raise is_closed("publisher")
             self._await(name, topic)
             try:
                 self._socket.send_multipart([name, message])
@@ -124,9 +147,8 @@ class ZeroMQPublisher:
         self.send(topic, message)
 
     def close(self) -> None:
-        if not self._socket.closed:
-            self._socket.close()
-            self._context.term()
+        with self._lock:
+            self._close()
 
     def _await(self, name: bytes, topic: str) -> None:
         until = time.monotonic() + self._timeout
@@ -158,7 +180,7 @@ class ZeroMQPublisher:
             self._there[name] = there
 
 
-class ZeroMQSubscriber:
+class ZeroMQSubscriber(Unacknowledged, _Wire):
     """Subscribes to a publisher, which need not be there yet.
 
     Args:
@@ -176,37 +198,39 @@ class ZeroMQSubscriber:
     ) -> None:
         if not 0 < port < 65536:
             raise ConfigurationError(f"{port!r} is no TCP port of a publisher")
-        self._topics = topics_of(topics)
+        Unacknowledged.__init__(self, topics)
         self._where = f"zmq://{hostname}:{port}"
-        keys = _pair(secret, b"client", self._where)
         serverkey, _ = _pair(secret, b"server", self._where)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.maxmsgsize = _LONGEST[1]
-        self._socket.curve_publickey, self._socket.curve_secretkey = keys
+        _Wire.__init__(self, zmq.SUB, _pair(secret, b"client", self._where), _LONGEST[1], 0)
         self._socket.curve_serverkey = serverkey
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _BROKEN | _NONE)
         self._monitor.linger = 0
         self._refusals, self._over = 0, False
+        self._receiving = threading.Lock()
+        self._closed = False
+        self._waker, woken = socket.socketpair()
+        self._sockets += [self._monitor, self._waker, woken]
         self._poller = zmq.Poller()
-        for each in (self._socket, self._monitor):
+        for each in (self._socket, self._monitor, woken):
             self._poller.register(each, zmq.POLLIN)
         for topic in self._topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode() + b"\0")
         self._socket.connect(f"tcp://{hostname}:{port}")
 
-    @property
-    def topics(self) -> tuple[str, ...]:
-        return self._topics
-
     def receive(self, timeout: float | None) -> Message | None:
-        until = None if timeout is None else time.monotonic() + timeout
+        with self._receiving:  # nobody closes what is waited at
+            return self._receive(None if timeout is None else time.monotonic() + timeout)
+
+    def _receive(self, until: float | None) -> Message | None:
         while True:
+            if self._closed:
+                raise is_closed("subscriber")
             if self._over:
                 raise self._refused()
             patience = None if until is None else max(0, round((until - time.monotonic()) * 1000))
             ready = dict(self._poller.poll(patience))
+            if self._closed:
+                continue
             if self._socket in ready:
                 return self._message(self._socket.recv_multipart())
             if not ready:
@@ -235,26 +259,15 @@ class ZeroMQSubscriber:
                 f"a message of {len(frames)} parts is none of a stream", store=self._where
             ) from error
 
-    def acknowledge(self, message: Message) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def share(self, end: Message, data: bytes) -> None:
-        pass  # all others have it
-
-    def drained(self, topic: str, producers: int) -> bool:
-        return True
-
     def leave(self, topic: str) -> None:
-        self._topics = tuple(other for other in self._topics if other != topic)
+        super().leave(topic)
         with contextlib.suppress(zmq.ZMQError):
             self._socket.setsockopt(zmq.UNSUBSCRIBE, topic.encode() + b"\0")
 
     def close(self) -> None:
-        if not self._socket.closed:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close()
-            self._context.term()
+        if not self._closed:
+            self._closed = True
+            self._waker.send(b"closed")  # to who waits in another thread
+            with self._receiving:
+                self._socket.disable_monitor()
+                self._close()
