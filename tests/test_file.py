@@ -272,6 +272,39 @@ def test_a_store_that_others_remove_as_empty_just_then(
     connector.end("s")
 
 
+def test_a_session_without_a_lease_goes_too(tmp_path: Path) -> None:
+    """Who begins a session, or ends one, may be killed when the lease is not there (any more)."""
+    connector = FileConnector(tmp_path)
+    for name, file in (("begun", f".{'a' * 20}"), ("ended", "b" * 20), ("empty", None)):
+        (tmp_path / name).mkdir()
+        if file is not None:
+            (tmp_path / name / file).write_bytes(b"data")
+    assert 590 < connector.sessions()["begun"] <= 600
+    assert connector.sweep() == []
+    past = time.time() - 700
+    for name in ("begun", "ended", "empty"):
+        os.utime(tmp_path / name, (past, past))
+    assert sorted(connector.sweep()) == ["begun", "ended"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # it may be anybody's
+
+
+def test_what_killed_writers_left_outside_of_sessions_goes(tmp_path: Path) -> None:
+    connector = FileConnector(tmp_path)
+    key, reserved = connector.put([b"data"]), connector.reserve()
+    parts = [tmp_path / "user" / f".{letter * 20}" for letter in "abc"]
+    for part in parts:
+        part.write_bytes(b"of a writer that was killed")
+    past = time.time() - 2 * 24 * 3600
+    for path in tmp_path.joinpath("user").iterdir():
+        if path != parts[2]:
+            os.utime(path, (past, past))
+    assert connector.sweep() == []
+    assert [part.exists() for part in parts] == [False, False, True]  # the last one's still writes
+    assert connector.get(key) == b"data"
+    connector.set(reserved, [b"later"])
+    assert connector.get(reserved) == b"later"
+
+
 def test_end_removes_unfinished_files(tmp_path: Path) -> None:
     connector = FileConnector(tmp_path)
     connector.renew("s", 600)

@@ -27,7 +27,10 @@ from proxystore_core import (
     Store,
     get_key,
 )
+from proxystore_core.connectors.base import leased
 from proxystore_core.connectors.memory import MemoryConnector
+from proxystore_core.errors import FullError
+from proxystore_core.lifetimes import Session
 from proxystore_core.testing import in_fork
 
 
@@ -80,6 +83,50 @@ def test_context(store: Store[Any]) -> None:
         with pytest.raises(ConfigurationError, match="over"):
             add()
     lifetime.close()
+
+
+def _sessions(store: Store[Any]) -> dict[str, float]:
+    keeper = leased(store.connector)
+    return {} if keeper is None else keeper.sessions()
+
+
+def test_a_context_that_ends_while_its_session_begins(
+    store: Store[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifetime, before = ContextLifetime(), _sessions(store)
+    begin = lifetime._begin
+
+    def ending(store: Store[Any]) -> Session:
+        session = begin(store)
+        lifetime.close()
+        return session
+
+    monkeypatch.setattr(lifetime, "_begin", ending)
+    with pytest.raises(ConfigurationError, match="over"):
+        store.put(1, lifetime=lifetime)
+    assert _sessions(store).keys() == before.keys()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_context_that_ends_while_an_object_is_put(
+    store: Store[Any], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifetime, before, keys = ContextLifetime(), _sessions(store), []
+    put = store.connector.put
+
+    def late(*args: Any, **options: Any) -> str:
+        lifetime.close()
+        keys.append(put(*args, **options))
+        if fails:  # and has begun the session again
+            store.connector.evict(keys[0])
+            raise FullError("no room")
+        return keys[0]
+
+    monkeypatch.setattr(store.connector, "put", late)
+    with pytest.raises(ConfigurationError, match="over"):
+        store.put(1, lifetime=lifetime)
+    assert not store.exists(keys[0])
+    assert _sessions(store).keys() == before.keys()
 
 
 def test_an_error_ends_a_context(store: Store[Any]) -> None:

@@ -1067,3 +1067,35 @@ def test_arguments_of_other_types() -> None:
                     use(1, lifetime=wrong)
             with pytest.raises(ConfigurationError, match="lifetime"):
                 store.future(lifetime=wrong)
+
+
+@pytest.mark.parametrize("session", [5, b"s", None, "no session's name"])
+def test_what_is_no_session(session: Any) -> None:
+    with Store("", MemoryConnector(secrets.token_hex(4))) as store:
+        calls: list[Callable[[], Any]] = [
+            lambda: Store("", MemoryConnector(secrets.token_hex(4)), session=session),
+            lambda: store.put(1, session=session),
+            lambda: store.put_batch([1], session=session),
+            lambda: store.proxy([1], session=session),
+            lambda: store.future(session=session),
+        ]
+        for call in calls[: 1 if session is None else None]:
+            with pytest.raises(RefusedError, match=r"is not a session's name.*at most 64 letters"):
+                call()
+
+
+def test_an_object_put_beside_an_end_has_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = MemoryConnector(secrets.token_hex(4))
+    new = connector._new
+
+    def ended_beside(session: str) -> Any:
+        made = new(session)
+        connector.end(session)
+        return made
+
+    monkeypatch.setattr(connector, "_new", ended_beside)
+    for put in (lambda: connector.put([b"data"], session="s"), lambda: connector.reserve(session="s")):
+        put()
+        assert "s" in connector.sessions()
+        connector.end("s")
+    connector.close()

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,10 +55,9 @@ class Session:
     """
 
     def __init__(self, connector: Connector, *, lease: float = 600.0, name: str | None = None) -> None:
-        if not lease > 0:
-            raise ConfigurationError(f"a lease of {lease!r} s is over at once: expected more than 0")
+        lease = _seconds(lease, "a lease")
         self.name = name or new_session(connector)
-        self.lease = lease = min(lease, _LONGEST)
+        self.lease = lease
         self.connector = connector
         self._owner = os.getpid()
         self._over = threading.Event()
@@ -150,20 +150,36 @@ class Lifetime:
         """
         with self._lock:
             if self._over:
-                raise ConfigurationError(f"this {type(self).__name__} is over: nothing can be added to it")
+                raise self._late()
             known = self._sessions.get(store.recipe)
         if known is None:
             made = self._begin(store)
             with self._lock:
-                known = self._sessions.setdefault(store.recipe, made)
+                if not self._over:
+                    known = self._sessions.setdefault(store.recipe, made)
             if known is not made:
                 made.end()
+            if known is None:
+                raise self._late()
         return known.name
 
-    def note(self, store: Store[Any], key: Key) -> None:
-        """Take in an object that was stored for this lifetime's session."""
-        if leased(store.connector) is None:
-            self.add_key(store, key)
+    def note(self, store: Store[Any], session: str, keys: Sequence[Key]) -> None:
+        """Take in what was stored for this lifetime's session; nothing of it stays if that ended meanwhile.
+
+        Raises:
+            ConfigurationError: the lifetime is over.
+        """
+        keeper = leased(store.connector)
+        with self._lock:
+            if not self._over:
+                self._keys += [(store, key) for key in keys if keeper is None]
+                return
+        if keeper is not None:
+            keeper.end(session)
+        else:
+            for key in keys:
+                store.evict(key)
+        raise self._late()
 
     def add_key(self, store: Store[Any], *keys: Key) -> None:
         """Let objects that are stored already go with this lifetime.
@@ -173,7 +189,7 @@ class Lifetime:
         """
         with self._lock:
             if self._over:
-                raise ConfigurationError(f"this {type(self).__name__} is over: nothing can be added to it")
+                raise self._late()
             self._keys += [(store, key) for key in keys]
 
     def add_proxy(self, *proxies: Proxy[Any]) -> None:
@@ -222,6 +238,9 @@ class Lifetime:
 
     def _begin(self, store: Store[Any]) -> Session:
         return Session(store.connector)
+
+    def _late(self) -> ConfigurationError:
+        return ConfigurationError(f"this {type(self).__name__} is over: nothing can be added to it")
 
 
 class ContextLifetime(Lifetime):
@@ -315,12 +334,12 @@ class StaticLifetime(Lifetime):
             self.close()
 
 
-def _seconds(expiry: float | dt.timedelta | dt.datetime) -> float:
+def _seconds(expiry: float | dt.timedelta | dt.datetime, what: str = "a lifetime") -> float:
     if isinstance(expiry, dt.datetime):
         if expiry.tzinfo is None:
             raise ConfigurationError(f"{expiry!r} has no time zone: expected for example datetime.now(UTC)")
         expiry = expiry - dt.datetime.now(dt.UTC)
     seconds = expiry.total_seconds() if isinstance(expiry, dt.timedelta) else expiry
     if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool) or not seconds > 0:
-        raise ConfigurationError(f"a lifetime of {expiry!r} s is over at once: expected seconds, more than 0")
+        raise ConfigurationError(f"{what} of {expiry!r} s is over at once: expected seconds, more than 0")
     return min(float(seconds), _LONGEST)

@@ -16,6 +16,7 @@ from proxystore_core.connectors.base import (
     Buffer,
     Connector,
     Key,
+    check_session,
 )
 from proxystore_core.encryption import name_of
 from proxystore_core.errors import ConfigurationError, GoneError, RefusedError, StoreError
@@ -85,6 +86,7 @@ class Store(AwaitedBytes[C]):
     Raises:
         ConfigurationError: the name is taken, a serializer cannot be found by other processes,
             or an argument is wrong.
+        RefusedError: the session is no session's name.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Store(AwaitedBytes[C]):
         if type(cache_size) is not int or cache_size < 0:
             raise ConfigurationError(f"cache_size is {cache_size!r}: expected bytes, 0 for no cache")
         codec_named(compression)
+        check_session(session, connector.url)
         self.name = name
         self.populate_target = populate_target
         secret = Secret.configured() if secret is None else secret
@@ -550,15 +553,14 @@ class Store(AwaitedBytes[C]):
                 f"not a lifetime: {lifetime!r}", remedy="Make one, for example LeaseLifetime(seconds)."
             )
         keys: list[Key] = []
-        yield (session if lifetime is None else lifetime.session_in(self)), keys
-        if lifetime is not None:
-            try:
-                for key in keys:
-                    lifetime.note(self, key)
-            except ConfigurationError:  # it was closed meanwhile
-                for key in keys:
-                    self.evict(key)
-                raise
+        if lifetime is None:
+            yield session, keys
+            return
+        mine = lifetime.session_in(self)
+        try:
+            yield mine, keys
+        finally:
+            lifetime.note(self, mine, keys)
 
 
 def _shared_size(reference: Reference) -> int:

@@ -69,7 +69,8 @@ def check_session(session: str, store: str, *, leased: bool = False) -> None:
     Raises:
         RefusedError: it is not a session's name.
     """
-    if not _SESSION.fullmatch(session):
+    given: object = session
+    if not isinstance(given, str) or not _SESSION.fullmatch(given):
         problem, remedy = f"{session!r} is not a session's name", "Use at most 64 letters, digits, - and _."
     elif leased and session == USER_SESSION:
         problem, remedy = "what the user stored himself has no lease", "Name the session otherwise."

@@ -45,6 +45,7 @@ _PART = re.compile(r"\.[0-9a-f]{20}w?")
 LATER = "w"  # ends the names of objects that are waited for
 _LEASE = ".lease"
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_UNWRITTEN = 24 * 3600.0  # seconds after which nobody goes on writing a file without a name
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 
 
@@ -231,8 +232,13 @@ class FileConnector:
                 if lapse is not None:
                     found[name] = lapse - now
                 elif name != USER_SESSION and _SESSION.fullmatch(name):
+                    directory = os.path.join(self.store_dir, name)
                     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                        found[name] = os.stat(os.path.join(self.store_dir, name, _LEASE)).st_mtime - now
+                        try:
+                            found[name] = os.stat(os.path.join(directory, _LEASE)).st_mtime - now
+                        except FileNotFoundError:
+                            if _is_ours(directory):  # who made it, or ended it, was killed in between
+                                found[name] = os.stat(directory).st_mtime + _UNRENEWED - now
         return found
 
     def held(self) -> dict[str, Held]:
@@ -247,7 +253,18 @@ class FileConnector:
         lapsed = [session for session, left in self.sessions().items() if left < 0]
         for session in lapsed:
             self.end(session)
+        self._sweep_parts()
         return lapsed
+
+    def _sweep_parts(self) -> None:
+        """Remove what writers that were killed left in the user session, which never ends."""
+        directory, now = os.path.join(self.store_dir, USER_SESSION), time.time()
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                if _PART.fullmatch(entry.name) and not entry.name.endswith(LATER):
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_mtime < now - _UNWRITTEN:
+                            os.unlink(entry.path)
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
@@ -481,3 +498,9 @@ class FileConnector:
         elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
             kind, remedy = RefusedError, "Name a directory that this user may write to."
         return kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy)
+
+
+def _is_ours(directory: str) -> bool:
+    """Whether a directory holds files of a store, and nothing else."""
+    names = os.listdir(directory)
+    return bool(names) and all(_OBJECT.fullmatch(name) or _PART.fullmatch(name) for name in names)

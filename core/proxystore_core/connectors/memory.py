@@ -121,23 +121,29 @@ class MemoryConnector:
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         space, key = self._new(session)
         space.objects[key] = b"".join(data)
+        self._lease(space, session)
         return key
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
         space, key = self._new(session)
         with space.changed:
             space.reserved.add(key)
+        self._lease(space, session)
         return key
 
     def _new(self, session: str) -> tuple[_Space, Key]:
         check_session(session, self.url)
         space = self._space
         key = f"{_process}.{session}.{next(_numbers)}"
-        if session != USER_SESSION:
-            space.leases.setdefault(session, time.time() + _UNRENEWED)
         if session == USER_SESSION:
             self._own.add((os.getpid(), key))
         return space, key
+
+    @staticmethod
+    def _lease(space: _Space, session: str) -> None:
+        """After an object is there: an end beside us takes away the object, or leaves the lease to come."""
+        if session != USER_SESSION:
+            space.leases.setdefault(session, time.time() + _UNRENEWED)
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
         self._check(key)
@@ -171,6 +177,7 @@ class MemoryConnector:
         whole = await _copied(b"".join, data, sum(memoryview(buffer).nbytes for buffer in data))
         space, key = self._new(session)
         space.objects[key] = whole
+        self._lease(space, session)
         return key
 
     async def get_async(self, key: Key) -> bytearray | None:

@@ -70,6 +70,7 @@ class ShmConnector(FileConnector):
         super().__init__(os.path.join(_root(), folder), grace=0)
         self.node = node()
         self._spill_dir = given_spill or os.path.join(tempfile.gettempdir(), folder)
+        self._spill_store: FileConnector | None = None
         self._stock = SegmentStock(stock, self._refill)
 
     def __repr__(self) -> str:
@@ -172,8 +173,8 @@ class ShmConnector(FileConnector):
 
     def close(self, *, clear: bool = False) -> None:
         self._stock.drop()
-        if "_spill" in self.__dict__:
-            self._spill.close(clear=clear)
+        if self._spill_store is not None:
+            self._spill_store.close(clear=clear)
         super().close(clear=clear)
 
     def open_file(self, session: str, name: str) -> int | None:
@@ -209,9 +210,11 @@ class ShmConnector(FileConnector):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
-    @functools.cached_property
+    @property
     def _spill(self) -> FileConnector:
-        return FileConnector(self._spill_dir)
+        if self._spill_store is None:
+            self._spill_store = FileConnector(self._spill_dir)
+        return self._spill_store
 
     @property
     def place(self) -> str:
