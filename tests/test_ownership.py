@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import copy
 import gc
 import pickle
@@ -9,6 +10,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future as LocalFuture
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from waiting import until
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
-from proxystore_core.errors import ConfigurationError, GoneError, UnreachableError
+from proxystore_core.errors import ConfigurationError, GoneError, SerializationError, UnreachableError
 from proxystore_core.ownership import (
     MutableBorrowError,
     OwnedProxy,
@@ -442,3 +445,90 @@ def test_ufuncs_change_nothing_that_was_borrowed_to_be_read(store: Store[Any]) -
     key = get_key(owned)
     del owned, reader
     gone(store, key)
+
+
+def test_a_pickling_that_fails_moves_nothing(store: Store[Any]) -> None:
+    owned, other = store.owned_proxy([1]), store.owned_proxy([2])
+    with pytest.raises(SerializationError):
+        store.put([owned, other, threading.Lock()])
+    assert extract(borrow(owned)) == [1]
+    assert store.put([owned]) in store.connector.keys("user")
+    with pytest.raises(ReferenceInvalidError):
+        borrow(owned)
+    key = get_key(other)
+    with pytest.raises(SerializationError):
+        store.put([other, threading.Lock()])
+    del other
+    until(lambda: not store.exists(key))
+
+
+def test_an_owner_that_was_pickled_for_nobody_is_taken_back(store: Store[Any]) -> None:
+    owned = store.owned_proxy([1])
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps([owned, threading.Lock()])
+    with pytest.raises(ReferenceInvalidError, match=r"into_owned\(\)"):
+        borrow(owned)
+    back = into_owned(owned)
+    key = get_key(back)
+    assert extract(borrow(back)) == [1]
+    with pytest.raises(ReferenceNotOwnedError):
+        into_owned(owned)
+    there = pickle.loads(pickle.dumps(back))
+    with pytest.raises(ReferenceNotOwnedError):
+        into_owned(back)  # it has arrived
+    del owned, back
+    assert store.exists(key)
+    del there
+    until(lambda: not store.exists(key))
+
+
+@pytest.mark.parametrize(
+    ("obj", "change"),
+    [
+        ([2, 1], lambda p: p.sort()),
+        ([1], lambda p: p.append(2)),
+        ({"a": 1}, lambda p: p.update(a=2)),
+        ({"a": 1}, lambda p: p.setdefault("b", 1)),
+        ({1}, lambda p: p.add(2)),
+        (bytearray(b"a"), lambda p: p.extend(b"b")),
+        (deque([1]), lambda p: p.appendleft(2)),
+        (OrderedDict(a=1, b=2), lambda p: p.move_to_end("a")),
+        (Counter("a"), lambda p: p.subtract("a")),
+        (array.array("d", [1]), lambda p: p.append(2)),
+        (np.arange(4.0), lambda p: p.fill(1)),
+        (np.arange(4.0)[::-1].copy(), lambda p: p.sort()),
+        (np.arange(4.0), lambda p: np.copyto(p, 1)),
+        (np.arange(4.0), lambda p: np.put(p, [0], [5])),
+        (np.arange(4.0), lambda p: np.clip(p, 0, 1, out=p)),
+        (np.arange(4.0), lambda p: np.cumsum([1.0] * 4, out=p)),
+        (np.ma.masked_array([3.0, 1.0], mask=[False, True]), lambda p: p.sort()),
+        (pd.DataFrame({"a": [1]}), lambda p: p.insert(0, "b", 1)),
+        (pd.DataFrame({"a": [1]}), lambda p: p.pop("a")),
+    ],
+)
+def test_methods_that_change_what_was_borrowed_to_be_read(obj: Any, change: Any) -> None:
+    with Store.from_url(f"memory://{secrets.token_hex(4)}") as store:
+        before = repr(obj)
+        owned = store.owned_proxy(obj)
+        for borrowed in (borrow(owned), pickle.loads(pickle.dumps(borrow(owned)))):
+            with pytest.raises(MutableBorrowError, match="borrowed to be read"):
+                change(borrowed)
+            assert repr(extract(borrowed)) == before
+        assert repr(extract(owned)) == before
+
+
+def test_readers_read(store: Store[Any]) -> None:
+    """What is called like something that changes another class, and what only reads."""
+    owned = store.owned_proxy(pd.DataFrame({"a": [2, 1]}))
+    assert borrow(owned).sort_values("a")["a"].tolist() == [1, 2]
+    tuples = store.owned_proxy((1, 2))
+    assert borrow(tuples).index(2) == 1
+    text = store.owned_proxy("a b")
+    assert borrow(text).split() == ["a", "b"]
+    numbers = store.owned_proxy(np.arange(3.0))
+    assert np.clip(borrow(numbers), 0, 1).tolist() == [0, 1, 1]
+    assert np.sort(borrow(numbers)).tolist() == [0, 1, 2]
+    assert np.copy(borrow(numbers)).tolist() == [0, 1, 2]
+    target = np.zeros(3)
+    np.copyto(target, borrow(numbers))
+    assert target.tolist() == [0, 1, 2]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from proxystore_core import Proxy, extract, is_resolved, resolve
+from proxystore_core import Proxy, Store, borrow, extract, is_resolved, resolve
+from proxystore_core.ownership import MutableBorrowError
 
 torch = pytest.importorskip("torch")
 
@@ -157,3 +158,13 @@ def test_a_tensor_of_a_known_class_is_not_loaded_to_tell_it() -> None:
     assert not is_resolved(p)
     assert torch.equal(torch.add(p, 1), torch.ones(2) + 1)
     assert torch.equal(extract(p), torch.ones(2))
+
+
+def test_a_tensor_that_was_borrowed_to_be_read() -> None:
+    with Store.from_url("memory://torch") as store:
+        borrowed: Any = borrow(store.owned_proxy(torch.zeros(3)))
+        for change in (lambda: borrowed.add_(1), lambda: borrowed.zero_(), lambda: borrowed.fill_(2)):
+            with pytest.raises(MutableBorrowError, match="borrowed to be read"):
+                change()
+        assert borrowed.add(1).tolist() == [1, 1, 1]
+        assert extract(borrowed).tolist() == [0, 0, 0]

@@ -101,7 +101,7 @@ class Ownership:
             raise self.error(
                 ReferenceInvalidError,
                 f"{wanted} at {where()} is late: the owner made at {self.holder} was moved ({self.moved})",
-                "Use the new owner, or move a clone().",
+                "Use the new owner, or move a clone(). If it was pickled for nobody: into_owned().",
             )
         for borrowing in self.borrowers.values():
             if borrowing.changes or not shared:
@@ -128,6 +128,11 @@ class Ownership:
                 borrowing.leave("nothing was borrowed")  # else it would be borrowed for ever, and never go
                 raise
         return borrowing
+
+    def stay(self) -> None:
+        """Be no more moved: what was pickled came to nothing."""
+        self.moved = ""
+        self.evict_if_over()
 
     def drop(self) -> None:
         """The owner is garbage: evict, now or with the last borrower. Does no I/O."""

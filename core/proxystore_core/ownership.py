@@ -13,6 +13,7 @@ changes or clones what somebody may be changing. A borrower is over when it is g
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from proxystore_core.borrowing import (
     stored_beside,
     where,
 )
+from proxystore_core.changes import changed_by, changes
 from proxystore_core.connectors.base import Key
 from proxystore_core.errors import ConfigurationError, GoneError
 from proxystore_core.futures import Pending
@@ -41,6 +43,7 @@ from proxystore_core.operators import OPERATORS, PROXIES
 from proxystore_core.proxy import Proxy, extract, forget_target, get_factory, is_resolved
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
+from proxystore_core.serialize import undo_if_it_fails
 
 __all__ = [
     "MutableBorrowError",
@@ -70,8 +73,9 @@ _ITEMS = 1000  # of each
 class OwnedProxy(Proxy[T]):
     """The one proxy that an object belongs to: when it is garbage, the object is evicted.
 
-    Pickling moves the object: the proxy that is unpickled owns it, this one is over. It cannot be
-    copied; `clone` stores another object.
+    Pickling moves the object: the proxy that is unpickled owns it, this one is over. (If it was pickled for
+    nobody, because the rest could not be pickled or sent, `into_owned` takes it back.) It cannot be copied;
+    `clone` stores another object.
     """
 
     __slots__ = ("__ownership__",)
@@ -82,6 +86,7 @@ class OwnedProxy(Proxy[T]):
             if not owner.moved:
                 owner.check("moving (pickling) it")
                 owner.moved = f"pickled at {where()}"
+                undo_if_it_fails(owner.stay)
         return _owned, (owner.reference.plain(),)
 
     def __copy__(self) -> Any:
@@ -102,7 +107,12 @@ class _Borrowed(Proxy[T]):
 
 
 class RefProxy(_Borrowed[T]):
-    """Borrows an object to read it. Changes through it are refused."""
+    """Borrows an object to read it.
+
+    Changes through it are refused where they can be seen: operators, attributes, and the methods and
+    functions that `proxystore_core.changes` knows. In the owner's process it is the owner's object, else a
+    copy.
+    """
 
     __slots__ = ()
 
@@ -115,6 +125,17 @@ class RefProxy(_Borrowed[T]):
 
     def __delattr__(self, name: str) -> None:
         raise _read_only(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:1] != "_" and changes(type(self.__proxy_target__), name):
+            return functools.partial(_refuse, self)
+        return super().__getattr__(name)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        for changed in changed_by(function, args, kwargs):
+            if isinstance_of(changed, RefProxy):
+                raise _read_only(changed)
+        return OPERATORS["__array_function__"](self, function, types, args, kwargs)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         for changed in (*kwargs.get("out", ()), *(inputs[:1] if method == "at" else ())):
@@ -133,7 +154,7 @@ class RefMutProxy(_Borrowed[T]):
         return _writer, (get_factory(self), _slot(self, "__record__"))
 
 
-def _refuse(p: Any, *args: Any) -> Any:
+def _refuse(p: Any, *args: Any, **kwargs: Any) -> Any:
     raise _read_only(p)
 
 
@@ -150,13 +171,16 @@ for _operation in (
 def into_owned(proxy: Proxy[T]) -> OwnedProxy[T]:
     """The owner of an ordinary proxy's object from now on; the object is evicted with it.
 
+    So is that of an owner that was moved: nobody can tell here whether its pickle reached another owner, who
+    would evict the object, too.
+
     Raises:
         ReferenceNotOwnedError: the proxy is borrowed, or its object has an owner in this process already.
         ConfigurationError: it does not come from a store, or is that of a future whose result is not there.
     """
     reference = _reference(proxy)
     owner = by_object.get((reference.recipe, reference.key))
-    if isinstance_of(proxy, OwnedProxy, _Borrowed) or (owner is not None and owner.owns):
+    if isinstance_of(proxy, _Borrowed) or (owner is not None and owner.owns):
         whose = "" if owner is None else f", made at {owner.holder}"
         raise ReferenceNotOwnedError(
             f"the object at {where()} has an owner already{whose}", key=reference.key, remedy="Use clone()."

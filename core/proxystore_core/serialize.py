@@ -12,6 +12,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -21,7 +22,7 @@ from proxystore_core.connectors.base import Buffer
 from proxystore_core.errors import CorruptError, RefusedError, SerializationError, StoreError
 from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, KIND_PLAIN, pack, unpack
 
-__all__ = ["IN_BAND", "Deserializer", "Serializer", "deserialize", "serialize"]
+__all__ = ["IN_BAND", "Deserializer", "Serializer", "deserialize", "serialize", "undo_if_it_fails"]
 
 Serializer: TypeAlias = Callable[[Any], Any]
 """Turns an object into anything with a contiguous buffer (bytes, bytearray, memoryview, array ...)."""
@@ -217,7 +218,30 @@ class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, 5, buffer_callback=buffers.collect)
 
 
+_undoing: ContextVar[list[Callable[[], None]] | None] = ContextVar("proxystore_undoing", default=None)
+
+
+def undo_if_it_fails(undo: Callable[[], None]) -> None:
+    """Let a function be called if the pickling that goes on here fails; of `serialize`, not of others."""
+    undoing = _undoing.get()
+    if undoing is not None:
+        undoing.append(undo)
+
+
 def _pickle(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
+    undoing: list[Callable[[], None]] = []
+    token = _undoing.set(undoing)
+    try:
+        return _pickled(obj, main_by_value)
+    except BaseException:
+        for undo in undoing:
+            undo()
+        raise
+    finally:
+        _undoing.reset(token)
+
+
+def _pickled(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
     reducers = _reducers()
     chunks, buffers = _Chunks(), _Buffers()
     try:
