@@ -15,6 +15,7 @@ import msgspec
 from proxystore_core.configuration import CONFIG, boolean, settings_file
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.secret import FILE_VARIABLE, VARIABLE, Secret, sources_of
+from proxystore_core.urls import without_password
 from proxystore_integrations.stores import STORES, completed, completed_tables
 from proxystore_integrations.units import format_size, parse_duration, parse_size
 
@@ -83,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         origins: where each setting that is no default came from.
         automatic: whether the threshold was given as ``"auto"``.
 
+    A pickle of them has the URL without its password: each process takes that from its own environment.
+
     Raises:
         ConfigurationError: a wrong value.
         MissingExtraError: the store's library is not installed.
@@ -130,6 +133,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
         found = tuned.threshold_for(store, engine)
         return self if found is None else msgspec.structs.replace(self, threshold=found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the store's password: a worker has its own (PROXYSTORE_STORE, PROXYSTORE_REDIS_PASSWORD).
+        told = {name: getattr(self, name) for name in Settings.__struct_fields__}
+        return _unpickled, ({**told, "store": without_password(self.store)},)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Settings:
+        return self
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Settings):
@@ -202,6 +213,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         if isinstance(values.get("store"), str):
             values["store"] = completed(values["store"], stores, origins["store"])
         return cls(**values, origins=origins)
+
+
+def _unpickled(told: dict[str, Any]) -> Settings:
+    """Settings as they were, checked where they were made: a worker may lack the store's library."""
+    settings = Settings()
+    for name, value in told.items():
+        msgspec.structs.force_setattr(settings, name, value)
+    return settings
 
 
 def _stores_of(overrides: dict[str, Any]) -> dict[str, Any]:

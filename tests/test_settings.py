@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import re
@@ -358,6 +359,22 @@ def test_a_password_is_not_in_the_repr():
     assert "hunter2" not in repr(settings)
     assert "hunter2" in settings.store
     assert not isinstance(Connected, Connector)
+
+
+def test_a_pickle_of_settings_holds_no_password():
+    for url, travels in (
+        ("redis://me:hunter2@host:6379/1?deadline=5", "redis://me@host:6379/1?deadline=5"),
+        ("redis://:hunter2@host", "redis://host"),
+        ("redis://host", "redis://host"),
+    ):
+        settings = Settings(store=url, threshold=5, lease=30)
+        data = pickle.dumps(settings)
+        assert b"hunter2" not in data
+        there = pickle.loads(data)
+        assert there.store == travels
+        assert (there.threshold, there.lease, there.origin("threshold")) == (5, 30, "keyword argument")
+        for copied in (copy.copy(settings), copy.deepcopy(settings), copy.deepcopy([settings])[0]):
+            assert copied.store == url
 
 
 def test_settings_are_frozen_values():

@@ -10,7 +10,7 @@ from typing import Any
 
 from proxystore_core.errors import ConfigurationError
 
-__all__ = ["StoreURL", "flag", "redact", "redact_all"]
+__all__ = ["StoreURL", "flag", "redact", "redact_all", "without_password"]
 
 
 # Parameters whose value is nobody's business; where a file is that holds one, is.
@@ -33,16 +33,27 @@ def flag(text: str) -> bool:
 
 
 def redact(url: str) -> str:
-    """The URL without its password, and without what parameters of it say that are named like one."""
+    """The URL, its password hidden, and what parameters of it say that are named like one. For people."""
+    return _SECRET.sub(r"\1***", _with_password(url, ":***"))
+
+
+def without_password(url: str) -> str:
+    """The URL as it may travel: without its password, and without parameters that are named like one."""
+    before, mark, query = _with_password(url, "").partition("?")
+    kept = [parameter for parameter in query.split("&") if not _SECRET.match(f"&{parameter}")]
+    return f"{before}{mark if any(kept) else ''}{'&'.join(kept)}"
+
+
+def _with_password(url: str, password: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
-        password = parts.password
+        found = parts.password
     except ValueError:  # nobody knows where in it a password is
         return f"{url.partition('://')[0][:20]}://***"
-    if password is not None:
-        host = parts.netloc.rpartition("@")[2]
-        url = parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
-    return _SECRET.sub(r"\1***", url)
+    if found is None:
+        return url
+    user, host = f"{parts.username or ''}{password}", parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}@{host}" if user else host).geturl()
 
 
 def redact_all(text: str) -> str:
