@@ -136,6 +136,10 @@ def test_tables(no_pickle: None) -> None:
     found = there_and_back([batch])[0]
     assert type(found) is pa.RecordBatch
     assert found.equals(batch)
+    empty = there_and_back(batch.slice(0, 0))
+    assert type(empty) is pa.RecordBatch
+    assert empty.equals(batch.slice(0, 0))
+    assert empty.schema == batch.schema
 
 
 class Plain:

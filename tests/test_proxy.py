@@ -600,3 +600,65 @@ def test_calling_what_cannot_be_called() -> None:
     frame = pd.DataFrame({"a": [1]})
     column: Any = Proxy(lambda: "a")
     assert frame[column].tolist() == [1]
+
+
+COMPLETIONS = """
+import rlcompleter
+
+import numpy as np
+
+from proxystore_core import Store, is_resolved
+
+store = Store.from_url("memory://completed")
+data = np.arange(10)
+
+
+def by_rlcompleter(p, text):
+    completer, found = rlcompleter.Completer({"p": p}), []
+    while (match := completer.complete(text, len(found))) is not None:
+        found.append(match.rpartition(".")[2])
+    return found
+
+
+def by_jedi(p, text):
+    import jedi
+
+    return [completion.name for completion in jedi.Interpreter(text, [{"p": p}]).complete()]
+
+
+def by_ipython(with_jedi):
+    from IPython.core.completer import provisionalcompleter
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.Completer.use_jedi = with_jedi
+
+    def complete(p, text):
+        shell.user_ns["p"] = p
+        with provisionalcompleter():
+            return [each.text.strip(".") for each in shell.Completer.completions(text, len(text))]
+
+    return complete
+
+
+for complete in (by_rlcompleter, by_jedi, by_ipython(True), by_ipython(False)):
+    proxy = store.proxy(data, populate_target=False)
+    assert complete(proxy, "p.sha") == ["shape"], complete(proxy, "p.sha")
+    complete(proxy, "p.shape.")
+    complete(proxy, "p[")
+    assert not is_resolved(proxy)
+    assert dir(proxy) == dir(data)  # whoever completes nothing has all names
+    assert is_resolved(proxy)
+    late = store.future().proxy()
+    complete(late, "p.sha")  # and does not wait
+    assert not is_resolved(late)
+    unknown = store.proxy_from_key(store.put(data))
+    assert complete(unknown, "p.sha") == ["shape"], complete(unknown, "p.sha")
+"""
+
+
+def test_completion_loads_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    pytest.importorskip("jedi")
+    home = {"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path / "ipython")}
+    subprocess.run([sys.executable, "-c", COMPLETIONS], env={**os.environ, **home}, timeout=120, check=True)

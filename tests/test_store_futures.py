@@ -169,6 +169,18 @@ def test_an_exception_in_a_store_with_a_serializer_of_its_own(tmp_path: Path) ->
         assert dropped.cancelled()
 
 
+def test_a_result_that_is_its_own_proxy(store: Store[Any]) -> None:
+    future: Future[Any] = store.future(deadline=30)
+    for own in (future.proxy(), pickle.loads(pickle.dumps(future.proxy()))):
+        with pytest.raises(ConfigurationError, match="its own proxy"):
+            future.set_result(own)
+    assert not future.done()
+    other: Future[Any] = store.future(deadline=30)
+    future.set_result(other.proxy())
+    other.set_result([1])
+    assert future.proxy() == [1]
+
+
 def test_waits_without_an_end(store: Store[Any]) -> None:
     for endless in (math.inf, 1e12):
         future: Future[Any] = store.future(deadline=endless)

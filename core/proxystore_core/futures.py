@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from proxystore_core import forks
 from proxystore_core.connectors.base import Buffer, Key, deferred, waiting
 from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, SerializationError
+from proxystore_core.operators import PROXIES
 from proxystore_core.plain import register_plain
-from proxystore_core.proxy import Proxied, Proxy
+from proxystore_core.proxy import Proxied, Proxy, get_factory
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
 from proxystore_core.serialize import deserialize, serialize
@@ -261,9 +262,18 @@ class Future(Generic[T]):
 
         Raises:
             RefusedError: it is set already, cancelled, or evicted.
+            ConfigurationError: it is this future's own proxy, which would wait for itself.
             SerializationError: it cannot be turned into bytes.
             StoreError: the store failed; says why.
         """
+        given: Any = result
+        if type(given) in PROXIES and get_factory(given) == self.reference:
+            raise ConfigurationError(
+                "this future's result is its own proxy, which has no object but that",
+                store=self.reference.recipe,
+                key=self.key,
+                remedy="Set the object that the proxy is to stand for.",
+            )
         self._set(store_for(self.reference.recipe).encode(result))
 
     def set_exception(self, exception: BaseException) -> None:

@@ -205,7 +205,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "__instancecheck__": lambda p, instance: isinstance(instance, p.__proxy_target__),
     "__subclasscheck__": lambda p, subclass: issubclass(subclass, p.__proxy_target__),
     "__mro_entries__": lambda p, bases: (p.__proxy_target__,),
-    "__dir__": lambda p: dir(p.__proxy_target__),
     # Copies are those of the plain object; an unresolved proxy's copy is another lazy proxy.
     "__copy__": _copy,
     "__deepcopy__": _deepcopy,

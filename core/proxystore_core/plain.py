@@ -212,9 +212,10 @@ def _built_table(rest: _In) -> Any:
 
 
 def _built_batch(rest: _In) -> Any:
-    (batch,) = _built_table(rest).to_batches() or [None]
-    if batch is None:
-        raise ValueError("no record batch")
+    import pyarrow as pa
+
+    table = _built_table(rest)  # which knows no empty batch
+    (batch,) = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     return batch
 
 

@@ -4,7 +4,8 @@ A proxy holds a *factory*, a callable that fetches the target. Whatever needs th
 resolves the proxy: once, also under threads; after that an operator costs one slot read more
 than on the target itself. What does not need it never loads it: ``hash``, ``repr``, ``copy``,
 pickling (which carries the factory alone), engines' and notebooks' probes for optional methods,
-and, where the factory knows the target's class, ``isinstance``.
+and, where the factory knows the target's class, ``isinstance`` and the completion of names in a
+shell, notebook or editor (which has those of the class, not those of the object alone).
 
 A factory may know its target without loading it, through two optional methods:
 ``target_class()`` returns the class, or None where its module is not imported, and
@@ -68,10 +69,26 @@ _PROBES = frozenset(
         "__jax_array__",
     }
 )
+# Modules that complete names (the beginnings of theirs): who types must not wait for an object.
+_COMPLETERS = (
+    "IPython.core.completer",
+    "IPython.core.guarded_eval",
+    "IPython.utils.",
+    "_pydev_bundle.",
+    "bpython.",
+    "idlelib.",
+    "jedi.",
+    "ptpython.completer",
+    "rlcompleter",
+)
 # NumPy would take these instead of __array__ and lose the subclass (the mask).
 _HIDDEN = frozenset({"__array_interface__", "__array_struct__"})
 # Objects of these classes carry dunder names of their own, which their class does not tell.
 _SELF_DESCRIBED = (type, types.FunctionType, types.ModuleType)
+# Modules that ask a proxy something for somebody else.
+_BETWEEN = frozenset(
+    {__name__, "proxystore_core.operators", "proxystore_core.ownership", "abc", "functools", "inspect"}
+)
 _OF_ANY_OBJECT = frozenset({"__dict__", "__name__", "__qualname__"})
 
 
@@ -186,6 +203,10 @@ class Proxy(_Base[T]):
         if describe is not None:
             return f"<Proxy of {describe()}, not resolved>"
         return f"<Proxy from {getattr(factory, '__qualname__', type(factory).__qualname__)}, not resolved>"
+
+    def __dir__(self) -> list[str]:
+        names = _completed_names(self) if not is_resolved(self) and _is_completing() else None
+        return dir(self.__proxy_target__) if names is None else names
 
     def __hash__(self) -> int:
         return self.__proxy_hash__
@@ -347,6 +368,8 @@ def _forget_class(p: Proxy[Any]) -> None:
 
 def _load(p: Proxy[T], factory: Callable[[], T] | None = None) -> T:
     make: Callable[[], T] = _get(p, "__proxy_factory__") if factory is None else factory
+    if factory is None and _is_completing() and _completed_names(p) is not None:
+        raise AttributeError("an object that is not here is not loaded for a completion")
 
     def fly() -> T:
         if not is_resolved(p):  # a flight may have landed since the slot was read
@@ -389,6 +412,25 @@ def _class(p: Proxy[Any]) -> type:
     return kind
 
 
+def _completed_names(p: Proxy[Any]) -> list[str] | None:
+    """What completes a proxy that is not resolved; None where only its object tells."""
+    kind = _known_class(p)
+    if kind is not None and not issubclass(kind, _SELF_DESCRIBED):
+        return dir(kind)
+    return [] if hasattr(p.__proxy_factory__, "wait") else None  # what is waited for may never come
+
+
+def _is_completing() -> bool:
+    """Whether the code that uses a proxy completes what somebody types."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        if name not in _BETWEEN and frame.f_code.co_filename != "<string>":  # which rlcompleter evaluates
+            return isinstance(name, str) and name.startswith(_COMPLETERS)
+        frame = frame.f_back
+    return False
+
+
 def _is_about_to_await(asking: types.FrameType) -> bool:
     """Whether it is asked, as asyncio does, if a proxy can be awaited: it can, and is to load elsewhere."""
     if asking.f_code.co_name == "__instancecheck__" and asking.f_back is not None:
@@ -422,6 +464,8 @@ def _special(p: Proxy[Any], name: str) -> Any:
         return unset(p)
     if name == "_ipython_display_" and not is_resolved(p):
         return lambda: _show(repr(p))
+    if name == "_ipython_key_completions_" and not is_resolved(p):
+        return list  # none: else it asks the object for its keys
     if name == "__proxy_factory__" or name in _HIDDEN or not (is_resolved(p) or _worth_loading(p, name)):
         raise AttributeError(f"{type(p).__name__!r} object has no attribute {name!r}", name=name, obj=None)
     target = p.__proxy_target__
