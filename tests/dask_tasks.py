@@ -294,7 +294,7 @@ def future_of(client, key):
 def gather_by_hand(address, key):
     """What a client without a store that a task makes by itself gets of a result of another task."""
     with distributed.Client(address, set_as_default=False) as client:
-        return type_of(future_of(client, key).result())
+        return type_of(client.gather(future_of(client, key)))
 
 
 def meet_before_publishing(place, count):

@@ -195,18 +195,6 @@ def test_a_client_made_by_hand_inside_a_task_gathers_values(always, cluster, arr
             assert inside.result(timeout=30) == "ndarray"
 
 
-def test_an_actor_beside_a_stored_result(always, bare_client, array):
-    actor = always.submit(tasks.Counter, array, actor=True)
-    distributed.wait(actor)
-    (worker,) = always.who_has(actor)[actor.key]
-    future = always.submit(tasks.increment, array, pure=False, workers=worker)
-    distributed.wait(future)
-    theirs = [tasks.future_of(bare_client, one.key) for one in (actor, future)]
-    counter, value = bare_client.gather(theirs)
-    assert counter.bump().result() == 1.0
-    np.testing.assert_array_equal(value, array + 1)
-
-
 @pytest.mark.parametrize("who", ["always", "bare_client"])
 def test_a_result_that_the_store_has_lost_is_computed_again(who, always, bare_client, stored_by):
     stored = stored_by(always)
