@@ -97,6 +97,7 @@ class Link:
         self._session = self._store = self._evictions = None
         if session is None or store is None or evictions is None:
             return
+        self.sharing.close(None if keep else session)
         evictions.close()
         try:
             if keep:

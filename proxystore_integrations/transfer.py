@@ -205,13 +205,19 @@ class Outgoing:
             ledger.book.by_value(self.engine, why, sizeof(value))
 
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
+        sharing = self.sharing
+        if sharing.closed:  # by another thread; the engine says what it says of a client that is closed
+            return None
         start = time.perf_counter()
         try:
             with progress.shown("storing", sizeof(value)):
                 if shared:
-                    reference = self.sharing.reference(value)
+                    reference = sharing.reference(value)
                 else:
-                    reference = self.sharing.store.reference(value, session=self.sharing.session)
+                    reference = sharing.store.reference(value, session=sharing.session)
+                if sharing.closed:
+                    sharing.take_back(reference.key)
+                    return None
         except SerializationError:
             self._not_stored(value, "cannot be serialized")
             return None  # the engine meets the same object and raises its own error

@@ -93,6 +93,33 @@ def test_a_gather_that_is_under_way_when_its_client_closes(tmp_path):
         until(lambda: sessions() == before)
 
 
+@pytest.mark.parametrize("way", ["submit", "scatter"])
+def test_an_argument_that_is_being_stored_when_its_client_closes(cluster, array, way, monkeypatch):
+    before = sessions()
+    client = Client(cluster)
+    connector, began, go = client._link._store.connector, threading.Event(), threading.Event()
+    put = connector.put
+
+    def slow_put(*args, **kwargs):
+        began.set()
+        go.wait()
+        return put(*args, **kwargs)
+
+    def call():
+        with contextlib.suppress(BaseException):  # as without us
+            client.submit(tasks.total, array) if way == "submit" else client.scatter(array)
+
+    monkeypatch.setattr(connector, "put", slow_put)
+    calling = threading.Thread(target=call)
+    calling.start()
+    began.wait()
+    client.close()
+    assert sessions() == before
+    go.set()
+    calling.join()
+    until(lambda: sessions() == before)
+
+
 def test_a_lease_that_is_shorter_than_another_clients(cluster, array, tmp_path):
     """What a client left behind is renewed by its own lease, whoever else is there."""
     path = tmp_path / "total"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from proxystore_core.connectors.base import Buffer
+from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.flight import Flights
 from proxystore_core.pins import Holdings
 from proxystore_core.reference import Reference, class_name
 
 if TYPE_CHECKING:
+    from proxystore_core.lifetimes import Session
     from proxystore_core.store import Store
 
 __all__ = ["Sharing"]
@@ -36,6 +37,7 @@ class Sharing:
 
     Attributes:
         holdings: what is there, with a pin for each call that uses it.
+        closed: nothing is to be put any more.
     """
 
     def __init__(self, store: Store[Any], session: str, *, main_by_value: bool = True) -> None:
@@ -43,6 +45,8 @@ class Sharing:
         self.main_by_value = main_by_value
         self.session = session
         self.holdings = Holdings()
+        self.closed = False
+        self._ended: Session | None = None
         self._flights = Flights()
 
     def reference(self, obj: Any) -> Reference:
@@ -78,6 +82,21 @@ class Sharing:
                 return found
             self._flights.run((look, digest), put)  # as above, where something else looks like this
         return mine[0]
+
+    def close(self, session: Session | None = None) -> None:
+        """Put nothing any more.
+
+        Args:
+            session: that of the objects, if it is about to end.
+        """
+        self._ended = session
+        self.closed = True
+
+    def take_back(self, key: Key) -> None:
+        """Evict an object whose put was under way while this was closed: its session may have begun again."""
+        self.store.evict(key)
+        if self._ended is not None:
+            self._ended.end()
 
     def _learn(self, reference: Reference) -> None:
         data = self.store.stored(reference.key)
