@@ -323,6 +323,18 @@ def test_a_lease_counts_at_all_sites(sites):
     assert here.get(key) is None
 
 
+def test_what_came_without_its_lease_is_nobody_s_to_end(sites):
+    """However long ago: `proxystore gc` would end it at all sites, its client's too."""
+    here, there = sites.at(0), sites.at(1)
+    here.renew("one", 600)
+    key = here.put([b"data"], session="one")
+    assert there.get(key) == b"data"
+    now_is(sites.roots[1] / "store" / "one", -700)
+    assert there.sessions() == {}
+    assert there.sweep() == []
+    assert there.get(key) == b"data"
+
+
 def test_a_site_that_cannot_be_asked_keeps_its_sessions(sites, service):
     here, there = sites.at(0), sites.at(1)
     here.renew("one", 600)

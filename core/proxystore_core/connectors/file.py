@@ -224,6 +224,15 @@ class FileConnector:
         return count
 
     def sessions(self) -> dict[str, float]:
+        return self.sessions_here(orphans=True)
+
+    def sessions_here(self, *, orphans: bool) -> dict[str, float]:
+        """As `sessions`.
+
+        Args:
+            orphans: also sessions without a lease: who began or ended them was killed in between. Not where
+                somebody brings a session's objects without its lease.
+        """
         now = time.time()
         found = {}
         with self._translated(), contextlib.suppress(FileNotFoundError):
@@ -237,7 +246,7 @@ class FileConnector:
                         try:
                             found[name] = os.stat(os.path.join(directory, _LEASE)).st_mtime - now
                         except FileNotFoundError:
-                            if _is_ours(directory):  # who made it, or ended it, was killed in between
+                            if orphans and _is_ours(directory):
                                 found[name] = os.stat(directory).st_mtime + _UNRENEWED - now
         return found
 

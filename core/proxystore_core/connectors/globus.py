@@ -246,7 +246,7 @@ class GlobusConnector:
 
     def sessions(self) -> dict[str, float]:
         with self._named():
-            return self._here()[1].sessions()
+            return self._here()[1].sessions_here(orphans=False)
 
     def sweep(self) -> list[str]:
         """End every session whose lease has lapsed at all endpoints; returns their names.
@@ -259,7 +259,7 @@ class GlobusConnector:
                 with contextlib.suppress(StoreError, OSError):
                     if not os.path.exists(os.path.join(files.store_dir, session, ".lease")):
                         files.renew(session, _UNRENEWED)  # brought here by a transfer; never the user's
-            lapsed = [session for session, left in files.sessions().items() if left < 0]
+            lapsed = [session for session, left in files.sessions_here(orphans=False).items() if left < 0]
         ended = []
         for session in lapsed:
             with contextlib.suppress(StoreError):
