@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import pickle
 import secrets
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from redis_servers import Server
 from stream_kinds import WAIT, Broker, KafkaKind, QueueBroker, RedisKind, ZeroMQKind, left
+from waiting import until
 
 from proxystore_core import Proxy, Store, extract, get_key, is_resolved
 from proxystore_core.errors import (
@@ -319,6 +321,25 @@ def test_an_error_of_an_asynchronous_consumer_is_told_once(store: Store[Any]) ->
 
     assert asyncio.run(main()) == "late"
     consumer.close()
+
+
+def test_a_consumer_that_is_dropped_leaves_no_thread() -> None:
+    def threads() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name == "proxystore-stream"}
+
+    async def main() -> None:
+        consumer = StreamConsumer[Any](QueueSubscriber(QueuePublisher(), "t"), timeout=0.01)
+        with pytest.raises(DeadlineError):
+            await anext(consumer.iter_objects_async())
+
+    before = threads()
+    asyncio.run(main())
+
+    def gone() -> bool:
+        gc.collect()
+        return threads() <= before
+
+    until(gone)
 
 
 def test_an_end_that_goes_round_is_no_item(broker: Broker, store: Store[Any]) -> None:

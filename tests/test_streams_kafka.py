@@ -107,3 +107,17 @@ def test_several_partitions(bootstrap: str, store: Store[Any]) -> None:
         found = [obj for part in executor.map(consume, consumers) for obj in part]
     assert set(found) == set(range(60))
     assert max(Counter(found).values()) <= 2
+
+
+def test_more_in_a_transaction_than_librdkafka_keeps(bootstrap: str) -> None:
+    topic = kafka_broker.new_topic(bootstrap)
+    options = {"queue.buffering.max.messages": 2, "linger.ms": 50}
+    publisher = KafkaPublisher(bootstrap, transactional_id=topic, options=options)
+    publisher.join()
+    for number in range(20):
+        publisher.send(topic, b"%d" % number)
+    publisher.close()
+    subscriber = KafkaSubscriber(bootstrap, topic, group=topic, options=GROUP)
+    found = [subscriber.receive(WAIT) for _ in range(20)]
+    assert [message.data for message in found if message is not None] == [b"%d" % n for n in range(20)]
+    subscriber.close()

@@ -7,6 +7,7 @@ import dataclasses
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -259,6 +260,7 @@ class StreamConsumer(Generic[T]):
             raise is_closed("consumer")
         if self._worker is None:
             self._worker = _Worker()
+            weakref.finalize(self, self._worker.close).atexit = False
 
         def asked() -> tuple[Any, ...]:
             try:

@@ -33,6 +33,7 @@ from proxystore_core.stream.events import End, decode
 __all__ = ["KafkaPublisher", "KafkaSubscriber"]
 
 _QUIET = {"log_level": 2}
+_FULL = 0.1  # seconds to wait for room among the messages that librdkafka keeps
 
 
 class KafkaPublisher:
@@ -160,6 +161,13 @@ class KafkaPublisher:
                 self._producer.abort_transaction(self._deadline)
             raise
 
+    def _late(self) -> DeadlineError:
+        return DeadlineError(
+            f"the broker did not store a message within {self._deadline:g} s",
+            store=self.bootstrap,
+            remedy="Is it there, and does it have the topic? Or give deadline= more seconds.",
+        )
+
     def _send(self, topic: str, messages: Sequence[tuple[bytes, int]]) -> None:
         failed: list[Any] = []
 
@@ -170,18 +178,22 @@ class KafkaPublisher:
         with self._lock if self._transactional else contextlib.nullcontext(), _translated(self.bootstrap):
             if self._transactional:
                 self._begin()
+            until = time.monotonic() + self._deadline
             for message, partition in messages:
-                self._producer.produce(topic, message, partition=partition, on_delivery=delivered)
+                while True:
+                    try:
+                        self._producer.produce(topic, message, partition=partition, on_delivery=delivered)
+                        break
+                    except BufferError as error:  # so many of a transaction wait for the broker
+                        if time.monotonic() > until:
+                            raise self._late() from error
+                        self._producer.poll(_FULL)
             if self._joined:
                 self._producer.poll(0)
             elif self._transactional:
                 self._commit()
             elif self._producer.flush(self._deadline):
-                raise DeadlineError(
-                    f"the broker did not store a message within {self._deadline:g} s",
-                    store=self.bootstrap,
-                    remedy="Is it there, and does it have the topic? Or give deadline= more seconds.",
-                )
+                raise self._late()
             if failed:
                 raise kafka.KafkaException(failed[0])
 

@@ -122,7 +122,8 @@ class StreamProducer(Generic[T]):
         Raises:
             ConfigurationError: the topic has no store, or the metadata cannot be sent.
             DeadlineError: nobody consumed in time. The item is not sent.
-            StoreError: the store or the broker failed.
+            StoreError: the store or the broker failed. The item is kept, for the next call or `flush`: who
+                sends it again sends it twice.
         """
         metadata = {} if metadata is None else metadata
         if topic == "" or type(topic) is not str:
