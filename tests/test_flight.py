@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -152,3 +155,24 @@ def test_leader_that_forks_lands_in_both_processes() -> None:
         os._exit(0 if len(flights) == 0 and flights.run("k", lambda: 1) == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(flights) == 0
+
+
+def test_a_flight_that_fails_keeps_nothing() -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    def fails() -> None:
+        one = Held()
+        held.append(weakref.ref(one))
+        raise ValueError
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(ValueError):
+                Flights().run("key", fails)
+        assert [each() for each in held] == [None] * 3
+    finally:
+        gc.enable()

@@ -107,6 +107,23 @@ def test_a_context_that_ends_while_its_session_begins(
     assert _sessions(store).keys() == before.keys()
 
 
+def test_a_lease_that_is_extended_while_its_session_begins(
+    store: Store[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifetime, before = LeaseLifetime(5), _sessions(store)
+    begin = lifetime._begin
+
+    def extending(store: Store[Any]) -> Session:
+        session = begin(store)
+        lifetime.extend(100)
+        return session
+
+    monkeypatch.setattr(lifetime, "_begin", extending)
+    store.put(1, lifetime=lifetime)
+    assert all(left > 50 for session, left in _sessions(store).items() if session not in before)
+    lifetime.close()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_context_that_ends_while_an_object_is_put(
     store: Store[Any], fails: bool, monkeypatch: pytest.MonkeyPatch

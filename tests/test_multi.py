@@ -7,7 +7,9 @@ import multiprocessing
 import pickle
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from measures import files
 from redis_servers import Server, free_port, serving
 from waiting import resolve_together
 
+from proxystore_core.connectors import multi as multi_module
 from proxystore_core.connectors.base import Connector, Key, holder_of, is_far, place_of, routed
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
@@ -382,3 +385,25 @@ def test_parts_that_are_wrong() -> None:
             MultiConnector({"a": part})
     with pytest.raises(ConfigurationError, match="hosts"):
         Policy(hosts=(1,))  # type: ignore[arg-type]
+
+
+def test_one_that_comes_back_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def down(url: str) -> Connector:
+        raise UnreachableError("down")
+
+    def slowly(url: str) -> Connector:
+        opened.append(url)
+        time.sleep(0.1)
+        return open_connector(url)
+
+    monkeypatch.setattr(multi_module, "open_connector", down)
+    with pytest.warns(RuntimeWarning):
+        connector = MultiConnector({"a": {"url": f"memory://{secrets.token_hex(4)}"}})
+    monkeypatch.setattr(multi_module, "open_connector", slowly)
+    with ThreadPoolExecutor(8) as executor:
+        keys = list(executor.map(lambda _: connector.put([b"data"]), range(8)))
+    assert len(opened) == 1
+    assert all(connector.get(key) == b"data" for key in keys)
+    connector.close()

@@ -14,6 +14,7 @@ from proxystore_core.connectors.base import Key
 from proxystore_core.connectors.redis import RedisConnector
 from proxystore_core.connectors.redis_cluster import RedisClusterConnector
 from proxystore_core.errors import DeadlineError, FullError, UnreachableError
+from proxystore_core.moving import listening
 
 PART = 1 << 20
 
@@ -141,3 +142,15 @@ def test_a_restart_between_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         connector.close(clear=True)
         fields = [field for key in server.witness.keys("ps:*") for field in server.witness.hkeys(key)]
         assert fields == []
+
+
+def test_a_put_that_is_interrupted_leaves_nothing(server: Server) -> None:
+    connector = RedisConnector("127.0.0.1", server.port, prefix="interrupted")
+
+    def interrupt(nbytes: int, doing: str) -> None:
+        raise KeyboardInterrupt
+
+    with listening(interrupt), pytest.raises(KeyboardInterrupt):
+        connector.put([bytes(20 << 20)])
+    assert connector.held() == {}
+    connector.close()

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from proxystore_core.connectors import memory
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key, leased
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
@@ -37,6 +38,7 @@ from proxystore_core.errors import (
 from proxystore_core.proxy import Proxy, ProxyLocker, extract, is_resolved, resolve, resolve_async
 from proxystore_core.recipe import Recipe
 from proxystore_core.reference import Reference
+from proxystore_core.registry import store_for
 from proxystore_core.store import NotProxiableError, Store, get_key, get_store
 
 GUIDE = Path(__file__).parents[1] / "docs" / "store.md"
@@ -1099,3 +1101,30 @@ def test_an_object_put_beside_an_end_has_a_lease(monkeypatch: pytest.MonkeyPatch
         assert "s" in connector.sessions()
         connector.end("s")
     connector.close()
+
+
+def test_a_store_that_cannot_be_made_leaves_no_connector_open() -> None:
+    name = secrets.token_hex(4)
+    url = f"memory://{name}"
+    recipe = str(Recipe(url, "", None, "no_such_module:dumps", "no_such_module:loads"))
+    part = {"kind": "memory", "options": {"name": name}}
+    makers: list[Callable[[], Any]] = [
+        lambda: Store.from_url(url, cache_size=-1),
+        lambda: Store.from_config({"name": "", "connector": part, "cache_size": -1}),
+        lambda: store_for(recipe),
+    ]
+    for make in makers:
+        with pytest.raises(ConfigurationError):
+            make()
+        assert name not in memory._spaces
+
+
+def test_a_batch_that_is_not_whole_takes_nothing_away(url: str) -> None:
+    with Store.from_url(url, name=secrets.token_hex(4)) as store:
+        once, gone, again = store.reference([1], evict=True), store.reference([2]), store.reference([3])
+        store.evict(gone.key)
+        with pytest.raises(GoneError):
+            store.load_batch([once, gone, again])
+        assert store.load_batch([once, again]) == [[1], [3]]
+        assert [store.exists(each.key) for each in (once, again)] == [False, True]
+        store.close(clear=True)

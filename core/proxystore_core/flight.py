@@ -87,6 +87,7 @@ class Flights:
                         self._remove(key, mine)
                     finally:
                         mine.gate.release()
+                    del flight  # else its error's traceback, which has this frame, keeps both alive
                 del mine
             if flight.leader == threading.get_ident():
                 raise RuntimeError(f"{key!r} is wanted by the very function that fetches it")

@@ -161,6 +161,8 @@ class Lifetime:
                 made.end()
             if known is None:
                 raise self._late()
+            if known is made:
+                self._begun(made)
         return known.name
 
     def note(self, store: Store[Any], session: str, keys: Sequence[Key]) -> None:
@@ -239,6 +241,9 @@ class Lifetime:
     def _begin(self, store: Store[Any]) -> Session:
         return Session(store.connector)
 
+    def _begun(self, session: Session) -> None:
+        """A session is one of this lifetime's from now on."""
+
     def _late(self) -> ConfigurationError:
         return ConfigurationError(f"this {type(self).__name__} is over: nothing can be added to it")
 
@@ -299,6 +304,11 @@ class LeaseLifetime(Lifetime):
         if not self.heartbeat:
             session.release()
         return session
+
+    def _begun(self, session: Session) -> None:
+        left, keeper = self._end - time.monotonic(), leased(session.connector)
+        if left > session.lease and keeper is not None:  # extended while it began
+            keeper.renew(session.name, left)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -163,14 +163,16 @@ def store_for(recipe: str) -> Store[Any]:
 
 
 def _open(recipe: str) -> Store[Any]:
-    from proxystore_core.store import Store
+    from proxystore_core.store import Store, closing_if_it_fails
 
     parsed = Recipe.parse(recipe)
     with _lock:
         known = _by_recipe.get(recipe) or _noted(recipe)
     if known is not None:
         return known
-    store = Store.from_recipe(parsed, open_connector(parsed.url))
+    connector = open_connector(parsed.url)
+    with closing_if_it_fails(connector):
+        store = Store.from_recipe(parsed, connector)
     with _lock:
         first = _by_recipe.setdefault(recipe, store)
     if first is not store:

@@ -180,7 +180,9 @@ class Store(AwaitedBytes[C]):
         """
         if not isinstance(url, str):
             raise ConfigurationError(f"a store's URL is text, for example shm://, not {url!r}")
-        return Store(name, open_connector(url), **options)
+        connector = open_connector(url)
+        with closing_if_it_fails(connector):
+            return Store(name, connector, **options)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, connector: Connector) -> Store[Connector]:
@@ -243,7 +245,9 @@ class Store(AwaitedBytes[C]):
                 if field in options:
                     options[field] = imported(options[field])
             options["secret"] = Secret.of_process(options.pop("encrypted", False))
-            return Store(name, kind.from_config(part.get("options", {})), **options)
+            connector = kind.from_config(part.get("options", {}))
+            with closing_if_it_fails(connector):
+                return Store(name, connector, **options)
         except KeyError as error:
             raise ConfigurationError(
                 f"the store's configuration lacks {error}: expected name and connector.kind"
@@ -406,6 +410,12 @@ class Store(AwaitedBytes[C]):
         return self._load(reference, self._bytes(reference.key, _shared_size(reference)))
 
     def _load(self, reference: Reference, data: Buffer | None) -> Any:
+        obj = self._loaded(reference, data)
+        if reference.evict:
+            self.evict(reference.key)
+        return obj
+
+    def _loaded(self, reference: Reference, data: Buffer | None) -> Any:
         if data is None:
             raise GoneError(
                 f"the object ({reference.describe()}) is gone",
@@ -413,13 +423,12 @@ class Store(AwaitedBytes[C]):
                 key=reference.key,
                 remedy="It was evicted, or the session that stored it is over (see the lease setting).",
             )
-        obj = self._decode(reference.key, data, None)
-        if reference.evict:
-            self.evict(reference.key)
-        return obj
+        return self._decode(reference.key, data, None)
 
     def load_batch(self, references: Sequence[Reference], *, shared: bool = True) -> list[Any]:
         """The objects that several references name, in their order, fetched in parallel where that helps.
+
+        Those that are to leave the store then do so when all are loaded. Raises as `load`.
 
         Args:
             references: to this store.
@@ -427,10 +436,20 @@ class Store(AwaitedBytes[C]):
                 for them, where the connector fetches several in one trip.
         """
         if self._batched is None:
-            return self._map(self.load, references)
-        sizes = {reference.key: _shared_size(reference) for reference in references} if shared else {}
-        found = self._bytes_batch([reference.key for reference in references], sizes)
-        return [self._load(*pair) for pair in zip(references, found, strict=True)]
+            objs = self._map(
+                lambda reference: self._loaded(
+                    reference, self._bytes(reference.key, _shared_size(reference))
+                ),
+                references,
+            )
+        else:
+            sizes = {reference.key: _shared_size(reference) for reference in references} if shared else {}
+            found = self._bytes_batch([reference.key for reference in references], sizes)
+            objs = [self._loaded(*pair) for pair in zip(references, found, strict=True)]
+        for reference in references:
+            if reference.evict:
+                self.evict(reference.key)
+        return objs
 
     def proxy(
         self,
@@ -561,6 +580,16 @@ class Store(AwaitedBytes[C]):
             yield mine, keys
         finally:
             lifetime.note(self, mine, keys)
+
+
+@contextlib.contextmanager
+def closing_if_it_fails(connector: Connector) -> Iterator[None]:
+    """Close a connector that was opened for a store which then could not be made."""
+    try:
+        yield
+    except BaseException:
+        connector.close()
+        raise
 
 
 def _shared_size(reference: Reference) -> int:

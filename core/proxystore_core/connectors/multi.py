@@ -42,6 +42,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.flight import Flights
 from proxystore_core.recipe import connector_class, open_connector
 from proxystore_core.urls import StoreURL
 
@@ -64,6 +65,7 @@ class _Part:
         self.policy = policy
         self.down_until = 0.0
         self._connector: Connector | None = None
+        self._openings = Flights()
         if not isinstance(source, str):
             self._connector = source
             self.url: str = source.url
@@ -80,7 +82,10 @@ class _Part:
     @property
     def connector(self) -> Connector:
         """Raises `StoreError` if it cannot be opened."""
-        if self._connector is None:
+        return self._connector or self._openings.run(self.url, self._open)
+
+    def _open(self) -> Connector:
+        if self._connector is None:  # a flight may have landed since it was looked at
             self._connector = open_connector(self.url)
         return self._connector
 

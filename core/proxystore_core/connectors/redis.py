@@ -223,8 +223,10 @@ class RedisConnector:
                         commands, held = [], 0
             self._requests.run(commands, until)
             moved(held)
-        except FullError:
-            self._forget(keys)
+        except BaseException as error:
+            # Not where the server does not answer: asking once more takes as long again.
+            if isinstance(error, FullError) or not isinstance(error, StoreError):
+                self._forget(keys)
             raise
         return keys
 
