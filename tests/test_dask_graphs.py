@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import proxystore_integrations.dask.mixin as mixin
+from proxystore_integrations.dask import Client
 from proxystore_integrations.dask.engine import Serialized, serialize_graph
 
 BIG = 60_000
@@ -51,6 +52,13 @@ def collections():
 
 
 @pytest.fixture
+def always(cluster):
+    """Stores nearly all results."""
+    with Client(cluster, results="always", threshold=1_000, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture
 def sent(monkeypatch):
     """Bytes of each graph that goes to the scheduler."""
     sizes: list[int] = []
@@ -87,6 +95,21 @@ def test_the_same_answer_and_a_small_graph(name, client, bare_client, sent, stor
     assert sent
     assert max(sent) < 100_000
     stored.becomes(0)
+
+
+@pytest.mark.parametrize("name", [*collections(), "frame p2p", "array p2p"])
+def test_the_same_answer_of_stored_results(name, always, bare_client, stored_by):
+    shuffled = {
+        "frame p2p": lambda: (
+            dd.from_pandas(frame(), npartitions=4).shuffle("x", shuffle_method="p2p").y.sum()
+        ),
+        "array p2p": lambda: (
+            da.arange(BIG * 1.0, chunks=BIG // 4).reshape(300, -1).rechunk((-1, 50), method="p2p")
+        ),
+    }
+    make = (collections() | shuffled)[name]
+    assert_equal(make().compute(scheduler=always), make().compute(scheduler=bare_client))
+    stored_by(always).becomes(0)
 
 
 @pytest.mark.parametrize("name", ["array in chunks", "bag"])

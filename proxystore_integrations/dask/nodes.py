@@ -17,7 +17,7 @@ from proxystore_integrations.dask.results import StoredResult, put, unclaimed
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import load
 
-__all__ = ["StoreTask", "StoredFunction", "StoredValue", "stored_values"]
+__all__ = ["StoreTask", "StoredFunction", "StoredValue", "has_own_kind", "stored_values"]
 
 _loaded: contextvars.ContextVar[dict[Reference, Any]] = contextvars.ContextVar("proxystore_loaded")
 _no_dependencies: frozenset[Any] = frozenset()
@@ -211,6 +211,11 @@ def _in_worker() -> bool:
 def _load(reference: Reference) -> Any:
     loaded = _loaded.get({})
     return loaded[reference] if reference in loaded else reference()
+
+
+def has_own_kind(node: GraphNode) -> bool:
+    """Whether a part of Dask looks for the class of this task (a shuffle's barrier): it stays what it is."""
+    return isinstance(node, Task) and type(node).__module__ != Task.__module__
 
 
 def stored_values(node: Any) -> Iterator[StoredValue | StoredFunction]:

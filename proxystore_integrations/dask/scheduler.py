@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from proxystore_integrations.dask.gathering import Gathering
-from proxystore_integrations.dask.nodes import StoreTask, stored_values
+from proxystore_integrations.dask.nodes import StoreTask, has_own_kind, stored_values
 from proxystore_integrations.dask.orders import Orders
 from proxystore_integrations.dask.page import add_page
 from proxystore_integrations.dask.sessions import ClientSession, Sessions
@@ -164,6 +164,8 @@ class StoreSchedulerPlugin(SchedulerPlugin):
             for value in values:
                 if value.reference.key in announced_keys:
                     self.sessions.pin(session, value.reference.key, key)
+            if has_own_kind(task.run_spec):
+                continue
             wanted = tuple(dict.fromkeys(value.reference for value in values if not value.lazy))
             task.run_spec = StoreTask(task.run_spec, wanted, None if task.actor else results)
             if task.run_spec.results is not None:
