@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,17 @@ import msgspec
 import numpy as np
 import pytest
 import ray
+import ray_clusters
 import ray_tasks as work
+from ray_clusters import WAIT, get
 from waiting import until
 
 from proxystore_core import ConfigurationError, MissingExtraError
 from proxystore_integrations.ray import cluster as cluster_module
-from proxystore_integrations.ray import engine, init, instrument, link, start
+from proxystore_integrations.ray import engine, init, instrument, joining, link, start
 
-WAIT = 60
-
-
-def get(reference: Any) -> Any:
-    return ray.get(reference, timeout=WAIT)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """One Ray for the module: arguments by the store, results in plasma."""
-    try:
-        yield init(**work.OPTIONS, threshold="100 kB", results="never")
-    finally:
-        ray.shutdown()
-
-
-@pytest.fixture
-def stored(cluster: Any) -> Iterator[Any]:
-    """What is in the store; after the test, nothing."""
-
-    def names() -> list[str]:
-        return work.stored(link.current())
-
-    yield names
-    gc.collect()
-    until(lambda: not names())
+cluster = ray_clusters.cluster_with(results="never")
+stored = ray_clusters.stored
 
 
 # What passes.
@@ -460,14 +437,14 @@ ray.shutdown()
 
 def test_a_cluster_that_runs_already_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert engine.starts_cluster({"address": "local"})
-    assert engine.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
-    assert not engine.starts_cluster({"address": "127.0.0.1:6379"})
-    assert not engine.starts_cluster({"address": "nonsense"})
+    assert joining.starts_cluster({"address": "local"})
+    assert joining.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
+    assert not joining.starts_cluster({"address": "127.0.0.1:6379"})
+    assert not joining.starts_cluster({"address": "nonsense"})
     (tmp_path / "ray_current_cluster").write_text("127.0.0.1:6379")
-    assert not engine.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
+    assert not joining.starts_cluster({"address": None, "_temp_dir": str(tmp_path)})
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert not engine.starts_cluster({"address": None})
+    assert not joining.starts_cluster({"address": None})
 
 
 def test_what_a_remote_function_captures_is_stored_once_until_the_job_ends() -> None:

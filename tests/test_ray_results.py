@@ -8,43 +8,19 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import ray_clusters
 import ray_tasks as work
+from ray_clusters import WAIT, get
 from waiting import until
 
-from proxystore_integrations.ray import init, link
-
-WAIT = 60
-
-
-def get(reference: Any) -> Any:
-    return ray.get(reference, timeout=WAIT)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    try:
-        yield init(**work.OPTIONS, threshold="100 kB", results="always")
-    finally:
-        ray.shutdown()
-
-
-@pytest.fixture
-def stored(cluster: Any) -> Iterator[Any]:
-    """What is in the store; after the test, nothing."""
-
-    def names() -> list[str]:
-        return work.stored(link.current())
-
-    yield names
-    gc.collect()
-    until(lambda: not names())
+cluster = ray_clusters.cluster_with(results="always")
+stored = ray_clusters.stored
 
 
 def test_several_results_go_with_a_reference_each(stored: Any) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from proxystore_core import Proxy, Reference, StoreError, forks
 from proxystore_integrations.carriers import NotDeliveredError
-from proxystore_integrations.ray import engine
+from proxystore_integrations.ray.engine import OWN
 from proxystore_integrations.ray.link import Guard, RayLink, Terms, joined
+from proxystore_integrations.ray.pickling import refusing
 from proxystore_integrations.transfer import DEPTH, Outgoing, load
 
 __all__ = ["RayOutgoing", "Stored", "Ticket"]
@@ -122,7 +123,7 @@ class RayOutgoing(Outgoing):
         return super().substitute(value, depth)
 
     def engine_value(self, value: Any) -> Any:
-        return value if isinstance(value, engine.OWN) else NotImplemented
+        return value if isinstance(value, OWN) else NotImplemented
 
     def reference(self, value: Any) -> Reference | None:
         known = self._stored.get(id(value))
@@ -159,7 +160,7 @@ class RayOutgoing(Outgoing):
         self._link.withdraw([reference.key for reference in self.references])
 
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
-        with engine.refusing():
+        with refusing():
             # What goes with one Ray object is evicted with it, by whoever owns that.
             return super()._put(value, shared=shared and not self._ticket.adopt)
 

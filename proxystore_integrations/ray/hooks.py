@@ -10,9 +10,11 @@ from typing import Any
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_integrations import ledger
 from proxystore_integrations.functions import carries_large
-from proxystore_integrations.ray import engine
+from proxystore_integrations.ray import engine, joining, tasks
 from proxystore_integrations.ray.carriers import RayOutgoing
 from proxystore_integrations.ray.link import RayLink, current, leave
+from proxystore_integrations.ray.pickling import share_pickle_state
+from proxystore_integrations.ray.results import putting, yielded
 
 __all__ = ["install"]
 
@@ -29,7 +31,7 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    engine.share_pickle_state()
+    share_pickle_state()
     function: Any = engine.RemoteFunction
     function._remote = _calling(function._remote)
     actors: Any = engine.ActorClass
@@ -40,7 +42,7 @@ def install() -> None:
     context.serialize = _serializing(context.serialize)
     functions: Any = engine.functions_module
     functions.pickle_dumps = _exporting(functions.pickle_dumps)
-    engine.on_disconnect(leave)
+    joining.on_disconnect(leave)
 
 
 def _calling(remote: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +83,7 @@ def _sent(
         or options.get("tensor_transport")
         or options.get("lifetime") == "detached"  # such an actor may outlive the session
         or options.get("get_if_exists")  # Ray comes here again if it does not
-        or _is_rays(engine.module_of(target))
+        or _is_rays(tasks.module_of(target))
         or not link.reached
     ):
         return send(target, *before, args, kwargs, *others, **options)
@@ -118,13 +120,13 @@ class _Task:
 
     def done(self) -> bool:
         """Whether it has ended."""
-        return engine.ended(self.reference, 0)
+        return tasks.ended(self.reference, 0)
 
     def add_done_callback(self, function: Callable[[Any], None]) -> None:
         """Call a function, in a thread, when it has ended."""
 
         def wait() -> None:
-            while not engine.ended(self.reference, None):
+            while not tasks.ended(self.reference, None):
                 pass
             function(self)
 
@@ -149,13 +151,13 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             link is None
             or link.settings.results != "always"
             or getattr(_submitting, "active", False)
-            or engine.is_error(value)
+            or tasks.is_error(value)
             or isinstance(value, engine.OWN)
             or not link.policy.over(value)
-            or engine.yielded()
-            or _is_rays(engine.putting())
+            or yielded()
+            or _is_rays(putting())
             or _is_anothers(link)
-            or _is_rays(engine.task_module())
+            or _is_rays(tasks.task_module())
             or not link.reached
         ):
             return serialize(self, value)
@@ -205,13 +207,13 @@ def _are_small(link: RayLink, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 def _link() -> RayLink | None:
     link = current()
-    return link if link is not None and link.is_open and engine.connected() else None
+    return link if link is not None and link.is_open and joining.connected() else None
 
 
 def _is_anothers(link: RayLink) -> bool:
     """Whether this worker has inherited its terms, and works for a job that came to the cluster later."""
     about = link.terms.job if link.terms is not None else ""
-    return bool(about) and about != engine.job()
+    return bool(about) and about != joining.job()
 
 
 def _is_rays(module: str) -> bool:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from proxystore_core import Session, Sharing, StoreError, forks, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_integrations.link import Evictions
-from proxystore_integrations.ray import engine
+from proxystore_integrations.ray import owners
 from proxystore_integrations.ray.cluster import ClusterLink
 from proxystore_integrations.ray.orphans import Orphan, Orphans
+from proxystore_integrations.ray.results import watch_generators
 from proxystore_integrations.settings import Settings
 
 __all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "suspended", "use"]
@@ -32,7 +33,7 @@ class Terms(NamedTuple):
         results: as in the settings.
         on_store_error: as in the settings.
         lease: seconds.
-        job: whose results these terms are about, as `engine.job` names it; empty for any that has them.
+        job: whose results these terms are about, as `joining.job` names it; empty for any that has them.
     """
 
     recipe: str
@@ -118,7 +119,7 @@ class RayLink(ClusterLink):
         self._sharing = Sharing(store, terms.session)
         self.terms = terms
         if terms.results == "always":
-            engine.watch_generators()
+            watch_generators()
         if place_of(store.connector) != terms.place:
             self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
 
@@ -141,9 +142,9 @@ class RayLink(ClusterLink):
             self.withdraw(wanted)
             return latest
         try:
-            guard = Guard(engine.empty_object(), wanted)
+            guard = Guard(owners.empty_object(), wanted)
             # The callback knows the keys, not the guard.
-            watched = engine.watch(guard.reference, lambda: self._gone(wanted))
+            watched = owners.watch(guard.reference, lambda: self._gone(wanted))
             assert watched, "Ray does not watch its own object"
         except BaseException:
             self.withdraw(wanted)
@@ -161,7 +162,7 @@ class RayLink(ClusterLink):
         """
         wanted = tuple(keys)
         if wanted:
-            engine.watch_actor(actor, lambda: self._gone(wanted))
+            owners.watch_actor(actor, lambda: self._gone(wanted))
 
     def _gone(self, keys: tuple[str, ...]) -> None:
         # In Ray's thread: eviction is another's.
@@ -188,12 +189,12 @@ class RayLink(ClusterLink):
             key: of the object.
             guard: ObjectRef of its guard.
         """
-        outer = engine.outer()
+        outer = owners.outer()
         if outer is None or key in self._adopted:
             return
-        producer = engine.owner_of(guard)
+        producer = owners.owner_of(guard)
         orphan = Orphan(key, guard.hex(), producer)
-        if producer and engine.watch(outer, lambda: self._abandon(orphan)):
+        if producer and owners.watch(outer, lambda: self._abandon(orphan)):
             self._adopted.add(key)
 
     def _abandon(self, orphan: Orphan) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from proxystore_core import Store
-from proxystore_integrations.ray import engine
+from proxystore_integrations.ray import owners
 
 __all__ = ["Orphan", "Orphans"]
 
@@ -22,7 +22,7 @@ class Orphan(NamedTuple):
     Attributes:
         key: of the object.
         guard: name of its guard's ObjectRef, hexadecimal.
-        producer: that owns the guard, as `engine.owner_of` gives it.
+        producer: that owns the guard, as `owners.owner_of` gives it.
     """
 
     key: str
@@ -59,12 +59,12 @@ class Orphans:
         """
         if time.monotonic() < self._next:
             return []
-        lives = functools.cache(engine.owner_lives)
+        lives = functools.cache(owners.owner_lives)
         found = []
         for _ in range(len(self._left)):
             orphan = self._left[0]
             if store.exists(orphan.key):
-                if lives(orphan.producer) or engine.referred_to(orphan.guard):
+                if lives(orphan.producer) or owners.referred_to(orphan.guard):
                     self._left.append(orphan)
                 else:
                     found.append(orphan.key)

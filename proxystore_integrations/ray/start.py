@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxystore_core import ConfigurationError, StoreError
-from proxystore_integrations.ray import engine
+from proxystore_integrations.ray import engine, joining
 from proxystore_integrations.ray.cluster import check_address, settings_among
 from proxystore_integrations.ray.hooks import install
 from proxystore_integrations.ray.instrumentation import made_by_theirs
@@ -86,7 +86,7 @@ def instrument(**settings: Any) -> None:
             or this process is no driver.
         StoreError: the store cannot be opened, and the settings want that raised.
     """
-    if not engine.connected():
+    if not joining.connected():
         raise ConfigurationError(
             "Ray does not run in this process (or by Ray Client, or in local mode)",
             remedy="Call ray.init() first, or proxystore_integrations.ray.init() in its place.",
@@ -115,14 +115,14 @@ def runtime_env_hook(runtime_env: Any) -> Any:
     runtime_env = made_by_theirs(runtime_env)
     # Ray asks again where it runs already, and where `init` has seen to all of it.
     given = _TERMS in ((runtime_env or {}).get("env_vars") or {})
-    if given or _by_name.active or engine.connected():
+    if given or _by_name.active or joining.connected():
         return runtime_env
     try:
         link = _opened(RayLink(*RayLink.settled()))
     except (ConfigurationError, StoreError) as error:
         warnings.warn(f"This Ray works without a store: {error}", RuntimeWarning, stacklevel=2)
         return runtime_env
-    return _equipped(runtime_env, link, engine.given_to_init()) if link.is_open else runtime_env
+    return _equipped(runtime_env, link, joining.given_to_init()) if link.is_open else runtime_env
 
 
 def worker_setup() -> None:
@@ -154,7 +154,7 @@ def _opened(link: RayLink) -> RayLink:
 @functools.cache
 def _watch_joining() -> None:
     # Once this process is in a cluster, that has what it needs.
-    engine.on_connect(_bequeath_no_more)
+    joining.on_connect(_bequeath_no_more)
 
 
 def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) -> Any:
@@ -164,7 +164,7 @@ def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) 
     second for others, and Ray notes the environment with each task. So the workers inherit what they need,
     unless the user has a setup hook: that takes the place of ours.
     """
-    if (runtime_env or {}).get(_HOOK) or given is None or not engine.starts_cluster(given):
+    if (runtime_env or {}).get(_HOOK) or given is None or not joining.starts_cluster(given):
         return _merged(runtime_env, link)
     assert link.terms is not None, "the link is open"
     os.environ[engine.SETUP_HOOK] = _SETUP

@@ -1,0 +1,78 @@
+"""How this process comes to a cluster, and leaves it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from proxystore_integrations.ray.engine import (
+    client_mode_should_convert,
+    ray,
+    services_module,
+    worker_module,
+)
+
+__all__ = ["connected", "given_to_init", "job", "on_connect", "on_disconnect", "starts_cluster"]
+
+
+def connected() -> bool:
+    """Whether this process is a driver or worker of a cluster: not Ray Client, not local mode."""
+    worker = worker_module.global_worker
+    modes = (worker_module.SCRIPT_MODE, worker_module.WORKER_MODE)
+    return worker.connected and worker.mode in modes and not client_mode_should_convert()
+
+
+def job() -> str:
+    """ID of the job that this process works for, in hexadecimal digits."""
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def given_to_init() -> Mapping[str, Any] | None:
+    """The arguments of the `ray.init` that has called the caller; None where none has."""
+    code = getattr(inspect.unwrap(ray.init), "__code__", None)
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else {**frame.f_locals.get("kwargs", {}), **frame.f_locals}
+
+
+def starts_cluster(given: Mapping[str, Any]) -> bool:
+    """Whether `ray.init` starts a cluster of its own and joins none.
+
+    Args:
+        given: its arguments by name.
+    """
+    address: Any = given.get("address")
+    try:
+        address = services_module.canonicalize_bootstrap_address(address, given.get("_temp_dir"))
+    except Exception:  # ray.init meets the same, and raises its own error
+        return False
+    return address is None and not given.get("local_mode")
+
+
+def on_connect(began: Callable[[], None]) -> None:
+    """Call a function whenever this process has joined a cluster. To be asked for once."""
+    connect: Any = worker_module.connect
+
+    def joining(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return connect(*args, **kwargs)
+        finally:
+            began()
+
+    worker_module.connect = joining
+
+
+def on_disconnect(ended: Callable[[], None]) -> None:
+    """Call a function whenever this process leaves its cluster. To be asked for once."""
+    disconnect: Any = worker_module.disconnect
+
+    def leaving(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return disconnect(*args, **kwargs)
+        finally:
+            ended()
+
+    worker_module.disconnect = leaving
