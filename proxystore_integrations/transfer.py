@@ -20,6 +20,7 @@ __all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
 
 _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
 _TEXT = frozenset({str, bytes, bytearray})
+_UNCHANGING = frozenset({str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict})
 DEPTH = 8
 """Levels of containers in which large values are looked for."""
@@ -69,7 +70,8 @@ class ByValue:
 class Outgoing:
     """The values of one call (one submit, one map, one graph).
 
-    Within one call the same object is stored once, however often it appears.
+    Within one call the same object is stored once, however often it appears. One that is equal to another of
+    the call is stored by itself: in the task they are two, and it may change one of them.
 
     Args:
         sharing: where large values go; an equal one that another call put there is not stored again.
@@ -100,6 +102,7 @@ class Outgoing:
         self.references: list[Reference] = []
         # By id; the values are kept so that no id is used again while this call lasts.
         self._stored: dict[int, tuple[Any, Reference | None]] = {}
+        self._shared: set[Reference] = set()
         self._rebuilt: dict[int, tuple[Any, Any]] = {}
 
     def carrier(self, reference: Reference) -> Any:
@@ -197,7 +200,13 @@ class Outgoing:
         """The value stored, once; None if it has to go by value."""
         stored = self._stored.get(id(value))
         if stored is None:
-            self._stored[id(value)] = stored = value, self._put(value, shared=True)
+            reference = self._put(value, shared=True)
+            if reference in self._shared and type(value) not in _UNCHANGING:
+                self.sharing.holdings.release(self.references.pop().key)  # the other has a pin, too
+                reference = self._put(value, shared=False)
+            elif reference is not None:
+                self._shared.add(reference)
+            self._stored[id(value)] = stored = value, reference
         return stored[1]
 
     def _not_stored(self, value: Any, why: str) -> None:
@@ -214,7 +223,9 @@ class Outgoing:
                 if shared:
                     reference = sharing.reference(value)
                 else:
-                    reference = sharing.store.reference(value, session=sharing.session)
+                    reference = sharing.store.reference(
+                        value, session=sharing.session, main_by_value=sharing.main_by_value
+                    )
                 if sharing.closed:
                     sharing.take_back(reference.key)
                     return None

@@ -66,6 +66,15 @@ class EngineContract:
         ours = engine.submit(tasks.same, small, small, (small, array)).result(WAIT)
         assert ours == engine.bare_submit(tasks.same, small, small, (small, array)).result(WAIT)
 
+    def test_equal_objects_stay_two(self, engine: Engine) -> None:
+        def equal() -> list[float]:
+            return [1.0] * tasks.BIG
+
+        for arguments in ((equal(), equal()), ([equal(), equal()],), ({"a": equal(), "b": equal()},)):
+            assert engine.submit(tasks.grow_first, *arguments).result(WAIT) == (tasks.BIG + 1, tasks.BIG)
+        ours = engine.submit(tasks.grow_first, equal(), second=equal()).result(WAIT)
+        assert ours == engine.bare_submit(tasks.grow_first, equal(), second=equal()).result(WAIT)
+
     def test_a_part_of_an_argument_as_the_result(self, engine: Engine) -> None:
         half = engine.submit(tasks.half, np.arange(4 * tasks.BIG)).result(WAIT)
         np.testing.assert_array_equal(half, np.arange(2 * tasks.BIG))

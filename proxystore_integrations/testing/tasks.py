@@ -171,6 +171,14 @@ def same(first: Any, second: Any, inside: Any = None) -> bool:
     return first is second and (inside is None or inside[0] is first)
 
 
+def grow_first(first: Any, second: Any = None) -> tuple[int, int]:
+    """Makes one of two lists longer, and gives back how long they are then."""
+    if second is None:
+        first, second = first.values() if isinstance(first, dict) else first
+    first.append(0.0)
+    return len(first), len(second)
+
+
 def writable(array: Any) -> bool:
     return bool(array.flags.writeable)
 
