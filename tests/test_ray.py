@@ -109,6 +109,50 @@ def test_a_user_serializer_is_asked(stored: Any) -> None:
         ray.util.deregister_serializer(work.Holder)
 
 
+def test_a_serializer_of_arrays_changes_nothing_else() -> None:
+    out = script(
+        """
+import os, pickle, sys
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np, ray, ray_tasks as work
+from proxystore_integrations.ray import init
+init(**work.OPTIONS, threshold="100 kB", results="never")
+ray.util.register_serializer(np.ndarray, serializer=lambda array: array.tolist(), deserializer=np.array)
+print(ray.get(work.total.remote(work.big(1), work.big(2))))
+print(pickle.loads(pickle.dumps(np.ones(3), protocol=4)))
+ray.util.deregister_serializer(np.ndarray)
+print(ray.get(work.writable.remote(work.big(1))))  # by the store again
+ray.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert out.splitlines() == ["90000.0", "[1. 1. 1.]", "True"]
+
+
+def test_a_worker_has_its_drivers_store_or_none() -> None:
+    out = script(
+        """
+import os, sys
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+ray.init(**work.OPTIONS)
+
+@ray.remote
+def ask():
+    from proxystore_integrations.ray import instrument
+    try:
+        instrument()
+    except Exception as error:
+        return str(error)
+
+print(ray.get(ask.remote()))
+ray.shutdown()
+""",
+        TESTS=str(Path(__file__).parent),
+    )
+    assert "is a worker of Ray's, and no driver" in out
+
+
 def test_nested_tasks_store_for_the_same_session(stored: Any) -> None:
     assert get(work.nested.remote(work.big(1))) == 2 * work.BIG
 
@@ -230,6 +274,7 @@ def test_a_cancelled_task_lets_go(stored: Any, tmp_path: Path) -> None:
 
 
 def script(text: str, **variables: str) -> str:
+    """What a script prints, which runs in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", text],
         check=False,
@@ -383,12 +428,21 @@ import ray
 def give(step):
     import numpy as np
     return np.ones(100_000)
+@ray.remote
+def writable(array):
+    return array.flags.writeable
+@ray.remote
+def pass_twice(step):
+    import numpy as np
+    array = np.ones(100_000)
+    return [ray.get(writable.remote(array)) for _ in range(2)]
 '''
 exec(GIVE)
 ours = ray.get([give.remote(step) for step in range(3)])
 print("ours", [array.flags.writeable for array in ours])
 address = ray.get_runtime_context().gcs_address
 other = GIVE + f"ray.init(address={address!r}, configure_logging=False)" + '''
+print("nested", ray.get([pass_twice.remote(step) for step in range(2)]))
 theirs = ray.get([give.remote(step) for step in range(3)])
 print("theirs", [array.flags.writeable for array in theirs], ray.get_runtime_context().get_job_id())
 '''
@@ -399,6 +453,57 @@ print(subprocess.run([sys.executable, "-c", other], check=True, capture_output=T
     )
     assert "ours [True, True, True]" in out
     assert "theirs [False, False, False] 02000000" in out
+    assert "nested [[False, False], [False, False]]" in out
+
+
+def test_an_actor_of_two_jobs(tmp_path: Path) -> None:
+    """Each driver keeps its own session, and the actor's process one link to each."""
+    text = """
+import os, subprocess, sys, threading
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np, ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+
+@ray.remote
+class Shared(work.Counter.__ray_metadata__.modified_class):
+    def threads(self):
+        return sum(thread.name == "proxystore-evict" for thread in threading.enumerate())
+
+of_cluster = ("num", "obj", "_node")
+options = {name: value for name, value in work.OPTIONS.items() if not name.startswith(of_cluster)}
+if len(sys.argv) > 1:
+    init(sys.argv[1], **options, namespace="n", results="always", threshold="100 kB")
+    shared = ray.get_actor("shared")
+    mine = link.current()
+    session = Path(mine._store.connector.store_dir) / mine.session
+    for line in sys.stdin:
+        print(float(ray.get(shared.give.remote())[0] + ray.get(shared.total.remote(work.big(2)))), flush=True)
+    assert link.current() is mine, "joined another job's session"
+    ray.shutdown()
+    print("left" if session.exists() else "gone")
+    sys.exit()
+init(**work.OPTIONS, namespace="n", results="always", threshold="100 kB")
+shared = Shared.options(name="shared", num_cpus=0).remote(work.big(1))
+address = ray.get_runtime_context().gcs_address
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+with subprocess.Popen([sys.executable, __file__, address], **pipes) as other:
+    for _ in range(12):
+        print("here", float(ray.get(shared.total.remote(work.big(3)))))
+        print("go", file=other.stdin, flush=True)
+        print("there", other.stdout.readline().strip())
+    print(ray.get(shared.threads.remote()), "threads")
+    other.stdin.close()
+    print(other.stdout.readline().strip())
+print("here", float(ray.get(shared.give.remote())[0]))
+"""
+    (tmp_path / "driver.py").write_text(text)
+    out = script(
+        f"import runpy; runpy.run_path({str(tmp_path / 'driver.py')!r}, run_name='__main__')",
+        TESTS=str(Path(__file__).parent),
+    )
+    once = ["here 120000.0", "there 90001.0"]
+    assert out.splitlines() == [*once * 12, "2 threads", "gone", "here 1.0"]
 
 
 def test_the_variable_does_not_undo_what_is_there_already() -> None:
@@ -638,6 +743,31 @@ os.kill(os.getpid(), signal.SIGKILL)
             return not (Path(directory) / session).exists()
 
         until(swept)
+
+
+@pytest.mark.parametrize("store", ["shm", "file"])
+def test_a_worker_that_outlives_the_session_begins_no_other(store: str, tmp_path: Path) -> None:
+    out = script(
+        """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+init(**work.OPTIONS, threshold="100 kB", results="always", store=os.environ["STORE"])
+actor = work.Counter.remote(work.big(1))
+print(ray.get(actor.give.remote()).flags.writeable)
+link.current()._session.end()  # a driver that goes does this, and then its workers go
+results = [actor.give.remote(), *ray.get(work.pieces_put.remote(2))]
+for result in results:
+    print(ray.get(result).flags.writeable)
+print(ray.get(work.nested.remote(results[0])))
+print((Path(link.current()._store.connector.store_dir) / link.current().session).exists())
+""",
+        TESTS=str(Path(__file__).parent),
+        STORE="shm://" if store == "shm" else f"file://{tmp_path}/store",
+    )
+    assert out.split() == ["True", *["False"] * 3, "60000.0", "False"]
 
 
 # What is said.

@@ -85,6 +85,15 @@ class TestRay(EngineContract):
     def engine(self, running: RayEngine) -> RayEngine:
         return running
 
+    # Ray writes each argument by itself, and a list or dict in it each time it appears.
+
+    def test_one_object_stays_one(self, engine: Engine) -> None:
+        for one in ([1.0], [1.0] * tasks.BIG, tasks.big()):
+            assert not engine.submit(tasks.same, one, second=one).result(WAIT)
+            for both in ([one, one], (one, one), {"a": one, "b": one}, [[one], [one]], ([one], [one])):
+                ours = engine.submit(ray_tasks.is_one, both).result(WAIT)
+                assert ours == engine.bare_submit(ray_tasks.is_one, both).result(WAIT)
+
     # Bare Ray hands out arrays that cannot be written to: what its tasks cannot do, ours can.
 
     def test_a_change_in_a_task_is_its_own(self, engine: Engine) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import uuid
-from collections import OrderedDict
 from typing import Any
 
-from proxystore_core import Proxy, Reference, StoreError, forks
+from proxystore_core import Proxy, Reference, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray.engine import OWN
 from proxystore_integrations.ray.link import Guard, RayLink, Terms, joined
+from proxystore_integrations.ray.owners import contain
 from proxystore_integrations.ray.pickling import refusing
 from proxystore_integrations.transfer import DEPTH, Outgoing, load
 
 __all__ = ["RayOutgoing", "Stored", "Ticket"]
 
-_CALLS = 32  # whose values are remembered while their arguments are being unpickled, at most
+_WRITTEN = frozenset({list, dict})
+"""Ray writes these without pickle, unless they are in something else: each time they appear, a new one."""
 
 
 class Ticket:
@@ -26,25 +26,23 @@ class Ticket:
     Args:
         terms: of the session.
         guard: of the objects; None before they are all stored, and where something else keeps them.
-        call: names the call among all, if one of its objects is in several of its arguments.
         adopt: whether the objects go with the Ray object that the carriers are in.
     """
 
-    __slots__ = ("adopt", "call", "guard", "terms")
+    __slots__ = ("adopt", "guard", "terms")
 
-    def __init__(self, terms: Terms, guard: Any, call: str = "", adopt: bool = False) -> None:
+    def __init__(self, terms: Terms, guard: Any, adopt: bool = False) -> None:
         self.terms = terms
         self.guard = guard
-        self.call = call
         self.adopt = adopt
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ticket, self.parts()
 
-    def parts(self) -> tuple[str, Any, str, bool]:
-        """What travels of it: terms as text, ObjectRef of the guard, call, adopt."""
+    def parts(self) -> tuple[str, Any, bool]:
+        """What travels of it: terms as text, ObjectRef of the guard, adopt."""
         guard = self.guard.reference if isinstance(self.guard, Guard) else self.guard
-        return _written(self.terms), guard, self.call, self.adopt
+        return _written(self.terms), guard, self.adopt
 
 
 class Stored:
@@ -56,19 +54,21 @@ class Stored:
         lazy: it becomes a lazy proxy.
     """
 
-    __slots__ = ("lazy", "reference", "ticket", "uses")
+    __slots__ = ("lazy", "reference", "ticket")
 
     def __init__(self, reference: Reference, ticket: Ticket, lazy: bool) -> None:
         self.reference = reference
         self.ticket = ticket
         self.lazy = lazy
-        self.uses = 1
-        """Arguments of the call that it is in: each is unpickled by itself."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # All in one: for each object with a function of its own Ray's pickler costs a call some 10 us.
         one = self.reference
-        return _arrived, (self.lazy, self.uses, one.key, one.recipe, one.size, one.kind, *self.ticket.parts())
+        terms, guard, adopt = self.ticket.parts()
+        # A value that is there keeps no guard: Ray's count of what waits for it is enough, and costs less.
+        if guard is not None and not self.lazy and not adopt and contain(guard):
+            guard = None
+        return _arrived, (self.lazy, one.key, one.recipe, one.size, one.kind, terms, guard, adopt)
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -102,25 +102,31 @@ class RayOutgoing(Outgoing):
         assert link.terms is not None
         self._link = link
         self._lazy = lazy
-        self._ticket = Ticket(link.terms, None, "", adopt)
+        self._ticket = Ticket(link.terms, None, adopt)
         self._carriers: dict[Reference, Stored] = {}
-        self._within: set[Reference] = set()  # the argument that is looked into now
+        self._pickled = False  # what is looked into now
 
     def carrier(self, reference: Reference) -> Stored:
+        # Ray pickles each argument by itself: in one of them, one object stays one.
         carrier = self._carriers.get(reference)
         if carrier is None:
             carrier = self._carriers[reference] = Stored(reference, self._ticket, self._lazy)
-            self._within.add(reference)
-        elif reference not in self._within:
-            self._within.add(reference)
-            carrier.uses += 1
-            self._ticket.call = self._ticket.call or uuid.uuid4().hex
         return carrier
+
+    def _container(self, value: Any, depth: int) -> Any:
+        before, self._pickled = self._pickled, self._pickled or type(value) not in _WRITTEN
+        try:
+            return super()._container(value, depth)
+        finally:
+            self._pickled = before
 
     def substitute(self, value: Any, depth: int = DEPTH) -> Any:
         if type(value) is bytearray:
             return value  # what Ray makes of it depends on where it is
-        return super().substitute(value, depth)
+        carried = super().substitute(value, depth)
+        if type(carried) is Stored and type(value) in _WRITTEN and not self._pickled:
+            return Stored(carried.reference, self._ticket, self._lazy)
+        return carried
 
     def engine_value(self, value: Any) -> Any:
         return value if isinstance(value, OWN) else NotImplemented
@@ -132,11 +138,6 @@ class RayOutgoing(Outgoing):
             self._not_stored(value, "fast in Ray's own store")
             return None
         return super().reference(value)
-
-    def argument(self, value: Any) -> Any:
-        """`substitute` for one argument, which Ray pickles by itself."""
-        self._within.clear()
-        return self.substitute(value)
 
     def exported(self, function: Any) -> Any:
         """What stands for a remote function until the session ends; itself where it cannot be stored."""
@@ -160,31 +161,33 @@ class RayOutgoing(Outgoing):
         self._link.withdraw([reference.key for reference in self.references])
 
     def _put(self, value: Any, *, shared: bool) -> Reference | None:
+        if self._link.is_over(by_trip=False):
+            return None
         with refusing():
             # What goes with one Ray object is evicted with it, by whoever owns that.
-            return super()._put(value, shared=shared and not self._ticket.adopt)
+            reference = super()._put(value, shared=shared and not self._ticket.adopt)
+        if reference is not None and self._link.is_over():
+            self._link.clear([reference.key for reference in self.references])
+            self.references.clear()
+            return None
+        return reference
 
 
 # Where they arrive.
 
-_loaded: OrderedDict[str, dict[str, list[Any]]] = OrderedDict()
-_lock = forks.lock()
-
 
 def _arrived(
     lazy: bool,
-    uses: int,
     key: str,
     recipe: str,
     size: int,
     kind: str,
     terms: str,
     guard: Any,
-    call: str,
     adopt: bool,
 ) -> Any:
-    reference, ticket = Reference(key, recipe, size, kind), _ticket(terms, guard, call, adopt)
-    return Proxy(GuardedReference(reference, ticket)) if lazy else _value(reference, ticket, uses)
+    reference, ticket = Reference(key, recipe, size, kind), _ticket(terms, guard, adopt)
+    return Proxy(GuardedReference(reference, ticket)) if lazy else _value(reference, ticket)
 
 
 @functools.lru_cache(16)
@@ -197,8 +200,8 @@ def _read(terms: str) -> Terms:
     return Terms(*json.loads(terms))
 
 
-def _ticket(terms: str, guard: Any, call: str, adopt: bool) -> Ticket:
-    ticket = Ticket(_read(terms), guard, call, adopt)
+def _ticket(terms: str, guard: Any, adopt: bool) -> Ticket:
+    ticket = Ticket(_read(terms), guard, adopt)
     _install()
     joined(ticket.terms)
     return ticket
@@ -211,33 +214,11 @@ def _install() -> None:
     install()
 
 
-def _value(reference: Reference, ticket: Ticket, uses: int) -> Any:
-    """The value. One that several arguments of a call have is one object, as in the call."""
+def _value(reference: Reference, ticket: Ticket) -> Any:
     if ticket.adopt:
         link = joined(ticket.terms)
         if link is not None:
             link.adopt(reference.key, ticket.guard)
-    if uses == 1:
-        return _load(reference)
-    with _lock:
-        values = _loaded.setdefault(ticket.call, {})
-        known = values.get(reference.key)
-        if known is not None:
-            known[1] -= 1
-            if not known[1]:
-                del values[reference.key]
-                if not values:
-                    del _loaded[ticket.call]
-            return known[0]
-    value = _load(reference)
-    with _lock:
-        _loaded.setdefault(ticket.call, {})[reference.key] = [value, uses - 1]
-        while len(_loaded) > _CALLS:
-            _loaded.popitem(last=False)
-    return value
-
-
-def _load(reference: Reference) -> Any:
     try:
         return load([reference])[0]
     except StoreError as error:

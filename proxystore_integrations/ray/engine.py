@@ -67,7 +67,7 @@ _NAMES: dict[Any, str] = {
     RemoteFunction: "_remote",
     ActorClass: "_remote",
     ActorHandle: "_actor_method_call",
-    SerializationContext: "get_outer_object_ref serialize",
+    SerializationContext: "add_contained_object_ref get_outer_object_ref is_in_band_serialization serialize",
     functions_module: "pickle_dumps",
     raylet: "inspect",
     raylet.CoreWorker: "add_object_out_of_scope_callback current_actor_is_asyncio get_all_reference_counts"

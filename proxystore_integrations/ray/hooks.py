@@ -84,14 +84,15 @@ def _sent(
         or options.get("lifetime") == "detached"  # such an actor may outlive the session
         or options.get("get_if_exists")  # Ray comes here again if it does not
         or _is_rays(tasks.module_of(target))
+        or _is_anothers(link)
         or not link.reached
     ):
         return send(target, *before, args, kwargs, *others, **options)
     outgoing = RayOutgoing(link, lazy=link.settings.inputs == "proxy")
     outgoing.label = before[0] if before else str(getattr(target, "_function_name", "")).rpartition(".")[2]
     try:
-        args = [outgoing.argument(value) for value in args or ()]
-        kwargs = {name: outgoing.argument(value) for name, value in (kwargs or {}).items()}
+        args = [outgoing.substitute(value) for value in args or ()]
+        kwargs = {name: outgoing.substitute(value) for name, value in (kwargs or {}).items()}
     except BaseException:
         outgoing.withdraw()
         raise
@@ -163,7 +164,7 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             return serialize(self, value)
         outgoing = RayOutgoing(link, adopt=True)
         try:
-            value = outgoing.argument(value)
+            value = outgoing.substitute(value)
         except BaseException:
             outgoing.withdraw()
             raise
@@ -188,6 +189,7 @@ def _exporting(dumps: Callable[..., Any]) -> Callable[..., Any]:
         if (
             link is None
             or _is_rays(getattr(function, "__module__", None) or "")
+            or _is_anothers(link)
             or not carries_large(function, link.policy)
             or not link.reached
         ):

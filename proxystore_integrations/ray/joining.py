@@ -14,7 +14,7 @@ from proxystore_integrations.ray.engine import (
     worker_module,
 )
 
-__all__ = ["connected", "given_to_init", "job", "on_connect", "on_disconnect", "starts_cluster"]
+__all__ = ["connected", "given_to_init", "is_worker", "job", "on_connect", "on_disconnect", "starts_cluster"]
 
 
 def connected() -> bool:
@@ -22,6 +22,11 @@ def connected() -> bool:
     worker = worker_module.global_worker
     modes = (worker_module.SCRIPT_MODE, worker_module.WORKER_MODE)
     return worker.connected and worker.mode in modes and not client_mode_should_convert()
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker of a cluster, and no driver."""
+    return bool(worker_module.global_worker.mode == worker_module.WORKER_MODE)
 
 
 def job() -> str:

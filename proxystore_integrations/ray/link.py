@@ -6,14 +6,16 @@ import contextlib
 import os
 import socket
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from proxystore_core import Session, Sharing, StoreError, forks, store_for
-from proxystore_core.connectors.base import place_of
+from proxystore_core.connectors.base import leased, listed, place_of
 from proxystore_integrations.link import Evictions
 from proxystore_integrations.ray import owners
 from proxystore_integrations.ray.cluster import ClusterLink
+from proxystore_integrations.ray.joining import is_worker
 from proxystore_integrations.ray.orphans import Orphan, Orphans
 from proxystore_integrations.ray.results import watch_generators
 from proxystore_integrations.settings import Settings
@@ -33,6 +35,7 @@ class Terms(NamedTuple):
         results: as in the settings.
         on_store_error: as in the settings.
         lease: seconds.
+        mark: key of a tiny object of the session: where it is missing, the session is over.
         job: whose results these terms are about, as `joining.job` names it; empty for any that has them.
     """
 
@@ -44,6 +47,7 @@ class Terms(NamedTuple):
     results: Any
     on_store_error: Any
     lease: float
+    mark: str
     job: str = ""
 
 
@@ -82,11 +86,17 @@ class Guard:
 
 
 class RayLink(ClusterLink):
-    """A driver's link to its store; `joined` is for workers."""
+    """A driver's link to its store; `joined` is for workers.
+
+    Attributes:
+        terms: of the session, once there is one.
+        is_part: whether this process is a worker, and the session its driver's.
+    """
 
     def __init__(self, settings: Settings, store: Any = None) -> None:
         super().__init__(settings, store)
         self.terms: Terms | None = None
+        self.is_part = False
         self._latest: Guard | None = None
         self._adopted: set[str] = set()
         self._orphans = Orphans()
@@ -94,6 +104,12 @@ class RayLink(ClusterLink):
     def open(self) -> Session:
         session = super().open()
         settings = self.settings
+        assert self._store is not None
+        try:
+            mark = self._store.put(b"", session=session.name)
+        except StoreError:
+            self.close()
+            raise
         self.terms = Terms(
             self.recipe,
             session.name,
@@ -103,6 +119,7 @@ class RayLink(ClusterLink):
             settings.results,
             settings.on_store_error,
             settings.lease,
+            mark,
         )
         return session
 
@@ -112,7 +129,7 @@ class RayLink(ClusterLink):
         Raises:
             StoreError: the store cannot be opened here.
         """
-        self._tried = True
+        self.is_part = self._tried = True
         self._given = self._store = store = store_for(terms.recipe)
         self._session = _Part(terms.session)  # type: ignore[assignment]
         self._evictions = Evictions(store, self.by_value, weakref.WeakMethod(self.idle))
@@ -122,6 +139,44 @@ class RayLink(ClusterLink):
             watch_generators()
         if place_of(store.connector) != terms.place:
             self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
+
+    def is_over(self, *, by_trip: bool = True) -> bool:
+        """Whether the driver has ended the session in which this worker is about to store, or has stored.
+
+        A worker may run on for a moment, and what it puts then begins the session anew. What it had put
+        before the end the driver has removed.
+
+        Args:
+            by_trip: ask a store over a network, too.
+        """
+        store, terms = self._store, self.terms
+        if store is None or terms is None:
+            return True
+        if not self.is_part or not (by_trip or store.connector.cheap_get):
+            return False
+        try:
+            return not store.exists(terms.mark)
+        except StoreError:
+            return False
+
+    def clear(self, keys: Iterable[str]) -> None:
+        """Store no more; evict what was stored for a session that is over, and it if nothing is in it.
+
+        If its lease lapsed while its driver was suspended, there are that driver's new objects.
+
+        Args:
+            keys: of what was stored.
+        """
+        store, terms = self._store, self.terms
+        self.close()
+        if store is None or terms is None:
+            return
+        with contextlib.suppress(StoreError):
+            for key in keys:
+                store.evict(key)
+            lister, keeper = listed(store.connector), leased(store.connector)
+            if lister is not None and keeper is not None and not lister.keys(terms.session):
+                keeper.end(terms.session)
 
     def close(self, *, keep: bool = False) -> None:
         with self._lock:
@@ -209,6 +264,8 @@ class RayLink(ClusterLink):
 
 _current: RayLink | None = None
 _joining = forks.lock()
+_parts: OrderedDict[str, RayLink] = OrderedDict()  # of a worker, by session
+_MOST = 8  # jobs whose drivers call an actor by turns
 
 
 def current() -> RayLink | None:
@@ -242,15 +299,30 @@ def suspended() -> Iterator[None]:
 
 
 def joined(terms: Terms) -> RayLink | None:
-    """This process's link to a job's session, opened if there is none; None if it cannot be."""
+    """This worker's link to a job's session, opened if there is none; None if it cannot be.
+
+    A driver has a session of its own or none, and joins no other job's.
+    """
     link = _current
     if link is not None and link.terms is not None and link.terms.session == terms.session:
         return link
+    if not is_worker():
+        return None
     with _joining:
-        link = _current
-        if link is not None and link.terms is not None and link.terms.session == terms.session:
-            return link
-        settings = Settings(
+        link = _parts.pop(terms.session, None) or _part(terms)
+        if link is None:
+            return None
+        _parts[terms.session] = link
+        over = [_parts.popitem(last=False)[1] for _ in range(len(_parts) - _MOST)]
+        use(link)
+    for one in over:
+        one.close()
+    return link
+
+
+def _part(terms: Terms) -> RayLink | None:
+    link = RayLink(
+        Settings(
             threshold=terms.threshold,
             store=terms.recipe.partition("#")[0],
             inputs=terms.inputs,
@@ -258,11 +330,10 @@ def joined(terms: Terms) -> RayLink | None:
             on_store_error=terms.on_store_error,
             lease=terms.lease,
         )
-        link = RayLink(settings)
-        try:
-            link.join(terms)
-        except StoreError as error:
-            link.by_value.warn(f"this worker works without a store: {error}")
-            return None
-        use(link)
-        return link
+    )
+    try:
+        link.join(terms)
+    except StoreError as error:
+        link.by_value.warn(f"this worker works without a store: {error}")
+        return None
+    return link

@@ -59,12 +59,12 @@ class Orphans:
         """
         if time.monotonic() < self._next:
             return []
-        lives = functools.cache(owners.owner_lives)
+        lives, referred_to = functools.cache(owners.owner_lives), functools.cache(owners.referred_to)
         found = []
         for _ in range(len(self._left)):
             orphan = self._left[0]
             if store.exists(orphan.key):
-                if lives(orphan.producer) or owners.referred_to(orphan.guard):
+                if lives(orphan.producer) or orphan.guard in referred_to():
                     self._left.append(orphan)
                 else:
                     found.append(orphan.key)

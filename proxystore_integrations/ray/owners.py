@@ -11,6 +11,7 @@ from typing import Any
 from proxystore_integrations.ray.engine import Address, core, ray, serialization, worker_module
 
 __all__ = [
+    "contain",
     "empty_object",
     "outer",
     "owner_lives",
@@ -64,6 +65,24 @@ def outer() -> Any:
     return None if found is None or found.is_nil() else found
 
 
+def contain(reference: Any) -> bool:
+    """Let what this thread pickles keep an object, as if there were an ObjectRef of it in it.
+
+    To pickle one, to unpickle it and to tell its owner of a borrower costs a call some 0.1 ms.
+
+    Args:
+        reference: ObjectRef of the object.
+
+    Returns:
+        Whether it does: Ray must be pickling a value or an argument.
+    """
+    context = serialization()
+    if not context.is_in_band_serialization():
+        return False
+    context.add_contained_object_ref(reference, allow_out_of_band_serialization=False)
+    return True
+
+
 def owner_of(reference: Any) -> bytes:
     """Address of the process that owns an object; empty for this one, and where Ray does not know."""
     try:
@@ -92,10 +111,6 @@ def owner_lives(owner: bytes) -> bool:
     return True
 
 
-def referred_to(name: str) -> bool:
-    """Whether this process, or a task that it submitted, refers to an object.
-
-    Args:
-        name: of its ObjectRef, hexadecimal.
-    """
-    return name.encode() in core().get_all_reference_counts()
+def referred_to() -> set[str]:
+    """Names, hexadecimal, of the objects that this process refers to, or a task that it submitted."""
+    return {name.decode() for name in core().get_all_reference_counts()}

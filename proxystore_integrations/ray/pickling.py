@@ -57,8 +57,9 @@ def _refuser(kind: type) -> Callable[[Any], Any]:
     others = copyreg.dispatch_table.get(kind)
 
     def reduce(value: Any) -> Any:
-        if getattr(_storing, "active", False):
+        if getattr(_storing, "active", False) and (kind in OWN or kind in CloudPickler.dispatch.maps[0]):
             raise SerializationError(f"{kind.__name__} is for Ray's pickler only")
-        return others(value) if others is not None else value.__reduce_ex__(5)
+        # Whoever pickles by an older protocol, multiprocessing for example, takes nothing of a newer one.
+        return others(value) if others is not None else value.__reduce_ex__(4)
 
     return reduce

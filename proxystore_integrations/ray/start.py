@@ -91,6 +91,11 @@ def instrument(**settings: Any) -> None:
             "Ray does not run in this process (or by Ray Client, or in local mode)",
             remedy="Call ray.init() first, or proxystore_integrations.ray.init() in its place.",
         )
+    if joining.is_worker():
+        raise ConfigurationError(
+            "this process is a worker of Ray's, and no driver",
+            remedy="Give the driver a store: its workers have it, too.",
+        )
     if current() is not None:
         if settings:
             raise ConfigurationError(

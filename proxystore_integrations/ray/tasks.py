@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxystore_integrations.ray.engine import ActorHandle, RemoteFunction, ray, worker_module
-from proxystore_integrations.ray.joining import connected
+from proxystore_integrations.ray.engine import ActorHandle, RemoteFunction, ray
+from proxystore_integrations.ray.joining import connected, is_worker
 
 __all__ = ["ended", "is_error", "module_of", "task_module"]
 
@@ -43,6 +43,6 @@ def module_of(called: Any) -> str:
 
 def task_module() -> str:
     """Dotted name of the function or method that this worker runs; empty in a driver."""
-    if worker_module.global_worker.mode != worker_module.WORKER_MODE:
+    if not is_worker():
         return ""
     return ray.get_runtime_context().get_task_function_name() or ""
