@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,3 +268,32 @@ def test_a_connector_without_leases() -> None:
     session = Session(Plain())  # type: ignore[arg-type]
     assert not threads()
     assert session.end() == 0
+
+
+def test_a_connector_with_a_defect_does_not_end_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = MemoryConnector(secrets.token_hex(4))
+    sweep = connector.sweep
+    monkeypatch.setattr(threading, "excepthook", lambda told: seen.append(told.exc_type))
+    seen: list[Any] = []
+
+    def fails() -> list[str]:
+        if not seen:
+            raise TypeError("a defect")
+        return sweep()
+
+    monkeypatch.setattr(connector, "sweep", fails)
+    session = Session(connector, lease=0.2)
+    until(lambda: seen == [TypeError])
+    key = connector.put([b"data"], session=session.name)
+    renewed: list[float] = []
+    renew = connector.renew
+
+    def noted(name: str, seconds: float) -> None:
+        renew(name, seconds)
+        renewed.append(seconds)
+
+    monkeypatch.setattr(connector, "renew", noted)
+    until(lambda: len(renewed) > 3)
+    assert connector.exists(key)
+    session.end()
+    connector.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.crc
@@ -154,3 +155,27 @@ def test_a_put_that_is_interrupted_leaves_nothing(server: Server) -> None:
         connector.put([bytes(20 << 20)])
     assert connector.held() == {}
     connector.close()
+
+
+def test_a_connection_that_another_thread_closes_is_opened_again(server: Server) -> None:
+    connector = RedisConnector("127.0.0.1", server.port, prefix="closed")
+    key = connector.put([b"data"])
+    asked = []
+
+    def closed_in_the_midst(client: Any) -> Any:
+        asked.append(client)
+        if len(asked) == 1:
+            connector.close()
+            raise TypeError("argument must be an int, or have a fileno() method.")  # as redis-py says
+        return client.ping()
+
+    assert connector._requests.persist(closed_in_the_midst)
+    assert asked[0] is not asked[1]
+    assert connector.get(key) == b"data"
+    with pytest.raises(TypeError, match="mine"):
+        connector._requests.persist(lambda client: raise_(TypeError("mine")))
+    connector.close(clear=True)
+
+
+def raise_(error: Exception) -> None:
+    raise error

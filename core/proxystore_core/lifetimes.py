@@ -16,6 +16,7 @@ import contextlib
 import datetime as dt
 import numbers
 import os
+import sys
 import threading
 import time
 import weakref
@@ -109,6 +110,8 @@ def _renew(connector: weakref.ref[Leased], session: str, lease: float, over: thr
                 alive.renew(session, lease)
         except StoreError:
             pass  # out of reach for now: the lease outlives three failed renewals
+        except Exception:  # a defect of the connector; who ends this thread ends the objects
+            threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
         first = False
         del alive
         if over.wait(lease / 4):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from redis import ConnectionError as Disconnected
 from redis import ResponseError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -134,7 +135,13 @@ class Requests:
         def attempt() -> T:
             if self.ended:
                 raise ConfigurationError(self.ended, store=self._url)
-            answer = do(self._client())
+            client = self._client()
+            try:
+                answer = do(client)
+            except (AttributeError, TypeError, ValueError) as error:
+                if self._clients.get(os.getpid()) is client:
+                    raise
+                raise Disconnected("another thread closed the connection") from error
             self._down = False
             return answer
 
