@@ -354,3 +354,11 @@ def loaded_in_the_loop():
     from proxystore_integrations.dask import nodes
 
     return [thread == threading.get_ident() for thread in vars(nodes)["threads"]]
+
+
+async def probe_when_over(terms, dask_worker):
+    """Whether clients inside tasks would have the store of a session that ended before it was tried."""
+    plugin = dask_worker.plugins["proxystore"]
+    plugin.over(terms["session"])
+    await plugin.probe(**terms)
+    return terms["session"] in plugin.inherited

@@ -231,3 +231,12 @@ def test_what_a_client_had_that_left_is_no_store_of_clients_inside_tasks(client,
     store.rmdir()
     assert client.submit(tasks.get_client_inside, BIG, pure=False).result() == BIG
     assert not store.exists()
+
+
+def test_a_session_that_is_over_before_a_worker_tried_it_is_no_store_of_clients_inside_tasks(cluster):
+    with Client(cluster) as client:
+        terms = client.run_on_scheduler(
+            lambda dask_scheduler: [one.terms for one in dask_scheduler.plugins["proxystore"].sessions]
+        )
+        terms = [one for one in terms if one["session"] == client._link.session]
+        assert not any(client.run(tasks.probe_when_over, *terms).values())

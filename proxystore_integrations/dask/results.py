@@ -11,7 +11,7 @@ from proxystore_core import Reference, store_for
 from proxystore_integrations import ledger
 from proxystore_integrations.dask.orders import Order, carry_out
 
-__all__ = ["StoredResult", "WithoutStored", "over", "put", "unclaimed"]
+__all__ = ["StoredResult", "over", "put", "unclaimed"]
 
 
 class StoredResult:
@@ -76,21 +76,3 @@ def put(value: Any, recipe: str, session: str, key: Any, what: str) -> Reference
     if (book := ledger.book) is not None:
         book.put(what, "dask", key_split(key), reference, time.perf_counter() - start)
     return reference
-
-
-class WithoutStored:
-    """A worker, for Dask's gather in one of its tasks, without those results that are in a store.
-
-    Args:
-        worker: whose memory is looked into.
-    """
-
-    def __init__(self, worker: Any) -> None:
-        self._in_memory = worker.data
-        self.data = self
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._in_memory and type(self._in_memory[key]) is not StoredResult
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._in_memory[key]

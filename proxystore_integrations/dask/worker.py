@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import socket
 from collections.abc import Sequence
@@ -15,14 +14,13 @@ from dask.utils import typename
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol.pickle import dumps
 
-from proxystore_core import GoneError, Reference, StoreError, forks, store_for
+from proxystore_core import Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
-from proxystore_integrations.dask.engine import to_serialize
 from proxystore_integrations.dask.nodes import StoreTask
 from proxystore_integrations.dask.orders import Order, carry_out
-from proxystore_integrations.dask.results import StoredResult, WithoutStored, over, put, unclaimed
+from proxystore_integrations.dask.reading import Loading, gather
+from proxystore_integrations.dask.results import StoredResult, over, put, unclaimed
 from proxystore_integrations.settings import Settings
-from proxystore_integrations.transfer import load
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -36,7 +34,7 @@ _ELSEWHERE = (
 )
 _REMEMBERED = 10_000  # sessions that are over
 
-_OVER = ("memory", "released", "forgotten", "fetch", "missing", "error")
+_NOT_RUN = ("memory", "released", "forgotten", "fetch", "missing", "error")
 """States of a task that is not run any more."""
 
 
@@ -48,46 +46,6 @@ def pack(reference: Reference) -> tuple[Any, ...]:
 def unpack(packed: Sequence[Any]) -> Reference:
     """The inverse of `pack`."""
     return Reference(*packed)
-
-
-_dasks_gather: Any = distributed.Client._gather
-
-
-@functools.wraps(_dasks_gather)
-async def _gather(
-    client: Any, futures: Any, errors: str = "raise", direct: Any = None, local_worker: Any = None
-) -> Any:
-    """Dask's, for the clients in tasks: those without a store, too, look into the worker's memory."""
-    seen = None if local_worker is None else WithoutStored(local_worker)
-    return await _dasks_gather(client, futures, errors, direct, seen)
-
-
-class _Loading:
-    """A comm to who cannot read stored results.
-
-    Args:
-        comm: Dask's.
-        worker: whose results they are.
-    """
-
-    def __init__(self, comm: Any, worker: Worker) -> None:
-        self._comm = comm
-        self._worker = worker
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._comm, name)
-
-    async def write(self, message: dict[str, Any], **kwargs: Any) -> Any:
-        """Send results as what they are. Those that the store has lost are missing, and computed again."""
-        data = message["data"]
-        stored = {key: one.data.reference for key, one in data.items() if type(one.data) is StoredResult}
-        if stored:
-            loaded = await asyncio.to_thread(_loaded, stored)
-            for key in stored.keys() - loaded.keys():
-                del data[key]
-                self._worker.batched_send({"op": "proxystore-lost", "key": key})
-            data.update((key, to_serialize(value)) for key, value in loaded.items())
-        return await self._comm.write(message, **kwargs)
 
 
 class StoreWorkerPlugin(WorkerPlugin):
@@ -103,7 +61,7 @@ class StoreWorkerPlugin(WorkerPlugin):
         self._get_data = worker.handlers["get_data"]
         self._dasks_get_client = worker._get_client
         worker._get_client = self.get_client  # type: ignore[method-assign]
-        distributed.Client._gather = _gather  # type: ignore[method-assign]
+        distributed.Client._gather = gather  # type: ignore[method-assign]
         worker.handlers.update(
             {
                 "proxystore_probe": self.probe,
@@ -173,7 +131,7 @@ class StoreWorkerPlugin(WorkerPlugin):
             found = await asyncio.to_thread(there)
         except StoreError as error:
             return str(error)
-        if found and settings:
+        if found and settings and session not in over:  # the client may have gone again
             self.inherited[session] = recipe, settings
         return "" if found else _ELSEWHERE.format(recipe=recipe, node=socket.gethostname())
 
@@ -215,14 +173,14 @@ class StoreWorkerPlugin(WorkerPlugin):
     async def get_data(self, comm: Any, who: str | None = None, **kwargs: Any) -> Any:
         """Dask's way of fetching results; who is no worker (a client without a store, too) gets values."""
         if who is None:
-            comm = _Loading(comm, self.worker)
+            comm = Loading(comm, self.worker)
         return await self._get_data(comm, who=who, **kwargs)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         task = self.worker.state.tasks.get(key)
         # ``finish`` is what was asked for: a running task is not released, a cancelled one not in memory.
         state = "forgotten" if task is None else task.state
-        if key in unclaimed and state in _OVER:
+        if key in unclaimed and state in _NOT_RUN:
             dropped = unclaimed.pop(key)
             if state != "memory":  # it was cancelled while it ran
                 self.worker.batched_send({"op": "proxystore-unwanted", "stored": _metadata(dropped)})
@@ -287,16 +245,6 @@ def portable_plugin() -> bytes:
             return load, ()
 
     return bytes(cloudpickle.dumps(Portable()))
-
-
-def _loaded(references: dict[Any, Reference]) -> dict[Any, Any]:
-    """The values of those that the store still has."""
-    try:
-        return dict(zip(references, load(list(references.values())), strict=True))
-    except GoneError:
-        if len(references) == 1:
-            return {}
-    return {key: value for one in references.items() for key, value in _loaded(dict([one])).items()}
 
 
 def _pickled(kind: type) -> bytes:
