@@ -245,6 +245,7 @@ def test_a_shared_argument_is_loaded_private_each_time() -> None:
 def known_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A size that was asked for before."""
     monkeypatch.setattr(maps, "_UNUSED", 0.2)
+    monkeypatch.setattr(maps, "_UNUSED_FRESH", 0.2)
     wait_for(lambda: not maps._dropping)
     map_fresh(SIZE).release()
     gc.collect()

@@ -8,7 +8,7 @@ it keeps the memory of a file that is evicted.
 
 Fresh memory is used again in the same way by who asks for as much as was asked for before: 100 MB cost 20 ms
 to fill for the first time, and ten times that in a virtual machine that gives free memory back to its host.
-One such map is kept at a time.
+One such map is kept at a time, for three seconds or four.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Place = tuple[int, int, int, int]
 Of fresh memory the first number is -1.
 """
 
-_UNUSED: Final = 1.0  # seconds
+_UNUSED: Final = 1.0  # seconds that a map of a file is kept
+_UNUSED_FRESH: Final = 3.0  # the same of fresh memory, which keeps nobody else's
 _REMEMBERED: Final = 64  # files, and sizes of fresh memory
 _MOST: Final = 256 << 20  # bytes of fresh memory that may be kept
 _GRAIN: Final = 64 << 10  # bytes: sizes that differ by less are one
@@ -194,15 +195,15 @@ def _start_dropping() -> None:
 
 
 def _drop_unused() -> None:
-    """Take back what nobody has wanted for a second; until nobody maps anything again."""
+    """Take back what nobody has wanted for a while; until nobody maps anything again."""
     global _dropping
     idle = 0
     while idle < 3:
         time.sleep(_UNUSED / 2)
         idle = 0 if _kept else idle + 1
-        before = time.monotonic() - _UNUSED
+        now = time.monotonic()
         for place, (_, since) in list(_kept.items()):
-            if since < before:
+            if since < now - (_UNUSED_FRESH if place[0] < 0 else _UNUSED):
                 _drop(place)
     _dropping = False
     for place in list(_kept):
