@@ -92,7 +92,7 @@ def near(plan: Plan) -> Iterator[Row]:
             samples: dict[str, Sample | Absent] = {
                 kind: attempt(partial(_ours, kind, size, stack, elsewhere=False)) for kind in (SHM, ZMQ, UCX)
             }
-            outcomes = interleave(samples, plan.rounds(size))
+            outcomes = interleave(samples, 3 * plan.rounds(size))
         row = Row("The same node: put + get", "s", outcomes.of("put + get"), size)
         if size > KILOBYTE:
             for kind in (ZMQ, UCX):
