@@ -19,7 +19,7 @@ __all__ = ["WORKS"]
 
 HUNDRED_MB = 100_000_000
 SMALL = 10_000
-TASKS = 1000
+TASKS = 200
 
 
 def _process_pool() -> Executor:
@@ -58,7 +58,7 @@ def _sampled(opened: Mapping[str, Any], build: Callable[[Any], Sample], rounds: 
             for _ in range(8):  # all workers import what they need
                 executor.submit(nothing, fresh(200_000)).result()
         samples[name] = executor if isinstance(executor, Absent) else build(executor)
-    return interleave(samples, rounds, warm=4)  # both workers meet every size
+    return interleave(samples, rounds, warm=4, budget=40.0)  # both workers meet every size
 
 
 def _small(opened: Mapping[str, Any], build: Callable[[Any], Sample], rounds: int) -> Mapping[str, Outcome]:
@@ -128,7 +128,7 @@ def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Pla
         row = Row(
             f"{title}: {TASKS} tasks, each with an argument and a result",
             "s",
-            _small(opened, partial(_many, size=SMALL), 120),
+            _small(opened, partial(_many, size=SMALL), 500),
             SMALL,
         )
         row.at_most_times(OURS, POOL, 1.05)
