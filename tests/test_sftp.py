@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import asyncssh
 import pytest
 from measures import peaks
 from redis_servers import free_port
@@ -19,7 +20,13 @@ from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.sftp import SFTPConnector
 from proxystore_core.connectors.sftp_line import PASSWORD
-from proxystore_core.errors import ConfigurationError, DeadlineError, RefusedError, UnreachableError
+from proxystore_core.errors import (
+    ConfigurationError,
+    CorruptError,
+    DeadlineError,
+    RefusedError,
+    UnreachableError,
+)
 from proxystore_core.recipe import open_connector
 from proxystore_core.store import Store
 from proxystore_core.testing import ConnectorContract, in_new_process
@@ -79,6 +86,22 @@ def test_it_is_the_file_store_of_its_host(connector: SFTPConnector) -> None:
     assert there.sessions() == {}
     assert os.stat(connector.store_dir).st_mode & 0o777 == 0o700
     there.close()
+
+
+def test_a_file_that_shrinks_while_it_is_read(
+    connector: SFTPConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = connector.put([b"x" * 2_000_000], session="s")
+    stat = asyncssh.SFTPClientFile.stat
+
+    async def before_it_shrank(file: asyncssh.SFTPClientFile) -> asyncssh.SFTPAttrs:
+        found = await stat(file)
+        found.size = 3_000_000
+        return found
+
+    monkeypatch.setattr(asyncssh.SFTPClientFile, "stat", before_it_shrank)
+    with pytest.raises(CorruptError, match="2000000 bytes came of a file of 3000000"):
+        connector.get(key)
 
 
 def test_memory(server: SFTPServer, tmp_path: Path) -> None:

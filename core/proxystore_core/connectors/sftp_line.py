@@ -119,6 +119,8 @@ class Line:
             ) from error
         except asyncssh.SFTPNoSuchFile as error:
             raise FileNotFoundError(error.reason) from error
+        except StoreError:  # some are errors of the system, too
+            raise
         except (asyncssh.Error, OSError, ValueError) as error:
             raise self._typed(error, key) from error
 
