@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
-from proxystore_core.connectors.base import place_of
+from proxystore_core.connectors.base import leased, place_of
 from proxystore_core.secret import Secret
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
@@ -34,6 +34,8 @@ class Link:
 
     Attributes:
         elsewhere: workers that do not reach the store, with the reason.
+        marker: key of an object by which workers tell that they reach the store, or that the session is not
+            over; it is no value of anybody's. Empty where none is needed.
     """
 
     main_by_value = True
@@ -47,6 +49,7 @@ class Link:
         self.policy = Policy(settings.threshold)
         self.by_value = ByValue(settings.on_store_error)
         self.elsewhere: dict[str, str] = {}
+        self.marker = ""
         self._tried = False
         self._store: Store[Any] | None = None
         self._sharing: Sharing | None = None
@@ -103,6 +106,8 @@ class Link:
             if keep:
                 session.release()
             else:
+                if self.marker and leased(store.connector) is None:
+                    store.evict(self.marker)
                 session.end()
         except StoreError as error:
             problem = f"cannot remove what this session stored, its lease will: {error}"

@@ -228,7 +228,7 @@ class Stored:
         connector = client._link._store.connector
         self.url = connector.url
         self.session = client._link._session.name
-        self.probe = client._link.probe
+        self.marker = client._link.marker
         if hasattr(connector, "store_dir"):
             self.directory = Path(connector.store_dir) / self.session
 
@@ -240,7 +240,7 @@ class Stored:
         try:
             lister = listed(connector)
             assert lister is not None
-            return [key for key in lister.keys(self.session) if key != self.probe]
+            return [key for key in lister.keys(self.session) if key != self.marker]
         finally:
             connector.close()
 

@@ -28,13 +28,11 @@ class DaskLink(Link):
 
     Attributes:
         by_value_keys: tasks whose results are to be gathered by value.
-        probe: key of the object by which workers tell that they reach the store, where leases do not tell.
     """
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None) -> None:
         super().__init__(settings, store, "dask")
         self.by_value_keys: set[Any] = set()
-        self.probe = ""
         self._known = False  # to the scheduler
 
     def announce(self, client: str) -> dict[str, Any]:
@@ -52,12 +50,13 @@ class DaskLink(Link):
         session = self.open()
         assert self._store is not None
         tells = leased(session.connector) and not has_scattered_leases(session.connector)
-        self.probe = "" if tells else self._store.put("probe", session=session.name)
+        # Where leases do not travel they do not tell a worker either.
+        self.marker = "" if tells else self._store.put("probe", session=session.name)
         return {
             "client": client,
             "session": session.name,
             "recipe": self.recipe,
-            "probe": self.probe,
+            "probe": self.marker,
             "lease": session.lease,
             "settings": {name: getattr(self.settings, name) for name in _INHERITED},
         }

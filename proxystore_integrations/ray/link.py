@@ -106,7 +106,7 @@ class RayLink(ClusterLink):
         settings = self.settings
         assert self._store is not None
         try:
-            mark = self._store.put(b"", session=session.name)
+            self.marker = self._store.put(b"", session=session.name)
         except StoreError:
             self.close()
             raise
@@ -119,7 +119,7 @@ class RayLink(ClusterLink):
             settings.results,
             settings.on_store_error,
             settings.lease,
-            mark,
+            self.marker,
         )
         return session
 

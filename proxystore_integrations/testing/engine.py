@@ -12,12 +12,12 @@ __all__ = ["Engine", "objects_of"]
 
 
 def objects_of(link: Any) -> list[str]:
-    """Keys of what a link's session has in its store now; the store has to be one that can tell."""
+    """Keys of the values that a link's session has in its store now, which has to be one that can tell."""
     if not link.is_open:
         return []
     lister = listed(link._store.connector)
     assert lister is not None, f"{link.url} cannot tell what is in it"
-    return lister.keys(link.session)
+    return [key for key in lister.keys(link.session) if key != link.marker]
 
 
 class Engine:
