@@ -51,12 +51,12 @@ class DaskLink(Link):
         assert self._store is not None
         tells = leased(session.connector) and not has_scattered_leases(session.connector)
         # Where leases do not travel they do not tell a worker either.
-        self.marker = "" if tells else self._store.put("probe", session=session.name)
+        self.marker = "" if tells else self._store.put(b"", session=session.name)
         return {
             "client": client,
             "session": session.name,
             "recipe": self.recipe,
-            "probe": self.marker,
+            "marker": self.marker,
             "lease": session.lease,
             "settings": {name: getattr(self.settings, name) for name in _INHERITED},
         }

@@ -31,7 +31,7 @@ class ClientSession:
         client: Dask's id of the client.
         session: the session's name in the store.
         recipe: how a worker opens the store.
-        probe: key of an object by which a worker can tell whether it reaches a store that has no leases.
+        marker: key of an object by which a worker can tell whether it reaches a store that has no leases.
         lease: seconds.
         settings: what clients made inside tasks are to use, too.
         pins: the stored objects that tasks need.
@@ -45,7 +45,7 @@ class ClientSession:
     client: str
     session: str
     recipe: str
-    probe: str
+    marker: str
     lease: float
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     pins: Pins = dataclasses.field(default_factory=Pins)
@@ -63,7 +63,7 @@ class ClientSession:
     @property
     def terms(self) -> dict[str, Any]:
         """What a worker needs in order to try whether it reaches the store."""
-        return {name: getattr(self, name) for name in ("recipe", "session", "probe", "settings")}
+        return {name: getattr(self, name) for name in ("recipe", "session", "marker", "settings")}
 
 
 class Sessions:

@@ -110,14 +110,14 @@ class StoreWorkerPlugin(WorkerPlugin):
         return client
 
     async def probe(
-        self, recipe: str, session: str, probe: str, settings: dict[str, Any] | None = None
+        self, recipe: str, session: str, marker: str, settings: dict[str, Any] | None = None
     ) -> str:
         """Why this worker does not reach a client's store; empty when it does.
 
         Args:
             recipe: the store.
             session: the client's session, whose lease is there.
-            probe: key of an object that is there, where a store has no leases.
+            marker: key of an object that is there, where a store has no leases.
             settings: of the client, for those made inside tasks.
         """
 
@@ -125,7 +125,7 @@ class StoreWorkerPlugin(WorkerPlugin):
             store = store_for(recipe)
             if store.secret is not None:
                 store.secret.check()
-            return store.exists(probe) if probe else session in _leased(recipe).sessions()
+            return store.exists(marker) if marker else session in _leased(recipe).sessions()
 
         try:
             found = await asyncio.to_thread(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -57,27 +58,24 @@ def starts_cluster(given: Mapping[str, Any]) -> bool:
     return address is None and not given.get("local_mode")
 
 
-def on_connect(began: Callable[[], None]) -> None:
+def on_connect(call: Callable[[], None]) -> None:
     """Call a function whenever this process has joined a cluster. To be asked for once."""
-    connect: Any = worker_module.connect
+    _after("connect", call)
 
-    def joining(*args: Any, **kwargs: Any) -> Any:
+
+def on_disconnect(call: Callable[[], None]) -> None:
+    """Call a function whenever this process has left its cluster. To be asked for once."""
+    _after("disconnect", call)
+
+
+def _after(name: str, call: Callable[[], None]) -> None:
+    theirs = getattr(worker_module, name)
+
+    @functools.wraps(theirs)
+    def then(*args: Any, **kwargs: Any) -> Any:
         try:
-            return connect(*args, **kwargs)
+            return theirs(*args, **kwargs)
         finally:
-            began()
+            call()
 
-    worker_module.connect = joining
-
-
-def on_disconnect(ended: Callable[[], None]) -> None:
-    """Call a function whenever this process leaves its cluster. To be asked for once."""
-    disconnect: Any = worker_module.disconnect
-
-    def leaving(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return disconnect(*args, **kwargs)
-        finally:
-            ended()
-
-    worker_module.disconnect = leaving
+    setattr(worker_module, name, then)

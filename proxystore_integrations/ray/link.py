@@ -35,7 +35,7 @@ class Terms(NamedTuple):
         results: as in the settings.
         on_store_error: as in the settings.
         lease: seconds.
-        mark: key of a tiny object of the session: where it is missing, the session is over.
+        marker: key of a tiny object of the session: where it is missing, the session is over.
         job: whose results these terms are about, as `joining.job` names it; empty for any that has them.
     """
 
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
     results: Any
     on_store_error: Any
     lease: float
-    mark: str
+    marker: str
     job: str = ""
 
 
@@ -155,7 +155,7 @@ class RayLink(ClusterLink):
         if not self.is_part or not (by_trip or store.connector.cheap_get):
             return False
         try:
-            return not store.exists(terms.mark)
+            return not store.exists(terms.marker)
         except StoreError:
             return False
 
