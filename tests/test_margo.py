@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import pickle
 import secrets
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from margo_tasks import FarMargo
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
 
-from proxystore_core.connectors.margo import MargoConnector, _Plain
+from proxystore_core.connectors.margo import MargoConnector, _plain
 from proxystore_core.connectors.node_protocol import REPLY_HEAD, Operation, Reply, Request, Status
+from proxystore_core.errors import RefusedError
 
 
 class TestMargoConnector(NodeContract):  # type: ignore[misc]
@@ -67,10 +69,48 @@ def test_messages_of_others(tmp_path: Path) -> None:
     near.close()
 
 
+def test_a_server_that_is_none(tmp_path: Path) -> None:
+    """Its answers are not unpickled as they come; those that somebody else waits for are his own affair."""
+    import mochi.margo as margo
+
+    witness = tmp_path / "ran"
+    engine = margo.Engine("tcp://127.0.0.1:0", mode=margo.server)
+    engine.register("proxystore_node", lambda handle, *args: handle.respond(Opener(str(witness))))
+    name = secrets.token_hex(4)
+    near, far = MargoConnector(name=name), FarMargo(name=name)
+    key = near.put([b"data"])
+    try:
+        assert far.get(key) == b"data"
+        channel = far._connect("127.0.0.1", int(str(engine.addr()).rpartition(":")[2]), 0.0)
+        channel.send([b"anything"])
+        with pytest.raises(RefusedError, match="no node server"):
+            channel.receive(None, time.monotonic() + 5)
+        assert not witness.exists()
+        user = margo.Engine("tcp", mode=margo.client)
+        user.register("proxystore_node").on(user.lookup(str(engine.addr())))(timeout=5000).close()
+        assert witness.exists()
+    finally:
+        engine.finalize()
+        near.evict(key)
+        far.close()
+        near.close()
+
+
+def test_a_short_request_that_takes_years() -> None:
+    """A dict with a key that is a tuple of twice a tuple of twice a tuple ..."""
+    bomb = b"\x80\x04)\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(60)) + b"}h<Ns."
+    with pytest.raises(pickle.UnpicklingError):
+        _plain(bomb)
+    with pytest.raises(pickle.UnpicklingError):
+        _plain(b"")
+    sent = {"args": (b"request" * 99, "handle", 1 << 40, -1, None, True, 0.5), "kwargs": {}}
+    assert _plain(pickle.dumps(sent)) == sent
+
+
 def test_a_short_request_that_asks_for_much_memory() -> None:
     tracemalloc.start()
     try:
-        assert _Plain(io.BytesIO(b"\x80\x04Nr\xff\xff\xff\x7f.")).load() is None  # entry 2**31 of the memo
+        assert _plain(b"\x80\x04Nr\xff\xff\xff\x7f.") is None  # entry 2**31 of the memo
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()

@@ -5,20 +5,22 @@ call with three arguments: the request, the caller's memory as a bulk handle in 
 memory's size. What fits is pushed there; the response is the reply's head, with the data when they
 were not pushed.
 
-Margo pickles the arguments of a call, and a server would unpickle whatever it gets. Here it takes
-bytes, text and numbers only, as nothing else is ever sent.
+Margo pickles the arguments of a call and its response, and would unpickle whatever comes from the other
+side. Here a server and its callers take bytes, text and numbers only, as nothing else is ever sent.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import io
 import os
 import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -45,6 +47,8 @@ _NAME = "proxystore_node"
 _INLINE = 4 << 10  # bytes of data up to which they are part of the response
 _Failed: Any = margo.MargoException
 _engines: dict[int, Any] = {}  # by process: an engine does not survive a fork
+_ours = threading.local()  # whether this thread waits for an answer to us, not to somebody else
+_serves = False  # a server's process does nothing else
 _lock = forks.lock()
 
 
@@ -79,6 +83,7 @@ def _client(protocol: str) -> tuple[Any, Any]:
     process = os.getpid()
     with _lock:
         if process not in _engines:
+            _restrict()
             engine = margo.Engine(protocol, mode=margo.client, use_progress_thread=True)
             _engines[process] = engine, engine.register(_NAME)
         found: tuple[Any, Any] = _engines[process]
@@ -105,7 +110,10 @@ class _Channel:
             handle, size = exposed.to_base64(), into.nbytes
         left = max(1.0, (until - time.monotonic()) * 1000)  # milliseconds
         try:
-            response = self._call(self._asked.popleft(), handle, size, timeout=left)
+            with _answered():
+                response = self._call(self._asked.popleft(), handle, size, timeout=left)
+        except pickle.UnpicklingError as error:
+            raise RefusedError("whoever answers there is no node server") from error
         except (_Failed, RuntimeError, TimeoutError) as error:
             if isinstance(error, TimeoutError) or "TIMEOUT" in str(error):
                 raise DeadlineError("no answer in time") from error
@@ -137,7 +145,9 @@ class _Listener:
     """See `node_server.Listener`."""
 
     def __init__(self, address: str, ports: Sequence[int], protocol: str) -> None:
-        _take_nothing_but_plain_values()
+        global _serves
+        _restrict()
+        _serves = True
         self.guard = guard_of(address)
         problem: Exception | None = None
         for port in ports:
@@ -190,19 +200,51 @@ class _Listener:
 
 
 class _Plain(pickle._Unpickler):  # the C one takes gigabytes for a memo of two billion entries
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} in a request")
+    # What refers back to what was there makes a tuple of 2**60 from 200 bytes: it takes years to hash.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (
+            *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.MEMOIZE, pickle.BINPUT),
+            *(pickle.LONG_BINPUT, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
+            *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4),
+            *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+            *(pickle.TUPLE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+            *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
+        )
+    }
 
 
-def _take_nothing_but_plain_values() -> None:
-    """Have Margo, in this process, unpickle containers, bytes, text and numbers only.
+def _plain(data: bytes) -> Any:
+    try:
+        return _Plain(io.BytesIO(data)).load()
+    except Exception as error:
+        raise pickle.UnpicklingError(f"not bytes, text and numbers: {error!r}") from None
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    _ours.here = True
+    try:
+        yield
+    finally:
+        _ours.here = False
+
+
+@functools.cache
+def _restrict() -> None:
+    """Have Margo unpickle dicts, tuples, bytes, text and numbers only: for us; in a server, for everybody.
 
     Raises:
-        ConfigurationError: this version of it does so elsewhere than is known here.
+        ConfigurationError: this version of Margo unpickles elsewhere than is known here.
     """
+
+    def loads(data: bytes, **options: Any) -> Any:
+        return _plain(data) if _serves or getattr(_ours, "here", False) else pickle.loads(data, **options)
+
     plain = ModuleType("pickle")
     plain.__dict__.update(vars(pickle))
-    plain.__dict__["loads"] = lambda data: _Plain(io.BytesIO(data)).load()
+    plain.__dict__["loads"] = loads
     family = (margo.__name__, "pymargo")
     found = [
         module
@@ -211,7 +253,7 @@ def _take_nothing_but_plain_values() -> None:
     ]
     if not found:
         raise ConfigurationError(
-            "this version of Margo unpickles requests in a way that cannot be restricted",
+            "this version of Margo unpickles what others send in a way that cannot be restricted",
             remedy="Use py-mochi-margo 0.6, or zmq:// or ucx:// instead.",
         )
     for module in found:
