@@ -30,7 +30,7 @@ contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or
 fuzz: $(VENV)/.dev ## what reads others' bytes, ten minutes each, side by side
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py -rP $(ARGS)
 
-audit: $(VENV)/.dev ## known vulnerabilities of what is installed; asks the package index, and fails where it knows nothing
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed, of the package index or what ARGS names; fails where it knows nothing
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/.audited
 	$(BIN)/python -m pip_audit --requirement $(VENV)/.audited --disable-pip --no-deps --strict --progress-spinner off $(ARGS)
