@@ -374,6 +374,12 @@ def test_wrong_urls(url, words):
         ("colour = 1", "unknown setting 'colour'"),
         ("id = 'x'", "32 hexadecimal digits"),
         ("id = ", "no TOML"),
+        ("addresses = '10.0.0.1'", "addresses of endpoint 'one' is '10.0.0.1': expected a list"),
+        ("addresses = ['eth0']", "IP addresses"),
+        ("most = '1 GB'", "number of bytes"),
+        ("pages = '80'", "expected a port"),
+        ("relay = 5", "expected wss://"),
+        ("spill = 5", "endpoint.toml: spill"),
     ],
 )
 def test_wrong_settings(tmp_path, monkeypatch, text, words):

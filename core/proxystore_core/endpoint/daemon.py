@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -181,15 +180,19 @@ def stop(settings: EndpointSettings, *, clear: bool = False, patience: float = 2
     """
     ran = settings.running
     if ran:
-        process = int(json.loads((settings.directory / "lock").read_text() or "0"))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
+        lock, process = settings.directory / "lock", 0
         until = time.monotonic() + patience
         while settings.running:
+            if not process:
+                # Who has just locked it has not written yet who he is; a signal to 0 is one to ourselves.
+                process = int(lock.read_text() or "0")
+                if process:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGTERM)
             if time.monotonic() > until:
                 raise UnreachableError(
-                    f"endpoint {settings.name!r} (process {process}) does not stop",
-                    remedy=f"kill -9 {process}",
+                    f"endpoint {settings.name!r} (process {process or 'unknown'}) does not stop",
+                    remedy=f"kill -9 {process}" if process else f"See who has locked {lock}: fuser {lock}",
                 )
             time.sleep(0.05)
         for child in _children:

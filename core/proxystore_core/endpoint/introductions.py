@@ -74,7 +74,7 @@ class Introductions:
                     _log.info("registered at %s", self._settings.relay)
                     await self._listen(line)
                     self.problem = f"the relay {self._settings.relay} closed the line"
-            except (OSError, ValueError, TimeoutError, websockets.WebSocketException) as error:
+            except (OSError, ValueError, RecursionError, websockets.WebSocketException) as error:
                 said = str(error) or type(error).__name__
                 self.problem = f"the relay {self._settings.relay} cannot be reached: {said}"
             finally:
@@ -122,6 +122,8 @@ class Introductions:
                 hello = {"type": "register", "id": self._settings.id, "token": relay_token(self._secret)}
                 await line.send(json.dumps(hello))
                 answer = json.loads(await line.recv())
+                if not isinstance(answer, dict):
+                    raise ValueError("who listens there is no relay")
                 if answer.get("type") != "registered":
                     raise ValueError(str(answer.get("reason", "it does not say why"))[:200])
             except BaseException:

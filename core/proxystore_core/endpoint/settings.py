@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import hashlib
 import hmac
+import ipaddress
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import socket
 import time
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,40 @@ SECRET = "PROXYSTORE_ENDPOINT_SECRET"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) is not None
+
+
+def _is_relay(value: object) -> bool:
+    return isinstance(value, str) and (not value or re.match(r"wss?://[^/]", value) is not None)
+
+
+def _is_addresses(value: object) -> bool:
+    try:
+        return isinstance(value, tuple) and all(
+            _is_text(each) and ipaddress.ip_address(each) for each in value
+        )
+    except ValueError:
+        return False
+
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_id, "32 hexadecimal digits"),
+    "relay": (_is_relay, "wss://host:port"),
+    "relay_ca": (_is_text, "the path of a certificate"),
+    "stun": (_is_text, "host:port, relay, or nothing"),
+    "addresses": (_is_addresses, "a list of this host's IP addresses"),
+    "spill": (_is_text, "the path of a directory"),
+    "pages": (lambda value: type(value) is int and -1 <= value <= 65535, "a port, 0 for any or -1 for none"),
+    "most": (lambda value: type(value) is int and value > 0, "a number of bytes, more than 0"),
+}
+"""What is asked of each setting, and in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +107,16 @@ class EndpointSettings:
     most: int = 256 << 20
 
     def __post_init__(self) -> None:
-        problem = None
         if not _NAME.fullmatch(self.name):
-            problem = f"{self.name!r} names no endpoint: use at most 32 letters, digits, - and _"
-        elif not re.fullmatch(r"[0-9a-f]{32}", self.id):
-            problem = f"id is {self.id!r}: expected 32 hexadecimal digits"
-        elif self.relay and not re.match(r"wss?://[^/]", self.relay):
-            problem = f"relay is {self.relay!r}: expected wss://host:port"
-        elif not -1 <= self.pages <= 65535:
-            problem = f"pages is {self.pages!r}: expected a port, 0 for any or -1 for none"
-        if problem:
-            raise ConfigurationError(problem)
+            raise ConfigurationError(
+                f"{self.name!r} names no endpoint: use at most 32 letters, digits, - and _"
+            )
+        for name, (good, expected) in _EXPECTED.items():
+            value = getattr(self, name)
+            if not good(value):
+                raise ConfigurationError(
+                    f"{name} of endpoint {self.name!r} is {value!r}: expected {expected}"
+                )
 
     @property
     def directory(self) -> Path:
@@ -120,15 +154,16 @@ class EndpointSettings:
             )
         made.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(made.directory, 0o700)
-        lines = [
-            f"{field} = {json.dumps(value)}\n"
-            for field, value in dataclasses.asdict(made).items()
-            if field != "name"
-        ]
-        (made.directory / "endpoint.toml").write_text("".join(lines), encoding="utf-8")
         kept = made.directory / "secret"
         if secret is not None or not kept.exists():
             write_private(kept, secret or secrets.token_urlsafe(32))
+        lines = [
+            f"{field} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
+            for field, value in dataclasses.asdict(made).items()
+            if field != "name"
+        ]
+        # Last, and whole: there is an endpoint as soon as this file is there, for all who look.
+        write_private(made.directory / "endpoint.toml", "\n".join(lines))
         return made
 
     @classmethod
@@ -145,17 +180,21 @@ class EndpointSettings:
             raise ConfigurationError(
                 f"this host has no endpoint {name!r}", remedy=f"Run: proxystore endpoint configure {name}"
             ) from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path} is no TOML: {error}") from None
         known = {field.name for field in dataclasses.fields(cls)} - {"name"}
         if found.keys() - known:
             raise ConfigurationError(
                 f"unknown setting {min(found.keys() - known)!r} in {path}; known: {', '.join(sorted(known))}"
             )
+        if isinstance(found.get("addresses"), list):
+            found["addresses"] = tuple(found["addresses"])
         try:
-            return cls(name=name, **{**found, "addresses": tuple(found.get("addresses", ()))})
+            return cls(name=name, **found)
         except TypeError as error:
             raise ConfigurationError(f"{path}: {error}") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: {error.problem}", remedy=error.remedy) from None
 
     def secret(self) -> str:
         """The group's token."""
