@@ -169,6 +169,24 @@ def test_a_scatter_that_nobody_waits_for_leaves_nothing(cluster, array, stored_b
     asyncio.run(main())
 
 
+def test_a_scatter_after_an_equal_one_that_nobody_waits_for(cluster, array):
+    async def main():
+        async with Client(cluster.scheduler_address, asynchronous=True) as client:
+            for milliseconds in range(30):
+                # Of its own: to scatter again what has just been let go of is a race in Dask itself.
+                values = [array + i + milliseconds / 64 for i in range(20)]
+                scattering = asyncio.ensure_future(client.scatter(values))
+                await asyncio.sleep(milliseconds / 1000)
+                scattering.cancel()
+                await asyncio.gather(scattering, return_exceptions=True)
+                later = await client.scatter(values)
+                totals = client.map(tasks.total, later, pure=False)
+                assert await client.gather(totals) == [tasks.total(value) for value in values]
+                del later, totals
+
+    asyncio.run(main())
+
+
 def test_the_class_of_a_result_is_its_own(always, bare_client, array):
     future, bare = (one.submit(tasks.increment, array, pure=False) for one in (always, bare_client))
     distributed.wait([future])

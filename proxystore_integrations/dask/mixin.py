@@ -29,6 +29,8 @@ from proxystore_integrations.transfer import load
 
 __all__ = ["StoreMixin"]
 
+_TRIED_AGAIN = 5.0  # seconds in which who has given up a scatter scatters the same once more, if at all
+
 _options: contextvars.ContextVar[tuple[bool | None, bool | None]] = contextvars.ContextVar(
     "proxystore_options", default=(None, None)
 )
@@ -206,12 +208,21 @@ class StoreMixin(distributed.Client):
         if local_worker or not link.reached:
             return await send(data)
         # Whoever stops waiting, what was stored is evicted, and not before the workers have it.
-        return await asyncio.shield(asyncio.ensure_future(self._scatter_stored(send, *named(data, hash))))
+        scattering = asyncio.ensure_future(self._scatter_stored(send, *named(data, hash)))
+        try:
+            return await asyncio.shield(scattering)
+        except asyncio.CancelledError:
+            # Its keys, which Dask would keep for ever, are let go of when whoever tries again is through.
+            asyncio.get_running_loop().call_later(_TRIED_AGAIN, scattering.cancelled)
+            raise
 
     async def _scatter_stored(self, send: Any, values: dict[Any, Any], rebuild: Any) -> Any:
         link = self._link
         outgoing = link.outgoing()
         outgoing.label = "scatter"
+        # Wanted from the start: an equal scatter before this one, which nobody waits for any more, may let
+        # go of the keys between the scheduler's having the values and this client's having the futures.
+        wanted: list[Any] = [distributed.Future(key, self) for key in values]
         try:
             in_store = await asyncio.to_thread(carried, values, outgoing)
             futures = await send(in_store)
@@ -223,6 +234,7 @@ class StoreMixin(distributed.Client):
             link.evict_later([reference.key for reference in outgoing.references])
         for key, value in values.items():
             self.futures[key].finish(type=type(value))
+        del wanted
         return rebuild(futures)
 
     # In: results.
