@@ -20,6 +20,7 @@ __all__ = ["WORKS", "sample_of"]
 
 OBSTORE = "obstore"
 OBSTORE_WHOLE = "obstore, no multipart"
+OURS_MULTIPART = f"{OURS}, multipart"
 CLIENTS = 16
 ONE, MANY = f"{OURS}, 1 client", f"{OURS}, {CLIENTS} clients"
 RAW_ONE, RAW_MANY = f"{OBSTORE}, 1 client", f"{OBSTORE}, {CLIENTS} clients"
@@ -36,12 +37,16 @@ def put_get(plan: Plan, server: Any) -> Iterator[Row]:
             samples: dict[str, Sample | Absent] = {OBSTORE: _plain(server.witness(), size, {})}
             if size > KILOBYTE:
                 samples[OBSTORE_WHOLE] = _plain(server.witness(), size, {"use_multipart": False})
-            samples[OURS] = _stored(stack, server, size)
+            samples[OURS] = _stored(stack, server.url("bench"), size)
+            if size > KILOBYTE:
+                samples[OURS_MULTIPART] = _stored(stack, server.url("bench") + "&multipart=true", size)
             outcomes = interleave(samples, plan.rounds(size), budget=30)
         for figure in ("put", "get", "put + get"):
             row = Row(f"Store on S3 (SeaweedFS): {figure}", "s", outcomes.of(figure), size)
             if figure == "put + get":
                 row.at_most_times(OURS, OBSTORE, 1.5 if size == KILOBYTE else 1.2)
+                if size > KILOBYTE:
+                    row.at_most_times(OURS_MULTIPART, OBSTORE, 1.2, claim=f"{row.title}, multipart")
             yield row
 
 
@@ -78,10 +83,10 @@ def _plain(witness: Any, size: int, options: dict[str, Any]) -> Sample:
     )
 
 
-def _stored(stack: ExitStack, server: Any, size: int) -> Sample:
+def _stored(stack: ExitStack, url: str, size: int) -> Sample:
     from proxystore_core.store import Store
 
-    store = stack.enter_context(Store.from_url(server.url("bench"), near=False, cache_size=0))
+    store = stack.enter_context(Store.from_url(url, near=False, cache_size=0))
     keys: list[Any] = []
     return sample_of(
         size,

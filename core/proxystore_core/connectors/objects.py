@@ -5,6 +5,10 @@
 
 Parts are written and read side by side. They are objects of the bucket like any other, not parts of one
 multipart upload: what a killed writer leaves of such an upload is in no listing, and stays, and is paid for.
+Who has a rule in the bucket that ends such uploads can have them (``?multipart=true``): then
+
+<bucket>/<prefix>/<session>/<object>.<size>m.0        is an object of more than 8 MiB, read by ranges.
+
 An object's key says how many bytes it has, hence which parts, and nobody has the key before all are there.
 """
 
@@ -19,22 +23,34 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import Context, copy_context
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
-from proxystore_core.connectors.objects_reader import PART, BucketReader, abreast, abreast_async, parts_of
+from proxystore_core.connectors.objects_reader import (
+    ABREAST,
+    PART,
+    WHOLE,
+    BucketReader,
+    abreast,
+    abreast_async,
+    parts_of,
+)
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.moving import moved
-from proxystore_core.urls import StoreURL
+from proxystore_core.urls import StoreURL, flag
 
 __all__ = ["AzureConnector", "GCSConnector", "ObjectConnector", "S3Connector"]
 
 _UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _PAGE = 1000  # objects that are listed or removed with one request
+_PIECE = 1 << 20  # bytes that a multipart upload takes at a time
+_AT_ONCE: dict[str, Any] = {"use_multipart": False}
+_MULTIPART: dict[str, Any] = {"use_multipart": True, "chunk_size": PART, "max_concurrency": ABREAST}
 _ENDS = 20  # an object may be published between the last listing and the lease's removal
-_PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9}))\.(0|[1-9][0-9]*)")
+_PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9})m?)\.(0|[1-9][0-9]*)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LEASE = "lease"
 PREFIX = "proxystore"
@@ -50,14 +66,19 @@ class ObjectConnector(BucketReader):
     Args:
         bucket: its name; it has to be there.
         prefix: what all objects' names in it start with, up to a slash.
+        multipart: put what is larger than 8 MiB as one object of the bucket, by a multipart upload. A writer
+            that is killed leaves such an upload behind, which only a rule of the bucket ends.
         options: see `BucketReader`, and the subclass.
 
     Raises:
         ConfigurationError: an argument is wrong.
     """
 
-    def __init__(self, bucket: str, prefix: str = PREFIX, **options: Any) -> None:
+    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "multipart": flag}
+
+    def __init__(self, bucket: str, prefix: str = PREFIX, *, multipart: bool = False, **options: Any) -> None:
         self.bucket = bucket
+        self.multipart = multipart
         self.prefix = prefix.strip("/") or PREFIX
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket):
             raise ConfigurationError(
@@ -67,7 +88,9 @@ class ObjectConnector(BucketReader):
             raise ConfigurationError(f"{prefix!r} is no prefix of objects' names")
         place = f"{self.schemes[0]}://{bucket}"
         super().__init__(
-            place if self.prefix == PREFIX else f"{place}/{urllib.parse.quote(self.prefix)}", **options
+            place if self.prefix == PREFIX else f"{place}/{urllib.parse.quote(self.prefix)}",
+            multipart=multipart or None,
+            **options,
         )
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
 
@@ -94,9 +117,9 @@ class ObjectConnector(BucketReader):
         until = self._until(size)
 
         def write(part: tuple[str, list[memoryview]]) -> None:
-            path, body = part[0], _body(part[1])
-            self._run(lambda obs, client: obs.put(client, path, body, use_multipart=False), until)
-            moved(len(body))
+            path, (body, how) = part[0], self._upload(part[1])
+            self._run(lambda obs, client: obs.put(client, path, body, **how), until)
+            moved(0 if how is _MULTIPART else len(body))
 
         try:
             abreast(write, parts)
@@ -111,9 +134,9 @@ class ObjectConnector(BucketReader):
         until = self._until(size)
 
         async def write(part: tuple[str, list[memoryview]]) -> None:
-            path, body = part[0], _body(part[1])
-            await self._ask(lambda obs, client: obs.put_async(client, path, body, use_multipart=False), until)
-            moved(len(body))
+            path, (body, how) = part[0], self._upload(part[1])
+            await self._ask(lambda obs, client: obs.put_async(client, path, body, **how), until)
+            moved(0 if how is _MULTIPART else len(body))
 
         try:
             # A request that is dropped may have been heard: what it stores must be there to be removed.
@@ -134,8 +157,17 @@ class ObjectConnector(BucketReader):
         views = byte_views(data)
         size = sum([view.nbytes for view in views])
         name = f"{secrets.token_hex(10)}.{size:x}"
+        if self.multipart and size > PART:
+            name += WHOLE
+            return name, size, [(f"{session}/{name}.0", views)]
         frames = enumerate(split(views, PART))
         return name, size, [(f"{session}/{name}.{part}", pieces) for part, pieces in frames]
+
+    def _upload(self, frames: list[memoryview]) -> tuple[Any, dict[str, Any]]:
+        """What obstore is to put, and how."""
+        if self.multipart and sum([frame.nbytes for frame in frames]) > PART:
+            return _pieces(frames, copy_context()), _MULTIPART
+        return frames[0] if len(frames) == 1 else b"".join(frames), _AT_ONCE
 
     def _put(self, name: str, session: str) -> Key:
         key = f"{session}.{name}"
@@ -149,7 +181,7 @@ class ObjectConnector(BucketReader):
 
     def evict(self, key: Key) -> None:
         session, name, size = self._parse(key)
-        count = parts_of(size)
+        count = parts_of(name, size)
         if count <= _PAGE or self.exists(key):  # a forged key may exaggerate
             self._remove([f"{session}/{name}.{part}" for part in range(count)])
         self._own.discard((os.getpid(), key))
@@ -261,11 +293,11 @@ class S3Connector(ObjectConnector):
         prefix: as for `ObjectConnector`.
         endpoint: URL of the server, where it is not Amazon's; by default ``AWS_ENDPOINT_URL``.
         region: by default ``AWS_REGION`` or ``AWS_DEFAULT_REGION``.
-        options: see `BucketReader`.
+        options: see `ObjectConnector`.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("s3",)
-    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "endpoint": str, "region": str}
+    _OPTIONS: ClassVar = {**ObjectConnector._OPTIONS, "endpoint": str, "region": str}
 
     def __init__(
         self,
@@ -297,11 +329,11 @@ class GCSConnector(ObjectConnector):
         bucket: as for `ObjectConnector`.
         prefix: as for `ObjectConnector`.
         endpoint: URL of the server, where it is not Google's.
-        options: see `BucketReader`.
+        options: see `ObjectConnector`.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("gs",)
-    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "endpoint": str}
+    _OPTIONS: ClassVar = {**ObjectConnector._OPTIONS, "endpoint": str}
 
     def __init__(
         self, bucket: str, prefix: str = PREFIX, *, endpoint: str | None = None, **options: Any
@@ -323,11 +355,11 @@ class AzureConnector(ObjectConnector):
         prefix: as for `ObjectConnector`.
         account: name of the storage account; by default ``AZURE_STORAGE_ACCOUNT_NAME``.
         endpoint: URL of the server, where it is not Microsoft's.
-        options: see `BucketReader`.
+        options: see `ObjectConnector`.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("az",)
-    _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "account": str, "endpoint": str}
+    _OPTIONS: ClassVar = {**ObjectConnector._OPTIONS, "account": str, "endpoint": str}
 
     def __init__(
         self,
@@ -352,8 +384,13 @@ class AzureConnector(ObjectConnector):
         return obs.store.AzureStore(self.bucket, prefix=self.prefix, config=config, **options)
 
 
-def _body(frames: Sequence[memoryview]) -> Buffer:
-    return frames[0] if len(frames) == 1 else b"".join(frames)
+def _pieces(frames: Sequence[memoryview], context: Context) -> Iterator[memoryview]:
+    """An object's bytes for an upload, which asks for the next ones in threads of its own."""
+    for frame in frames:
+        for start in range(0, frame.nbytes, _PIECE):
+            piece = frame[start : start + _PIECE]
+            yield piece
+            context.run(moved, piece.nbytes)
 
 
 def _checked(endpoint: str | None) -> str | None:

@@ -22,7 +22,7 @@ from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
 from proxystore_core.moving import moved
 
-__all__ = ["PART", "BucketReader", "abreast", "abreast_async", "parts_of"]
+__all__ = ["ABREAST", "PART", "WHOLE", "BucketReader", "abreast", "abreast_async", "parts_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,10 +30,15 @@ R = TypeVar("R")
 PART = 8 << 20
 """Bytes of every part but the last; part of the layout: another number cannot read what this one wrote."""
 
+WHOLE = "m"
+"""What the name of an object ends with that is one object of the bucket, whatever its size."""
+
+ABREAST = 4
+"""Parts of one object that move at the same time."""
+
 _CHUNK = 512 << 10  # bytes that a part's reader holds besides the object
-_ABREAST = 4  # parts of one object that move at the same time
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
-_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
+_KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9})m?)")
 
 
 class BucketReader:
@@ -79,7 +84,7 @@ class BucketReader:
         usual = {"deadline": 30.0, "connect_timeout": 5.0, "ca": None}
         self._given = {**given, **options, "ca": ca}
         query = {
-            name: value
+            name: "true" if value is True else value
             for name, value in self._given.items()
             if value is not None and value != usual.get(name)
         }
@@ -99,15 +104,16 @@ class BucketReader:
         until = self._until(size)
 
         def open_part(part: int) -> Any:
-            path = f"{session}/{name}.{part}"
-            return self._run(lambda obs, client: obs.get(client, path), until, key)
+            path, asked = _part(session, name, size, part)
+            found = self._run(lambda obs, client: obs.get(client, path, options=asked), until, key)
+            return self._checked(found, name, size, part, key)
 
         first = open_part(0)  # memory for the whole, which a forged key may exaggerate, comes after that
         if first is None:
             return None
-        if size <= PART:
-            return self._taken(first, size, until, key)
-        self._check(first, PART, key)
+        if size <= _CHUNK:
+            data: Any = self._run(lambda obs, client: first.bytes(), until, key)
+            return bytearray(data)  # the caller may change it
         whole = fresh_buffer(size)
         view = memoryview(whole)
 
@@ -116,23 +122,24 @@ class BucketReader:
             target = view[part * PART : (part + 1) * PART]
             return found is not None and self._fill(found, target, until, key)
 
-        return whole if all(abreast(fetch, range(parts_of(size)))) else None
+        return whole if all(abreast(fetch, range(_count(size)))) else None
 
     async def get_async(self, key: Key) -> Buffer | None:
         session, name, size = self._parse(key)
         until = self._until(size)
 
         async def open_part(part: int) -> Any:
-            path = f"{session}/{name}.{part}"
-            return await self._ask(lambda obs, client: obs.get_async(client, path), until, key)
+            path, asked = _part(session, name, size, part)
+            found = await self._ask(
+                lambda obs, client: obs.get_async(client, path, options=asked), until, key
+            )
+            return self._checked(found, name, size, part, key)
 
         first = await open_part(0)  # memory for the whole comes after that, as above
         if first is None:
             return None
         if size <= _CHUNK:
-            self._check(first, size, key)
             return bytearray(await self._ask(lambda obs, client: first.bytes_async(), until, key))
-        self._check(first, min(size, PART), key)
         whole = fresh_buffer(size)
         view = memoryview(whole)
 
@@ -141,11 +148,11 @@ class BucketReader:
             target = view[part * PART : (part + 1) * PART]
             return found is not None and await self._fill_async(found, target, until, key)
 
-        return whole if all(await abreast_async(fetch, range(parts_of(size)))) else None
+        return whole if all(await abreast_async(fetch, range(_count(size)))) else None
 
     def exists(self, key: Key) -> bool:
         session, name, size = self._parse(key)
-        last = f"{session}/{name}.{parts_of(size) - 1}"
+        last = f"{session}/{name}.{parts_of(name, size) - 1}"
         return self._run(lambda obs, client: obs.head(client, last), self._until(), key) is not None
 
     def close(self, *, clear: bool = False) -> None:
@@ -159,25 +166,13 @@ class BucketReader:
 
     def _parse(self, key: Key) -> tuple[str, str, int]:
         match = _KEY.fullmatch(key)
-        if match is None:
+        if match is None or (match[2].endswith(WHOLE) and int(match[3], 16) <= PART):
             raise RefusedError("not a key of an object store", store=self.url, key=key[:200])
         return match[1], match[2], int(match[3], 16)
 
     # The rest is the same for all.
 
-    def _taken(self, found: Any, size: int, until: float, key: Key) -> Buffer:
-        """The bytes of an object of one part."""
-        self._check(found, size, key)
-        if size <= _CHUNK:
-            data: Any = self._run(lambda obs, client: found.bytes(), until, key)
-            return bytearray(data)  # the caller may change it
-        whole = fresh_buffer(size)
-        self._fill(found, memoryview(whole), until, key)
-        return whole
-
     def _fill(self, found: Any, target: memoryview, until: float, key: Key) -> bool:
-        self._check(found, target.nbytes, key)
-
         def read(obs: Any, client: Any) -> int:
             done = 0
             for chunk in found.stream(min_chunk_size=_CHUNK):
@@ -191,8 +186,6 @@ class BucketReader:
         return True
 
     async def _fill_async(self, found: Any, target: memoryview, until: float, key: Key) -> bool:
-        self._check(found, target.nbytes, key)
-
         async def read(obs: Any, client: Any) -> int:
             done = 0
             async for chunk in found.stream(min_chunk_size=_CHUNK):
@@ -205,9 +198,14 @@ class BucketReader:
             raise self._altered(key)
         return True
 
-    def _check(self, found: Any, size: int, key: Key) -> None:
-        if found.meta["size"] != size:
-            raise self._altered(key)
+    def _checked(self, found: Any, name: str, size: int, part: int, key: Key) -> Any:
+        """What was found of a part, if it is as long as it should be."""
+        if found is not None:
+            nbytes = min(PART, size - part * PART)
+            start, end = found.range
+            if end - start != nbytes or found.meta["size"] != (size if name.endswith(WHOLE) else nbytes):
+                raise self._altered(key)
+        return found
 
     def _altered(self, key: Key) -> CorruptError:
         return CorruptError("a part has another length than was stored", store=self.url, key=key)
@@ -285,7 +283,7 @@ def abreast(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """The function's results, several items at a time; the first error is raised once all have ended."""
     if len(items) < 2:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), _ABREAST), thread_name_prefix="proxystore-objects") as executor:
+    with ThreadPoolExecutor(min(len(items), ABREAST), thread_name_prefix="proxystore-objects") as executor:
         # Each in a context like this one's: who listens for what moves is told.
         futures = [executor.submit(copy_context().run, function, item) for item in items]
         try:
@@ -312,7 +310,7 @@ async def abreast_async(
         for number, item in numbered:
             results[number] = await function(item)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(len(items), _ABREAST))]
+    workers = [asyncio.ensure_future(work()) for _ in range(min(len(items), ABREAST))]
     try:
         done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         for worker in done:
@@ -331,6 +329,18 @@ async def abreast_async(
     return [results[number] for number in range(len(items))]
 
 
-def parts_of(size: int) -> int:
-    """How many parts an object of so many bytes has."""
+def parts_of(name: str, size: int) -> int:
+    """How many objects of the bucket an object of so many bytes is."""
+    return 1 if name.endswith(WHOLE) else _count(size)
+
+
+def _count(size: int) -> int:
+    """How many parts an object of so many bytes is read in."""
     return max(1, -(-size // PART))
+
+
+def _part(session: str, name: str, size: int, part: int) -> tuple[str, Any]:
+    """Where a part is to be read: the path, and what obstore is to be asked besides."""
+    if name.endswith(WHOLE):
+        return f"{session}/{name}.0", {"range": (part * PART, min(size, (part + 1) * PART))}
+    return f"{session}/{name}.{part}", None
