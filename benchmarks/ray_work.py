@@ -121,7 +121,7 @@ def _by_size(plan: Plan, drivers: Mapping[str, Any], title: str, work: str) -> I
     for size in plan.sizes:
         if size > HUNDRED_MB or size == 100_000:
             continue
-        rounds = plan.repeat * (50 if size <= 10_000 else 20 if size <= 1_000_000 else 6)
+        rounds = plan.repeat * (60 if size <= 1_000_000 else 40 if size <= 10_000_000 else 6)
         # By hand, results stay in plasma: a proxy for what Ray moves well helps nobody.
         outcomes = _sampled(drivers, work, size, rounds, peer=work != "result")
         row = Row(title, "s", outcomes.of(), size)
@@ -132,7 +132,7 @@ def _by_size(plan: Plan, drivers: Mapping[str, Any], title: str, work: str) -> I
 def _shared(plan: Plan, drivers: Mapping[str, Any]) -> Iterator[Row]:
     """A hundred tasks get one array by value; ProxyStore's user makes one proxy for all."""
     size = 10_000_000
-    outcomes = _sampled(drivers, "shared", size, plan.repeat * 2, count=TASKS)
+    outcomes = _sampled(drivers, "shared", size, plan.repeat * 4, count=TASKS)
     title = f"Ray: {TASKS} tasks with one argument by value"
     row = Row(title, "s", outcomes.of(), size)
     row.times_faster(OURS, RAY, 3.0)
