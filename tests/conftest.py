@@ -24,7 +24,14 @@ from mounts import own_shared_memory
 from waiting import until
 
 SHARED_MEMORY = Path("/dev/shm")
-STARTS_RAY = {"test_ray", "test_ray_contract", "test_ray_results", "test_ray_security", "test_ray_tools"}
+STARTS_RAY = {
+    "test_ray",
+    "test_ray_contract",
+    "test_ray_jobs",
+    "test_ray_results",
+    "test_ray_security",
+    "test_ray_tools",
+}
 GRACE = 10.0  # seconds that workers told to stop get to evict what they hold
 _made_by: dict[Path, str] = {}
 

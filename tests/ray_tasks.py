@@ -143,12 +143,54 @@ class Counter:
     def give(self) -> Any:
         return self.array
 
+    def add(self, array: Any) -> Any:
+        return self.array + array
+
+    def puts(self) -> Any:
+        """A reference of what this actor has put."""
+        return [ray.put(self.array)]
+
+    def nested(self) -> list[bool]:
+        """Whether tasks get what this actor passes on from the store."""
+        mine = big(1)
+        return ray.get([writable.remote(mine) for _ in range(2)])
+
+    def pass_on(self, gate: Any) -> float:
+        """What a task makes of a large argument, once a gate is open."""
+        return float(ray.get(total_after.remote(gate.wait.remote(), big(1))))
+
     def stream(self, count: int) -> Any:
         for i in range(count):
             yield self.array + i
 
     def pid(self) -> int:
         return os.getpid()
+
+
+@ray.remote
+def total_after(_: Any, array: Any) -> float:
+    return float(array.sum())
+
+
+def failure(reference: Any) -> BaseException | None:
+    """What getting a result raises."""
+    try:
+        ray.get(reference, timeout=60)
+    except Exception as error:
+        return error
+    return None
+
+
+@ray.remote
+class Gate:
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self.event.wait()
+
+    async def open(self) -> None:
+        self.event.set()
 
 
 @ray.remote

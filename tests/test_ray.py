@@ -19,6 +19,7 @@ import ray
 import ray_clusters
 import ray_tasks as work
 from ray_clusters import WAIT, get
+from ray_scripts import script
 from waiting import until
 
 from proxystore_core import ConfigurationError, MissingExtraError
@@ -124,7 +125,6 @@ ray.util.deregister_serializer(np.ndarray)
 print(ray.get(work.writable.remote(work.big(1))))  # by the store again
 ray.shutdown()
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert out.splitlines() == ["90000.0", "[1. 1. 1.]", "True"]
 
@@ -148,7 +148,6 @@ def ask():
 print(ray.get(ask.remote()))
 ray.shutdown()
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert "is a worker of Ray's, and no driver" in out
 
@@ -273,20 +272,6 @@ def test_a_cancelled_task_lets_go(stored: Any, tmp_path: Path) -> None:
 # The environment variable, and what settings do.
 
 
-def script(text: str, **variables: str) -> str:
-    """What a script prints, which runs in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, **variables},
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 RUN = """
 import os, sys
 import numpy as np, ray
@@ -331,7 +316,6 @@ print(ray.get(work.nested.remote(array)))
 ray.shutdown()
 print(link.current())
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert "[False, True, True]" in out
     assert "[False, False, False]" in out
@@ -355,7 +339,6 @@ open(os.environ["GO"], "w").close()
 print(ray.get(result))
 ray.shutdown()
 """,
-        TESTS=str(Path(__file__).parent),
         GO=str(tmp_path / "go"),
     )
     assert out.splitlines() == ["[True, False, False]", "1", "10000000.0"]
@@ -409,101 +392,8 @@ print("theirs", found[0][2], "hook", "worker_process_setup_hook" in runtime)
 def test_workers_have_what_they_need_from_the_start(start: str, said: str) -> None:
     name = "RAY_RUNTIME_ENV_HOOK"
     variables = {} if "proxystore" in start else {name: HOOK[name]}
-    out = script(EQUIPPED.replace("START", start), TESTS=str(Path(__file__).parent), **variables)
+    out = script(EQUIPPED.replace("START", start), **variables)
     assert said in out
-
-
-def test_results_of_another_job_stay_rays() -> None:
-    out = script(
-        """
-import os, subprocess, sys
-sys.path.insert(0, os.environ["TESTS"])
-import ray, ray_tasks as work
-from proxystore_integrations.ray import init, link
-options = {name: value for name, value in work.OPTIONS.items() if name != "runtime_env"}
-init(**options, results="always")
-GIVE = '''
-import ray
-@ray.remote
-def give(step):
-    import numpy as np
-    return np.ones(100_000)
-@ray.remote
-def writable(array):
-    return array.flags.writeable
-@ray.remote
-def pass_twice(step):
-    import numpy as np
-    array = np.ones(100_000)
-    return [ray.get(writable.remote(array)) for _ in range(2)]
-'''
-exec(GIVE)
-ours = ray.get([give.remote(step) for step in range(3)])
-print("ours", [array.flags.writeable for array in ours])
-address = ray.get_runtime_context().gcs_address
-other = GIVE + f"ray.init(address={address!r}, configure_logging=False)" + '''
-print("nested", ray.get([pass_twice.remote(step) for step in range(2)]))
-theirs = ray.get([give.remote(step) for step in range(3)])
-print("theirs", [array.flags.writeable for array in theirs], ray.get_runtime_context().get_job_id())
-'''
-del ours
-print(subprocess.run([sys.executable, "-c", other], check=True, capture_output=True, text=True).stdout)
-""",
-        TESTS=str(Path(__file__).parent),
-    )
-    assert "ours [True, True, True]" in out
-    assert "theirs [False, False, False] 02000000" in out
-    assert "nested [[False, False], [False, False]]" in out
-
-
-def test_an_actor_of_two_jobs(tmp_path: Path) -> None:
-    """Each driver keeps its own session, and the actor's process one link to each."""
-    text = """
-import os, subprocess, sys, threading
-from pathlib import Path
-sys.path.insert(0, os.environ["TESTS"])
-import numpy as np, ray, ray_tasks as work
-from proxystore_integrations.ray import init, link
-
-@ray.remote
-class Shared(work.Counter.__ray_metadata__.modified_class):
-    def threads(self):
-        return sum(thread.name == "proxystore-evict" for thread in threading.enumerate())
-
-of_cluster = ("num", "obj", "_node")
-options = {name: value for name, value in work.OPTIONS.items() if not name.startswith(of_cluster)}
-if len(sys.argv) > 1:
-    init(sys.argv[1], **options, namespace="n", results="always", threshold="100 kB")
-    shared = ray.get_actor("shared")
-    mine = link.current()
-    session = Path(mine._store.connector.store_dir) / mine.session
-    for line in sys.stdin:
-        print(float(ray.get(shared.give.remote())[0] + ray.get(shared.total.remote(work.big(2)))), flush=True)
-    assert link.current() is mine, "joined another job's session"
-    ray.shutdown()
-    print("left" if session.exists() else "gone")
-    sys.exit()
-init(**work.OPTIONS, namespace="n", results="always", threshold="100 kB")
-shared = Shared.options(name="shared", num_cpus=0).remote(work.big(1))
-address = ray.get_runtime_context().gcs_address
-pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-with subprocess.Popen([sys.executable, __file__, address], **pipes) as other:
-    for _ in range(12):
-        print("here", float(ray.get(shared.total.remote(work.big(3)))))
-        print("go", file=other.stdin, flush=True)
-        print("there", other.stdout.readline().strip())
-    print(ray.get(shared.threads.remote()), "threads")
-    other.stdin.close()
-    print(other.stdout.readline().strip())
-print("here", float(ray.get(shared.give.remote())[0]))
-"""
-    (tmp_path / "driver.py").write_text(text)
-    out = script(
-        f"import runpy; runpy.run_path({str(tmp_path / 'driver.py')!r}, run_name='__main__')",
-        TESTS=str(Path(__file__).parent),
-    )
-    once = ["here 120000.0", "there 90001.0"]
-    assert out.splitlines() == [*once * 12, "2 threads", "gone", "here 1.0"]
 
 
 def test_the_variable_does_not_undo_what_is_there_already() -> None:
@@ -534,7 +424,6 @@ ray.init(**work.OPTIONS)
 print(link.current().url)
 ray.shutdown()
 """,
-        TESTS=str(Path(__file__).parent),
         **{name: HOOK[name]},
     )
     assert out.splitlines() == ["shm://by-name True", "True True True", "True True", "shm://"]
@@ -604,7 +493,6 @@ ray.shutdown()
 assert not session.exists()
 print("as bare Ray")
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert "as bare Ray" in out
 
@@ -670,7 +558,6 @@ assert not left_of_the_session()
 print(mine.get(key)[0], "outlives the job")
 mine.evict(key)
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert "all gone" in out
     assert "another engine has it, too" in out
@@ -703,7 +590,6 @@ until(lambda: not work.stored(link.current()))
 ray.shutdown()
 cluster.shutdown()
 """,
-        TESTS=str(Path(__file__).parent),
     )
     assert "stored 1" in out  # the node's death is reported there, too
     assert "again 2.0" in out
@@ -764,7 +650,6 @@ for result in results:
 print(ray.get(work.nested.remote(results[0])))
 print((Path(link.current()._store.connector.store_dir) / link.current().session).exists())
 """,
-        TESTS=str(Path(__file__).parent),
         STORE="shm://" if store == "shm" else f"file://{tmp_path}/store",
     )
     assert out.split() == ["True", *["False"] * 3, "60000.0", "False"]
@@ -819,7 +704,6 @@ print(ray.get(work.add.remote(array))[0])
 ray.shutdown()
 print(narrow._current, stored())
 """,
-        TESTS=str(Path(__file__).parent),
     ).splitlines()
     assert out[0].startswith("Only the driver's large NumPy arrays go through the store: ")
     assert out[0].count("this is 2.999.0") == 1

@@ -9,8 +9,9 @@ from typing import Any
 from proxystore_core import Proxy, Reference, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray.engine import OWN
-from proxystore_integrations.ray.link import Guard, RayLink, Terms, joined
-from proxystore_integrations.ray.owners import contain
+from proxystore_integrations.ray.joining import actor
+from proxystore_integrations.ray.link import Guard, RayLink, Terms, called_for, joined
+from proxystore_integrations.ray.owners import contain, outer
 from proxystore_integrations.ray.pickling import refusing
 from proxystore_integrations.transfer import DEPTH, Outgoing, load
 
@@ -99,10 +100,9 @@ class RayOutgoing(Outgoing):
     def __init__(self, link: RayLink, *, lazy: bool = False, adopt: bool = False) -> None:
         super().__init__(link.sharing, link.policy, link.by_value)
         self.engine = link.engine
-        assert link.terms is not None
         self._link = link
         self._lazy = lazy
-        self._ticket = Ticket(link.terms, None, adopt)
+        self._ticket = Ticket(link.signed, None, adopt)
         self._carriers: dict[Reference, Stored] = {}
         self._pickled = False  # what is looked into now
 
@@ -187,6 +187,10 @@ def _arrived(
     adopt: bool,
 ) -> Any:
     reference, ticket = Reference(key, recipe, size, kind), _ticket(terms, guard, adopt)
+    if ticket.terms.results == "always" and actor() and outer() is None:
+        link = joined(ticket.terms)
+        if link is not None:
+            called_for(link)
     return Proxy(GuardedReference(reference, ticket)) if lazy else _value(reference, ticket)
 
 

@@ -71,7 +71,8 @@ _NAMES: dict[Any, str] = {
     functions_module: "pickle_dumps",
     raylet: "inspect",
     raylet.CoreWorker: "add_object_out_of_scope_callback current_actor_is_asyncio get_all_reference_counts"
-    " get_owner_address serialize_actor_handle",
+    " get_current_root_detached_actor_id get_current_task_id get_job_config get_owner_address"
+    " serialize_actor_handle",
     services_module: "canonicalize_bootstrap_address",
     worker_module: "SCRIPT_MODE WORKER_MODE Worker connect disconnect global_worker",
     **dict.fromkeys(

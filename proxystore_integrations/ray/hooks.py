@@ -12,7 +12,7 @@ from proxystore_integrations import ledger
 from proxystore_integrations.functions import carries_large
 from proxystore_integrations.ray import engine, joining, tasks
 from proxystore_integrations.ray.carriers import RayOutgoing
-from proxystore_integrations.ray.link import RayLink, current, leave
+from proxystore_integrations.ray.link import RayLink, called_by_others, caller, current, leave
 from proxystore_integrations.ray.pickling import share_pickle_state
 from proxystore_integrations.ray.results import putting, yielded
 
@@ -81,10 +81,11 @@ def _sent(
         or not (args or kwargs)
         or _are_small(link, args or (), kwargs or {})
         or options.get("tensor_transport")
-        or options.get("lifetime") == "detached"  # such an actor may outlive the session
+        or tasks.makes_detached(target, options.get("lifetime"))  # such an actor may outlive the session
         or options.get("get_if_exists")  # Ray comes here again if it does not
         or _is_rays(tasks.module_of(target))
         or _is_anothers(link)
+        or joining.outlives_its_job()
         or not link.reached
     ):
         return send(target, *before, args, kwargs, *others, **options)
@@ -147,7 +148,8 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(serialize)
     def serializing(self: Any, value: Any) -> Any:
-        link = _link()
+        told = caller()
+        link = told or _link()
         if (
             link is None
             or link.settings.results != "always"
@@ -156,11 +158,12 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             or isinstance(value, engine.OWN)
             or not link.policy.over(value)
             or yielded()
-            or _is_rays(putting())
-            or _is_anothers(link)
-            or _is_rays(tasks.task_module())
-            or not link.reached
         ):
+            return serialize(self, value)
+        putter = putting()
+        if putter is not None or told is None:
+            link = _keeper(is_put=putter is not None)
+        if link is None or _is_rays(putter or "") or _is_rays(tasks.task_module()) or not link.reached:
             return serialize(self, value)
         outgoing = RayOutgoing(link, adopt=True)
         try:
@@ -190,6 +193,7 @@ def _exporting(dumps: Callable[..., Any]) -> Callable[..., Any]:
             link is None
             or _is_rays(getattr(function, "__module__", None) or "")
             or _is_anothers(link)
+            or joining.outlives_its_job()
             or not carries_large(function, link.policy)
             or not link.reached
         ):
@@ -210,6 +214,17 @@ def _are_small(link: RayLink, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def _link() -> RayLink | None:
     link = current()
     return link if link is not None and link.is_open and joining.connected() else None
+
+
+def _keeper(*, is_put: bool) -> RayLink | None:
+    """Of the session in which this process may store what nothing tells the job of; None if there is none.
+
+    What it puts is its own. A result is the caller's, and may be needed when this process's job is over.
+    """
+    link = _link()
+    if link is None or link.settings.results != "always" or _is_anothers(link) or joining.outlives_its_job():
+        return None
+    return link if is_put or not called_by_others() else None
 
 
 def _is_anothers(link: RayLink) -> bool:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxystore_integrations.ray.engine import (
     client_mode_should_convert,
+    core,
     ray,
     services_module,
     worker_module,
 )
 
-__all__ = ["connected", "given_to_init", "is_worker", "job", "on_connect", "on_disconnect", "starts_cluster"]
+__all__ = [
+    "actor",
+    "connected",
+    "given_to_init",
+    "has_public_name",
+    "is_worker",
+    "job",
+    "on_connect",
+    "on_disconnect",
+    "outlives_its_job",
+    "starts_cluster",
+]
 
 
 def connected() -> bool:
@@ -33,6 +46,35 @@ def is_worker() -> bool:
 def job() -> str:
     """ID of the job that this process works for, in hexadecimal digits."""
     return str(ray.get_runtime_context().get_job_id())
+
+
+def actor() -> str:
+    """ID of the actor that this process is, in hexadecimal digits; empty when it is none."""
+    found = worker_module.global_worker.actor_id
+    return "" if found.is_nil() else str(found.hex())
+
+
+def outlives_its_job() -> bool:
+    """Whether this process is a detached actor, or works for one."""
+    return not core().get_current_root_detached_actor_id().is_nil()
+
+
+@functools.lru_cache(1)
+def has_public_name(actor: str) -> bool:
+    """Whether other jobs can have found this actor by its name; takes a millisecond, once.
+
+    Args:
+        actor: ID of this process's.
+    """
+    context = ray.get_runtime_context()
+    name, namespace = context.get_actor_name(), context.namespace
+    if not name:
+        return False
+    try:
+        uuid.UUID(namespace)  # Ray makes one up for a job that has not named its own
+    except ValueError:
+        return True
+    return {"name": name, "namespace": namespace} not in ray.util.list_named_actors(all_namespaces=True)
 
 
 def given_to_init() -> Mapping[str, Any] | None:

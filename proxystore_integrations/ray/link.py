@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -13,14 +14,26 @@ from typing import Any, NamedTuple
 from proxystore_core import Session, Sharing, StoreError, forks, store_for
 from proxystore_core.connectors.base import leased, listed, place_of
 from proxystore_integrations.link import Evictions
-from proxystore_integrations.ray import owners
+from proxystore_integrations.ray import joining, owners
 from proxystore_integrations.ray.cluster import ClusterLink
-from proxystore_integrations.ray.joining import is_worker
+from proxystore_integrations.ray.engine import core
 from proxystore_integrations.ray.orphans import Orphan, Orphans
 from proxystore_integrations.ray.results import watch_generators
 from proxystore_integrations.settings import Settings
 
-__all__ = ["Guard", "RayLink", "Terms", "current", "joined", "leave", "suspended", "use"]
+__all__ = [
+    "Guard",
+    "RayLink",
+    "Terms",
+    "called_by_others",
+    "called_for",
+    "caller",
+    "current",
+    "joined",
+    "leave",
+    "suspended",
+    "use",
+]
 
 
 class Terms(NamedTuple):
@@ -36,7 +49,7 @@ class Terms(NamedTuple):
         on_store_error: as in the settings.
         lease: seconds.
         marker: key of a tiny object of the session: where it is missing, the session is over.
-        job: whose results these terms are about, as `joining.job` names it; empty for any that has them.
+        job: whose session it is, as `joining.job` names it; empty for that of any who has these terms.
     """
 
     recipe: str
@@ -139,6 +152,14 @@ class RayLink(ClusterLink):
             watch_generators()
         if place_of(store.connector) != terms.place:
             self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
+
+    @property
+    def signed(self) -> Terms:
+        """The terms, with the job in them, for those who may be another job's."""
+        assert self.terms is not None
+        if not self.terms.job:
+            self.terms = self.terms._replace(job=joining.job())
+        return self.terms
 
     def is_over(self, *, by_trip: bool = True) -> bool:
         """Whether the driver has ended the session in which this worker is about to store, or has stored.
@@ -269,7 +290,7 @@ _MOST = 8  # jobs whose drivers call an actor by turns
 
 
 def current() -> RayLink | None:
-    """The link of this process, if it is one of a job with a store."""
+    """The link of this process, if it is one of a job with a store: for what it puts and passes on."""
     return _current
 
 
@@ -301,23 +322,52 @@ def suspended() -> Iterator[None]:
 def joined(terms: Terms) -> RayLink | None:
     """This worker's link to a job's session, opened if there is none; None if it cannot be.
 
-    A driver has a session of its own or none, and joins no other job's.
+    That of its own job is the process's link from now on. A driver has a session of its own or none, and
+    joins no other job's.
     """
     link = _current
     if link is not None and link.terms is not None and link.terms.session == terms.session:
         return link
-    if not is_worker():
+    if not joining.is_worker():
         return None
+    own = terms.job in ("", joining.job())
+    if not own and joining.actor():
+        _calls_of_others.add(joining.actor())
     with _joining:
         link = _parts.pop(terms.session, None) or _part(terms)
         if link is None:
             return None
         _parts[terms.session] = link
-        over = [_parts.popitem(last=False)[1] for _ in range(len(_parts) - _MOST)]
-        use(link)
+        if own:
+            use(link)
+        others = [session for session, part in _parts.items() if part is not _current]
+        over = [_parts.pop(session) for session in others[: max(0, len(_parts) - _MOST)]]
     for one in over:
         one.close()
     return link
+
+
+# Ray does not tell an actor whose call it runs: the arguments do.
+
+_calls = threading.local()
+_calls_of_others: set[str] = set()  # this actor, when it has met another job
+
+
+def called_for(link: RayLink) -> None:
+    """Note that an argument of the call that this thread runs is of a link's session."""
+    _calls.latest = core().get_current_task_id(), link
+
+
+def called_by_others() -> bool:
+    """Whether other jobs may call this process: an actor that has a public name, or has met one of them."""
+    actor = joining.actor()
+    return bool(actor) and (actor in _calls_of_others or joining.has_public_name(actor))
+
+
+def caller() -> RayLink | None:
+    """The link of the job that has called the task of this thread, as far as its arguments tell."""
+    task, link = getattr(_calls, "latest", (None, None))
+    return link if link is not None and link.is_open and task == core().get_current_task_id() else None
 
 
 def _part(terms: Terms) -> RayLink | None:

@@ -47,11 +47,11 @@ def yielded() -> bool:
     return (frame is None or frame.f_code is not _put_object) and getattr(_executing, "yields", True)
 
 
-def putting() -> str:
-    """Name of the module that puts the value which the caller's caller pickles; empty when nobody puts it."""
+def putting() -> str | None:
+    """Name of the module that puts the value which the caller's caller pickles; None when nobody puts it."""
     frame: Any = sys._getframe(1).f_back
     if frame is None or frame.f_code is not _put_object:
-        return ""
+        return None
     while frame is not None and frame.f_globals.get("__name__", "").startswith("ray._private."):
         frame = frame.f_back
     return "" if frame is None else str(frame.f_globals.get("__name__", ""))

@@ -136,7 +136,9 @@ def worker_setup() -> None:
     _bequeath_no_more()
     if terms:
         install()
-        joined(Terms(*json.loads(terms)))
+        link = joined(Terms(*json.loads(terms)))
+        if link is not None:
+            use(link)  # which job's this process is may not be known yet
     theirs = os.environ.get(_THEIRS)
     if theirs:
         engine.load_class(theirs)()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxystore_integrations.ray.engine import ActorHandle, RemoteFunction, ray
+from proxystore_integrations.ray.engine import ActorClass, ActorHandle, RemoteFunction, core, ray
 from proxystore_integrations.ray.joining import connected, is_worker
 
-__all__ = ["ended", "is_error", "module_of", "task_module"]
+__all__ = ["ended", "is_error", "makes_detached", "module_of", "task_module"]
 
 
 def ended(reference: Any, seconds: float | None) -> bool:
@@ -29,6 +29,21 @@ def ended(reference: Any, seconds: float | None) -> bool:
 def is_error(value: Any) -> bool:
     """Whether Ray treats a value as the failure of a task."""
     return isinstance(value, ray.exceptions.RayError)
+
+
+def makes_detached(called: Any, lifetime: str | None) -> bool:
+    """Whether a call makes a detached actor.
+
+    Args:
+        called: remote function, actor's class or actor.
+        lifetime: option of the call; None for the job's default.
+    """
+    if not isinstance(called, ActorClass):
+        return False
+    if lifetime is not None:
+        return lifetime == "detached"
+    config = core().get_job_config()
+    return bool(config.default_actor_lifetime == config.DETACHED)
 
 
 def module_of(called: Any) -> str:
