@@ -8,10 +8,9 @@ import functools
 import gc
 import json
 import os
-import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,18 @@ import pytest
 import trustme
 import websockets
 from aioice import stun
+from endpoint_ends import SECRET, End, comes, of_pair
 from waiting import until
 from websockets.asyncio.client import connect
 
 from proxystore_core.connectors.base import USER_SESSION
 from proxystore_core.endpoint import relay as relay_module
-from proxystore_core.endpoint.channel import _HIGH, _SERVED, Counters
-from proxystore_core.endpoint.clients import Clients
+from proxystore_core.endpoint.channel import _HIGH, _SERVED
 from proxystore_core.endpoint.introductions import MESSAGE
-from proxystore_core.endpoint.objects import Objects
-from proxystore_core.endpoint.peers import Peers
 from proxystore_core.endpoint.relay import Relay, read_tokens
-from proxystore_core.endpoint.settings import DIRECTORY, EndpointSettings, relay_token, sign
+from proxystore_core.endpoint.settings import DIRECTORY, relay_token, sign
 from proxystore_core.endpoint.wire import CHUNK, Answer, Operation, Request, Status
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, UnreachableError
-
-SECRET = secrets.token_urlsafe(32)
 
 
 @pytest.fixture(autouse=True)
@@ -42,73 +37,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIRECTORY, str(tmp_path / "endpoints"))
 
 
-class End:
-    """One endpoint without its door."""
-
-    def __init__(self, name: str, relay: str, **settings: Any) -> None:
-        self.settings = EndpointSettings.create(
-            name, SECRET, relay=relay, addresses=("127.0.0.1",), stun="", **settings
-        )
-        self.counters = Counters()
-        self.objects = Objects(self.settings)
-        self.peers = Peers(self.settings, SECRET, self.counters)
-        clients = Clients(self.settings, "token", self.objects, self.peers, self.counters, dict)
-        self.peers.serve = clients.serve
-        self.task = asyncio.ensure_future(self.peers.introductions.run())
-
-    @property
-    def id(self) -> str:
-        return self.settings.id
-
-    def put(self, data: bytes) -> str:
-        return self.objects.put(data, USER_SESSION)
-
-    async def get(self, key: str, patience: float = 10.0) -> bytes:
-        found = b""
-        async for answer in self.peers.fetch(key, patience):
-            assert answer.status is Status.OK, answer
-            assert answer.offset == len(found)
-            found += answer.data
-        return found
-
-    async def close(self) -> None:
-        self.task.cancel()
-        try:
-            await self.peers.close()
-            await asyncio.sleep(0.05)
-        finally:
-            self.objects.store.end(USER_SESSION)
-            self.objects.close()
-
-
-@contextlib.asynccontextmanager
-async def pair() -> AsyncIterator[tuple[End, End, Relay]]:
-    relay = Relay({"group": relay_token(SECRET)})
-    async with relay.serving() as port:
-        ends = [End(name, f"ws://127.0.0.1:{port}") for name in ("one", "two")]
-        try:
-            yield ends[0], ends[1], relay
-        finally:
-            for end in ends:
-                await end.close()
-
-
 def violated(end: End, before: int = 0) -> bool:
     return end.counters.get("violations", 0) > before
-
-
-async def comes(condition: Callable[[], object]) -> None:
-    """Wait for a condition, within the test's own time."""
-    while not condition():  # noqa: ASYNC110 - nobody tells
-        await asyncio.sleep(0.01)
-
-
-def of_pair(test: Callable[[End, End, Relay], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with asyncio.timeout(60), pair() as ends:
-            await test(*ends)
-
-    asyncio.run(run())
 
 
 def test_a_dropped_channel_is_resumed_where_it_broke():

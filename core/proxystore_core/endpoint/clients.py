@@ -8,12 +8,13 @@ import hmac
 import json
 import logging
 import os
+import resource
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from proxystore_core.buffers import fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
 from proxystore_core.endpoint.batches import answers_for
 from proxystore_core.endpoint.channel import Counters
 from proxystore_core.endpoint.later import Later
@@ -25,10 +26,14 @@ from proxystore_core.errors import DeadlineError, FullError, RefusedError, Store
 
 __all__ = ["Clients"]
 
-_CLIENTS = 512
+_CLIENTS = 4096  # connections, each of some 20 kB; or half of the descriptors that there may be
 _FETCHES = 32  # objects on their way from peers: each has up to 2 MiB of the endpoint's memory
+_MAKES = (Operation.PUT, Operation.RESERVE)
 _LISTS = (Operation.SESSIONS, Operation.SWEEP, Operation.KEYS, Operation.HELD)
 _LENGTH = struct.Struct("!I")
+_STALLED = (
+    10.0  # seconds after which a client that neither takes nor sends makes way, if others wait for that
+)
 _ENDS = 2.0  # seconds that peers have to end a session that ends here
 _log = logging.getLogger("proxystore_core.endpoint")
 
@@ -64,6 +69,8 @@ class Clients:
         self._later = Later(objects, peers, settings.most)
         self._room = settings.most
         self._room_changed = asyncio.Condition()
+        self._room_wanted = 0  # by how many
+        self._most_open = min(_CLIENTS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -90,8 +97,6 @@ class Clients:
         assert task is not None
         self._open.add(task)
         try:
-            if len(self._open) > _CLIENTS:
-                raise WireError(f"more than {_CLIENTS} connections")
             async with asyncio.timeout(10):
                 hello = await _request(reader)
             if hello.operation is not Operation.HELLO or not hmac.compare_digest(
@@ -100,6 +105,13 @@ class Clients:
                 self._counters.add("violations")
                 stale = RefusedError("the token is not this endpoint's, or a stale one")
                 await _send(writer, Answer.of_error(stale, hello.number))
+                return
+            if len(self._open) > self._most_open:
+                full = FullError(
+                    f"endpoint {self._settings.name!r} has {self._most_open} connections, all that it takes",
+                    remedy="Raise ulimit -n where it is started, or let fewer processes of this host use it.",
+                )
+                await _send(writer, Answer.of_error(full, hello.number))
                 return
             await _send(writer, Answer(Status.OK, data=json.dumps(self._health()).encode()[:CHUNK]))
             while True:
@@ -124,7 +136,7 @@ class Clients:
                 answers = answers_for(request, self._objects, self._peers)
                 async with self._fetches, contextlib.aclosing(answers):
                     async for each in answers:
-                        await _send(writer, each)
+                        await self._pass_on(writer, each)
                 return
             if request.operation in _LISTS:
                 await _in_parts(writer, request.number, await asyncio.to_thread(self._list, request))
@@ -143,7 +155,29 @@ class Clients:
         except Exception as error:
             _log.exception("a client's request failed")
             answer = Answer.of_error(error, request.number)
-        await _send(writer, answer)
+        try:
+            await _send(writer, answer)
+        except ConnectionError:
+            if request.operation in _MAKES and answer.status is Status.OK:
+                await asyncio.to_thread(self._take_back, answer.data.decode())
+            raise
+
+    def _take_back(self, key: Key) -> None:
+        """Evict what nobody was told the key of."""
+        with contextlib.suppress(StoreError):
+            self._objects.store.evict(self._objects.inner(key))
+
+    async def _pass_on(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        """As `_send`, from who holds one of the fetches."""
+        _write(writer, answer)
+        while True:
+            try:
+                async with asyncio.timeout(_STALLED):
+                    await writer.drain()
+                return
+            except TimeoutError:
+                if self._fetches.locked():
+                    raise _let_go(writer, "does not take what it asked for") from None
 
     async def _get(self, request: Request, writer: asyncio.StreamWriter) -> None:
         """Pass an object on as it comes: what the client does not take is not asked for."""
@@ -165,9 +199,8 @@ class Clients:
             contextlib.aclosing(self._peers.fetch(request.key, request.seconds)) as parts,
         ):
             async for answer in parts:
-                await _send(
-                    writer, Answer(answer.status, request.number, answer.size, answer.offset, answer.data)
-                )
+                told = Answer(answer.status, request.number, answer.size, answer.offset, answer.data)
+                await self._pass_on(writer, told)
 
     async def _put(
         self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -180,8 +213,12 @@ class Clients:
                 remedy="Let the client see this host's shared memory (/dev/shm), or raise the setting most.",
             )
         async with self._room_changed:
-            async with asyncio.timeout(request.seconds):
-                await self._room_changed.wait_for(lambda: size <= self._room)
+            self._room_wanted += 1
+            try:
+                async with asyncio.timeout(request.seconds):
+                    await self._room_changed.wait_for(lambda: size <= self._room)
+            finally:
+                self._room_wanted -= 1
             self._room -= size
         try:
             await _send(writer, Answer(Status.OK, request.number))
@@ -189,7 +226,13 @@ class Clients:
             view = memoryview(buffer)
             done = 0
             while done < size:
-                data = await reader.read(min(size - done, 1 << 20))
+                try:
+                    async with asyncio.timeout(_STALLED):
+                        data = await reader.read(min(size - done, 1 << 20))
+                except TimeoutError:
+                    if self._room_wanted:
+                        raise _let_go(writer, "does not send what it announced") from None
+                    continue
                 if not data:
                     raise asyncio.IncompleteReadError(b"", size)
                 view[done : done + len(data)] = data
@@ -198,12 +241,21 @@ class Clients:
                 ours = self._is_ours(request.key)
                 await self._later.set(request.key, buffer, request.seconds, ours=ours)
                 return Answer(Status.OK, request.number, size)
-            key = await asyncio.to_thread(self._objects.put, buffer, request.session or USER_SESSION)
+            key = await self._store(buffer, request.session or USER_SESSION)
         finally:
             async with self._room_changed:
                 self._room += size
                 self._room_changed.notify_all()
         return Answer(Status.OK, request.number, size, data=key.encode())
+
+    async def _store(self, buffer: Buffer, session: str) -> Key:
+        storing = asyncio.ensure_future(asyncio.to_thread(self._objects.put, buffer, session))
+        try:
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:  # the endpoint stops
+            with contextlib.suppress(StoreError):
+                self._take_back(await storing)
+            raise
 
     def _list(self, request: Request) -> bytes:
         """What there is, as JSON."""
@@ -304,7 +356,18 @@ async def _request(reader: asyncio.StreamReader) -> Request:
 
 
 async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    _write(writer, answer)
+    await writer.drain()
+
+
+def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
     message = answer.encode()
     writer.write(_LENGTH.pack(len(message)))
     writer.write(message)
-    await writer.drain()
+
+
+def _let_go(writer: asyncio.StreamWriter, reason: str) -> ConnectionAbortedError:
+    """End a connection, with what is still to be sent; the error to raise."""
+    _log.warning("closed the connection of a client that %s", reason)
+    writer.transport.abort()
+    return ConnectionAbortedError(reason)

@@ -206,7 +206,8 @@ class Lines:
                 error = error_of(answer, self._url)
                 if error is not None:
                     link.close()
-                    error.remedy = "Is the daemon this user's? Start it again: proxystore endpoint start."
+                    if answer.status is Status.REFUSED:
+                        error.remedy = "Is the daemon this user's? Start it again: proxystore endpoint start."
                     raise error
                 return link, dict(json.loads(answer.data))
         except (OSError, WireError) as error:
