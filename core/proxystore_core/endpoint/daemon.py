@@ -94,7 +94,10 @@ async def _run(settings: EndpointSettings, token: str) -> None:
         door = await clients.listen()
         stack.callback(door.close)
         _log.info("endpoint %s (%s) takes connections", settings.name, settings.id)
-        others = [asyncio.ensure_future(peers.introductions.run()), asyncio.ensure_future(_keep(objects))]
+        others = [
+            asyncio.ensure_future(peers.introductions.run()),
+            asyncio.ensure_future(_keep(objects, clients)),
+        ]
         others.append(asyncio.ensure_future(_until(stopped)))
         await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
         for task in others:
@@ -116,11 +119,11 @@ async def _close(server: Any) -> None:
     await server.wait_closed()
 
 
-async def _keep(objects: Objects) -> None:
-    """End dead sessions, and let go of what nobody reads."""
+async def _keep(objects: Objects, clients: Clients) -> None:
+    """End dead sessions, and let go of what nobody wants any more."""
     last = 0.0
     while True:
-        objects.let_go()
+        clients.let_go()
         if time.monotonic() - last >= _SWEEP:
             last = time.monotonic()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import struct
 import time
@@ -22,6 +23,7 @@ __all__ = ["Later"]
 _WAITERS = 128  # threads that wait for objects here
 _ASKED = 24  # waits for a peer's objects at a time: the others take turns
 _IDLE = 60.0  # seconds after which an object that is not sent any further is forgotten
+_UPLOADS = 1024  # objects that peers may be sending at a time
 _REMEMBERED = 512  # uploads whose last chunk may come twice
 _HEAD = struct.Struct("!16sQ")  # of a chunk: the upload, and the object's bytes
 
@@ -47,6 +49,7 @@ class Later:
         self._peers = peers
         self._most = most
         self._uploads: dict[bytes, _Upload] = {}
+        self._setting: dict[bytes, asyncio.Task[None]] = {}
         self._finished: deque[bytes] = deque(maxlen=_REMEMBERED)
         self._threads: ThreadPoolExecutor | None = None
         self._waiting = 0
@@ -99,15 +102,17 @@ class Later:
         upload, size = _HEAD.unpack_from(request.data)
         body = memoryview(request.data)[_HEAD.size :]
         inner = self._objects.inner(request.key)
-        self._forget_idle()
+        self.forget_idle()
         if upload in self._finished:
             return Answer(Status.OK, request.number)  # again: its answer was lost
+        if upload in self._setting:
+            return await self._set(upload, request)
         state = self._uploads.get(upload)
         if state is None:
             if request.offset:
                 raise RefusedError("the beginning of this object is not here (any more)", key=request.key)
             on_their_way = sum(len(memoryview(each.buffer)) for each in self._uploads.values())
-            if size > self._most - on_their_way:
+            if size > self._most - on_their_way or len(self._uploads) >= _UPLOADS:
                 raise FullError(f"{size} bytes more cannot be on their way to this endpoint ({self._most})")
             state = self._uploads[upload] = _Upload(size)
         if body.nbytes and request.offset + body.nbytes <= state.done:
@@ -120,11 +125,24 @@ class Later:
         state.touched = time.monotonic()
         if state.done == len(memoryview(state.buffer)):
             del self._uploads[upload]
-            await asyncio.to_thread(self._objects.store.set, inner, [state.buffer])
-            self._finished.append(upload)
+            setting = asyncio.to_thread(self._objects.store.set, inner, [state.buffer])
+            self._setting[upload] = asyncio.ensure_future(setting)
+            self._setting[upload].add_done_callback(functools.partial(self._has_set, upload))
+            return await self._set(upload, request)
         return Answer(Status.OK, request.number)
 
-    def _forget_idle(self) -> None:
+    async def _set(self, upload: bytes, request: Request) -> Answer:
+        # Goes on when the channel is lost, which cancels this: the last chunk comes again over another one.
+        await asyncio.shield(self._setting[upload])
+        return Answer(Status.OK, request.number)
+
+    def _has_set(self, upload: bytes, setting: asyncio.Task[None]) -> None:
+        del self._setting[upload]
+        if not setting.cancelled() and setting.exception() is None:
+            self._finished.append(upload)
+
+    def forget_idle(self) -> None:
+        """Let go of what is not sent any further."""
         now = time.monotonic()
         for upload, state in list(self._uploads.items()):
             if now - state.touched > _IDLE:

@@ -183,9 +183,12 @@ class Peers:
                     f"no way to endpoint {peer} was found within {_OPENING:g} s",
                     remedy="Does a firewall drop UDP between the hosts? See docs/behind-nat.md.",
                 ) from error
-            if isinstance(error, ValueError) and not isinstance(error, StoreError):
-                raise UnreachableError(f"endpoint {peer} answered nonsense: {error}") from error
-            raise
+            if isinstance(error, StoreError) or not isinstance(error, Exception):
+                raise
+            # What aiortc raises for a description that it does not expect is of any kind.
+            raise UnreachableError(
+                f"endpoint {peer} answered nonsense: {error!r}", remedy="Is it of the same version?"
+            ) from error
         finally:
             del self._offers[nonce]
         self._keep(channel)
@@ -207,9 +210,11 @@ class Peers:
                 await connection.setLocalDescription(await connection.createAnswer())
                 await self._say(peer, "answer", nonce, connection.localDescription.sdp)
                 await opened.wait()
-        except (TimeoutError, ValueError, StoreError) as error:
-            _log.warning("no connection from %s: %r", peer, error)
+        except BaseException as error:
             await connection.close()
+            if not isinstance(error, Exception):
+                raise
+            _log.warning("no connection from %s: %r", peer, error)
 
     def _watched(self, peer: str, connection: Any, data: Any) -> Channel:
         channel = Channel(peer, connection, data, self.serve, self._counters)
