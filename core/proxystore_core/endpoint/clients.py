@@ -101,6 +101,7 @@ class Clients:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        one_too_many = len(self._open) > self._most_open  # of those who come at once, the last
         try:
             async with asyncio.timeout(10):
                 hello = await _request(reader)
@@ -111,7 +112,7 @@ class Clients:
                 stale = RefusedError("the token is not this endpoint's, or a stale one")
                 await _send(writer, Answer.of_error(stale, hello.number))
                 return
-            if len(self._open) > self._most_open:
+            if one_too_many:
                 full = FullError(
                     f"endpoint {self._settings.name!r} has {self._most_open} connections, all that it takes",
                     remedy="Raise ulimit -n where it is started, or let fewer processes of this host use it.",
