@@ -655,6 +655,26 @@ print((Path(link.current()._store.connector.store_dir) / link.current().session)
     assert out.split() == ["True", *["False"] * 3, "60000.0", "False"]
 
 
+def test_what_is_borrowed_for_a_task_ends_with_ray() -> None:
+    out = script(
+        """
+import os, sys
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from proxystore_core import Store
+from proxystore_core.ownership import borrow, mut_borrow
+from proxystore_integrations.ray import init
+init(**work.OPTIONS, threshold="100 kB", results="never")
+with Store.from_url("shm://", name="theirs") as store:
+    owned = store.owned_proxy(work.big(1))
+    result = work.wait_for.remote("/nowhere", borrow(owned))
+    ray.shutdown()
+    print(float(mut_borrow(owned)[0]), ray.is_initialized())  # to ask Ray would start it again
+"""
+    )
+    assert out.split() == ["1.0", "False"]
+
+
 # What is said.
 
 

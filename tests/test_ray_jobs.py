@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ray_scripts import Driver, script
+from waiting import until
 
 
 def test_results_of_another_job_stay_rays() -> None:
@@ -208,3 +209,13 @@ def test_an_actor_that_is_detached_by_default_gets_its_arguments_from_ray(jobs: 
     only("actors = [made(lifetime=how).remote(work.big(1)) for how in (None, 'non_detached')]")
     assert only("float(ray.get(actors[1].change.remote()))") == 2
     assert "read-only" in only("str(work.failure(actors[0].change.remote()))")
+
+
+def test_what_a_worker_puts_when_its_driver_ends_goes_with_the_session(jobs: Jobs, tmp_path: Path) -> None:
+    _, only = jobs(""), jobs()
+    session = Path(only("str(link.current()._store.connector.store_dir)")) / only("link.current().session")
+    only(f"late = work.Late.remote(); result = late.give.remote({str(tmp_path / 'started')!r})")
+    until((tmp_path / "started").exists)
+    assert session.exists()
+    only.end()
+    assert not session.exists()

@@ -21,6 +21,7 @@ try:
     from ray._private import worker as worker_module
     from ray._private.client_mode_hook import client_mode_should_convert
     from ray._private.serialization import SerializationContext
+    from ray._private.state import state as global_state
     from ray.actor import ActorClass, ActorHandle
     from ray.cloudpickle import CloudPickler
     from ray.core.generated.common_pb2 import Address  # type: ignore[attr-defined]
@@ -45,6 +46,7 @@ __all__ = [
     "client_mode_should_convert",
     "core",
     "functions_module",
+    "global_state",
     "load_class",
     "our_pickle",
     "ray",
@@ -69,6 +71,7 @@ _NAMES: dict[Any, str] = {
     ActorHandle: "_actor_method_call",
     SerializationContext: "add_contained_object_ref get_outer_object_ref is_in_band_serialization serialize",
     functions_module: "pickle_dumps",
+    type(global_state): "disconnect",
     raylet: "inspect",
     raylet.CoreWorker: "add_object_out_of_scope_callback current_actor_is_asyncio get_all_reference_counts"
     " get_current_root_detached_actor_id get_current_task_id get_job_config get_owner_address"

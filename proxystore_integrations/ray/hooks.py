@@ -12,7 +12,7 @@ from proxystore_integrations import ledger
 from proxystore_integrations.functions import carries_large
 from proxystore_integrations.ray import engine, joining, tasks
 from proxystore_integrations.ray.carriers import RayOutgoing
-from proxystore_integrations.ray.link import RayLink, called_by_others, caller, current, leave
+from proxystore_integrations.ray.link import RayLink, called_by_others, caller, current, leave, pause
 from proxystore_integrations.ray.pickling import share_pickle_state
 from proxystore_integrations.ray.results import putting, yielded
 
@@ -42,7 +42,8 @@ def install() -> None:
     context.serialize = _serializing(context.serialize)
     functions: Any = engine.functions_module
     functions.pickle_dumps = _exporting(functions.pickle_dumps)
-    joining.on_disconnect(leave)
+    joining.on_disconnect(pause)
+    joining.on_shutdown(leave)
 
 
 def _calling(remote: Callable[..., Any]) -> Callable[..., Any]:

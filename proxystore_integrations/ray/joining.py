@@ -12,6 +12,7 @@ from typing import Any
 from proxystore_integrations.ray.engine import (
     client_mode_should_convert,
     core,
+    global_state,
     ray,
     services_module,
     worker_module,
@@ -26,6 +27,7 @@ __all__ = [
     "job",
     "on_connect",
     "on_disconnect",
+    "on_shutdown",
     "outlives_its_job",
     "starts_cluster",
 ]
@@ -45,7 +47,7 @@ def is_worker() -> bool:
 
 def job() -> str:
     """ID of the job that this process works for, in hexadecimal digits."""
-    return str(ray.get_runtime_context().get_job_id())
+    return str(worker_module.global_worker.current_job_id.hex())
 
 
 def actor() -> str:
@@ -102,16 +104,24 @@ def starts_cluster(given: Mapping[str, Any]) -> bool:
 
 def on_connect(call: Callable[[], None]) -> None:
     """Call a function whenever this process has joined a cluster. To be asked for once."""
-    _after("connect", call)
+    _after(worker_module, "connect", call)
 
 
 def on_disconnect(call: Callable[[], None]) -> None:
     """Call a function whenever this process has left its cluster. To be asked for once."""
-    _after("disconnect", call)
+    _after(worker_module, "disconnect", call)
 
 
-def _after(name: str, call: Callable[[], None]) -> None:
-    theirs = getattr(worker_module, name)
+def on_shutdown(call: Callable[[], None]) -> None:
+    """Call a function whenever Ray has killed the workers of this driver, which is disconnected by then.
+
+    To be asked for once.
+    """
+    _after(global_state, "disconnect", call)
+
+
+def _after(place: Any, name: str, call: Callable[[], None]) -> None:
+    theirs = getattr(place, name)
 
     @functools.wraps(theirs)
     def then(*args: Any, **kwargs: Any) -> Any:
@@ -120,4 +130,4 @@ def _after(name: str, call: Callable[[], None]) -> None:
         finally:
             call()
 
-    setattr(worker_module, name, then)
+    setattr(place, name, then)

@@ -31,6 +31,7 @@ __all__ = [
     "current",
     "joined",
     "leave",
+    "pause",
     "suspended",
     "use",
 ]
@@ -255,6 +256,11 @@ class RayLink(ClusterLink):
         if self._orphans:
             evictions.wake()
 
+    def pause(self) -> None:
+        """Carry out what is ordered, and ask no more who needs what: asked too late, Ray ends the process."""
+        if self._evictions is not None:
+            self._evictions.close()
+
     def adopt(self, key: str, guard: Any) -> None:
         """See to an object that another process stored with the Ray object that is being unpickled.
 
@@ -300,8 +306,20 @@ def use(link: RayLink) -> None:
     _current = link
 
 
+def pause() -> None:
+    """Ask Ray for nothing more: this process has left its cluster. A worker's part is over.
+
+    A driver's session is not: workers put what they are about to put, and would begin it again.
+    """
+    link = _current
+    if link is not None and link.is_part:
+        leave()
+    elif link is not None:
+        link.pause()
+
+
 def leave() -> None:
-    """End the session when this process leaves its cluster."""
+    """End the session when the workers are gone."""
     global _current
     link, _current = _current, None
     if link is not None:

@@ -20,6 +20,8 @@ def ended(reference: Any, seconds: float | None) -> bool:
     Returns:
         Whether it has ended, or nobody can tell any more.
     """
+    if not connected():
+        return True  # and nothing is asked: Ray would start a cluster for that
     try:
         return bool(ray.wait([reference], timeout=seconds, fetch_local=False)[0])
     except Exception:  # disconnected
