@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from endpoint_ends import SECRET, End, comes, of_pair
 
+from proxystore_core.connectors import shm
 from proxystore_core.connectors.base import USER_SESSION
 from proxystore_core.endpoint import channel as channel_module
 from proxystore_core.endpoint import daemon
 from proxystore_core.endpoint import later as later_module
+from proxystore_core.endpoint import objects as objects_module
 from proxystore_core.endpoint.relay import Relay
 from proxystore_core.endpoint.settings import DIRECTORY, sign
 from proxystore_core.endpoint.wire import CHUNK, Answer, Operation, Request, Status
@@ -172,5 +174,43 @@ def test_an_introduction_that_is_signed_nonsense(monkeypatch):
         gc.collect()
         assert not troubles
         await comes(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+    of_pair(test)
+
+
+def anonymous() -> int:
+    """Bytes of memory of this process' own."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def test_what_is_on_disk_is_read_in_pieces(monkeypatch):
+    """A daemon that read all of it for the first of them would not answer anybody meanwhile."""
+
+    async def test(one: End, two: End, relay: Relay) -> None:
+        with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="is full"):
+            patch.setattr(shm, "_LEFT_TO_OTHERS", 1.0)  # no room in shared memory
+            shm._say_once.cache_clear()
+            keys = [two.put(bytes(64 << 20)), two.put(b"small")]
+        assert all(key.endswith(".disk") for key in keys)
+        before = anonymous()
+        async for answer in one.peers.fetch(keys[0], 10):
+            assert answer.size == 64 << 20
+            assert answer.data == bytes(CHUNK)
+            if answer.offset > 40 * CHUNK:
+                break
+        assert await one.get(keys[1]) == b"small"
+        assert anonymous() - before < 32 << 20
+        opened = two.objects._open
+        assert len(opened) == 1
+        assert two.objects.read(keys[0], 0, CHUNK) == (64 << 20, bytes(CHUNK))
+        assert len(opened) == 1
+        two.objects.store.evict(two.objects.inner(keys[0]))
+        assert two.objects.read(keys[0], CHUNK, CHUNK) == (64 << 20, bytes(CHUNK))
+        assert two.objects.read(keys[0], 0, CHUNK) is None
+        monkeypatch.setattr(objects_module, "_IDLE", 0.0)
+        two.clients.let_go()
+        assert not opened
+        assert two.objects.read(keys[0], CHUNK, CHUNK) is None
 
     of_pair(test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
 from typing import NamedTuple
@@ -9,16 +10,17 @@ from typing import NamedTuple
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.endpoint.settings import EndpointSettings
-from proxystore_core.errors import RefusedError
+from proxystore_core.errors import CorruptError, RefusedError
 
 __all__ = ["Objects", "shared_memory"]
 
-_OPEN = 16  # objects that stay open between two reads
+_OPEN = 64  # objects that stay open between two reads
 _IDLE = 10.0  # seconds after which one that nobody reads is closed
 
 
 class _Open(NamedTuple):
-    data: memoryview
+    fd: int
+    size: int
     used: float
 
 
@@ -53,21 +55,46 @@ class Objects:
         Raises:
             RefusedError: the key is none of ours, or the offset is beyond the object.
         """
-        found = self._open.pop(key, None) if offset else None
-        data = None if found is None else found.data
-        if data is None:
-            whole = self.store.get(self.inner(key))
-            if whole is None:
-                return None
-            data = memoryview(whole)
-        if offset > data.nbytes:
-            raise RefusedError(f"the object has {data.nbytes} bytes, none from {offset} on", key=key)
-        end = min(offset + length, data.nbytes)
-        if end < data.nbytes:
-            self._open[key] = _Open(data, time.monotonic())
-            if len(self._open) > _OPEN:
-                self._open.popitem(last=False)
-        return data.nbytes, bytes(data[offset:end])
+        # Not through `store.get`: it reads all of what is on disk into memory, and this is an event loop.
+        known = self._open.pop(key, None) if offset else None
+        found = (known.fd, known.size) if known is not None else self._opened(key)
+        if found is None:
+            return None
+        fd, size = found
+        data, goes_on = b"", False
+        try:
+            if offset > size:
+                raise RefusedError(f"the object has {size} bytes, none from {offset} on", key=key)
+            data = os.pread(fd, min(length, size - offset), offset)
+            if len(data) < min(length, size - offset):
+                raise CorruptError("the object has become shorter than it was", key=key)
+            goes_on = offset + len(data) < size
+        finally:
+            if goes_on:
+                self._keep_open(key, fd, size)
+            else:
+                os.close(fd)
+        return size, data
+
+    def _opened(self, key: Key) -> tuple[int, int] | None:
+        """A descriptor of an object, and its size."""
+        session, _, name = self.inner(key).partition(".")[2].partition(".")
+        fd = self.store.open_file(session, name)
+        if fd is None:
+            return None
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            os.close(fd)
+            raise RefusedError("the object is another user's", key=key)
+        return fd, status.st_size
+
+    def _keep_open(self, key: Key, fd: int, size: int) -> None:
+        before = self._open.pop(key, None)
+        self._open[key] = _Open(fd, size, time.monotonic())
+        if before is None and len(self._open) > _OPEN:
+            _, before = self._open.popitem(last=False)
+        if before is not None:
+            os.close(before.fd)
 
     def put(self, data: Buffer, session: str) -> Key:
         return self.outer(self.store.put([data], session=session))
@@ -84,9 +111,11 @@ class Objects:
             if now - found.used < _IDLE:
                 break
             del self._open[key]
+            os.close(found.fd)
 
     def close(self) -> None:
-        self._open.clear()
+        while self._open:
+            os.close(self._open.popitem()[1].fd)
         self.store.close()
 
 
