@@ -372,6 +372,57 @@ def test_who_registers_again_replaces_himself():
     asyncio.run(test())
 
 
+def test_who_has_to_go_is_gone_at_once():
+    """Also those who do not answer when they are told to."""
+
+    async def test() -> None:
+        relay = Relay({"ours": relay_token(SECRET)})
+        async with relay.serving() as port, contextlib.AsyncExitStack() as stack:
+            lines = [await stack.enter_async_context(line(port)) for _ in range(3)]
+            for number, each in enumerate(lines):
+                await each.send(register(f"{number:032x}"))
+                await each.recv()
+            for each in lines[:2]:
+                each.transport.pause_reading()
+            going = asyncio.ensure_future(relay.let_in({"ours": relay_token("y" * 40)}))
+            await asyncio.sleep(0)
+            assert relay.registered == 0
+            async with line(port) as late:
+                await late.send(register("2".zfill(32), "y" * 40))
+                assert json.loads(await late.recv()) == {"type": "registered"}
+            for each in lines[:2]:
+                each.transport.resume_reading()
+            await going
+            with pytest.raises(websockets.ConnectionClosed, match="any more"):
+                await lines[2].recv()
+
+    asyncio.run(test())
+
+
+def test_who_does_not_listen_holds_up_nobody():
+    async def test() -> None:
+        relay = Relay({"ours": relay_token(SECRET)})
+        async with relay.serving() as port, line(port) as one, line(port) as deaf, line(port) as other:
+            for each, letter in ((one, "a"), (deaf, "b"), (other, "c")):
+                await each.send(register(letter * 32))
+                await each.recv()
+            deaf.transport.pause_reading()
+            for its, size in (
+                (relay._registered["b" * 32][1].transport, socket.SO_SNDBUF),
+                (deaf.transport, socket.SO_RCVBUF),
+            ):
+                its.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, size, 4096)
+            for to in (*["b"] * 60, "c"):
+                body = {"ref": "1", "sdp": "x" * (MESSAGE - 200)}
+                await one.send(json.dumps({"type": "signal", "to": to * 32, "body": body}))
+            async with asyncio.timeout(15):
+                assert json.loads(await other.recv())["from"] == "a" * 32
+                assert "does not listen" in json.loads(await one.recv())["reason"]
+            deaf.transport.abort()
+
+    asyncio.run(test())
+
+
 def test_tls(tmp_path):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

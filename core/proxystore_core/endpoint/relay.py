@@ -77,11 +77,13 @@ class Relay:
         """
         self._tokens, before = _some(tokens), self._tokens
         gone = {group for group, token in before.items() if self._tokens.get(group) != token}
-        lines = [line for group, line in self._registered.values() if group in gone]
-        for line in lines:
-            await line.close(4401, "the relay does not know the token of this group any more")
+        lines = {name: line for name, (group, line) in self._registered.items() if group in gone}
+        for name in lines:
+            del self._registered[name]  # at once: who is told to go may take his time
         if self._tokens != before:
             _log.info("%d groups are let in, %d endpoints had to go", len(self._tokens), len(lines))
+        reason = "the relay does not know the token of this group any more"
+        await asyncio.gather(*[line.close(4401, reason) for line in lines.values()])
 
     async def follow(self, path: Path) -> None:
         """`let_in` what a file says whenever it changes, for ever. A file that is wrong changes nothing."""
@@ -140,7 +142,7 @@ class Relay:
                     compression=None,
                     max_size=MESSAGE,
                     max_queue=4,
-                    write_limit=MESSAGE,
+                    write_limit=6 * MESSAGE,  # more than `_signal` lets pile up: nobody waits for another
                     server_header=None,
                     logger=_lines,
                 )
@@ -227,8 +229,12 @@ class Relay:
         if said.get("type") != "signal" or not isinstance(body, dict) or not _ID.fullmatch(to):
             await self._say(line, "refused", ref=ref, reason="this is no signal")
             return
+        ours, registered = self._registered.get(name, ("", None))
+        if registered is not line:  # replaced, or told to go
+            await self._say(line, "refused", ref=ref, reason="this line is registered no more")
+            return
         group, other = self._registered.get(to, ("", None))
-        if other is None or group != self._registered[name][0]:
+        if other is None or group != ours:
             self.counters["refused"] += 1
             await self._say(line, "refused", ref=ref, reason=f"no endpoint {to} is registered")
             return
