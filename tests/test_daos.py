@@ -214,6 +214,36 @@ def test_a_full_pool_keeps_nothing_of_the_object(store, monkeypatch):
     assert not list(store._bucket("user"))
 
 
+@fake_only
+def test_an_interrupted_put_keeps_nothing_of_the_object(store, monkeypatch):
+    bput, turn = daos_fake.DDict.bput, []
+
+    def interrupted_after_the_first(self: Any, fields: Any) -> None:
+        turn.append(fields)
+        bput(self, fields)
+        if len(turn) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(daos_fake.DDict, "bput", interrupted_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        store.put([bytes(20 * PART)])
+    assert not list(store._bucket("user"))
+    strided = memoryview(bytes(100))[::2]
+    with pytest.raises(TypeError, match="contiguous"):
+        store.put_batch([[bytes(20 * PART)], [strided]])
+    assert not list(store._bucket("user"))
+
+
+@fake_only
+def test_what_is_not_there_costs_a_trip_and_no_memory_whatever_its_key_says(store):
+    key = store.put([bytes(40 * PART)])
+    store.evict(key)
+    assert counted(lambda: store.get(key)) == {"get": 1, "waves": 1}
+    forged = f"user.{'0' * 20}.{'f' * 10}"
+    assert counted(lambda: store.get_batch([forged, key])) == {"get": 2, "waves": 2}
+    assert store.get_batch([forged, key]) == [None, None]
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -419,6 +419,7 @@ def test_who_does_not_listen_holds_up_nobody():
                 assert json.loads(await other.recv())["from"] == "a" * 32
                 assert "does not listen" in json.loads(await one.recv())["reason"]
             deaf.transport.abort()
+            one.transport.abort()
 
     asyncio.run(test())
 

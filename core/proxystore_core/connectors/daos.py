@@ -149,7 +149,7 @@ class DAOSConnector:
                 if window:
                     bucket.bput(window)
                     moved(held)
-            except pydaos.PyDError:
+            except BaseException:
                 with contextlib.suppress(pydaos.PyDError):
                     self._delete(bucket, keys)
                 raise
@@ -162,18 +162,20 @@ class DAOSConnector:
 
     def get_batch(self, keys: Sequence[Key]) -> list[Buffer | None]:
         sizes = [self._size(key) for key in keys]
-        found: list[Buffer | None] = [fresh_buffer(size) for size in sizes]
+        found: dict[int, Buffer | None] = {}
         for bucket, places in self._by_bucket(keys):
             asked: list[tuple[int, int]] = []
             for place in places:
                 for part in range(_count(sizes[place])):
+                    if found.get(place, b"") is None:
+                        break  # it has gone: nobody asks for the rest
                     asked.append((place, part))
                     if len(asked) >= _IN_FLIGHT:
                         self._fetch(bucket, keys, sizes, asked, found)
                         asked = []
             if asked:
                 self._fetch(bucket, keys, sizes, asked, found)
-        return found
+        return [found[place] for place in range(len(keys))]
 
     def exists(self, key: Key) -> bool:
         size = self._size(key)
@@ -264,20 +266,23 @@ class DAOSConnector:
         keys: Sequence[Key],
         sizes: Sequence[int],
         asked: Sequence[tuple[int, int]],
-        found: list[Buffer | None],
+        found: dict[int, Buffer | None],
     ) -> None:
         fields: dict[str, bytes | None] = {f"{keys[place]}.{part}": None for place, part in asked}
         with self._translated(keys[asked[0][0]]):
             bucket.bget(fields, _PART)
         for place, part in asked:
-            data, whole, size = fields[f"{keys[place]}.{part}"], found[place], sizes[place]
+            data, size = fields[f"{keys[place]}.{part}"], sizes[place]
             if data is None:
                 found[place] = None
             elif len(data) != (min(size - part * _PART, _PART) or len(_NOTHING)):
                 raise CorruptError(
                     "a part has another length than was stored", store=self.url, key=keys[place]
                 )
-            elif whole is not None and size:
+            elif place not in found:  # memory comes with the first part: a key may tell of any size
+                found[place] = fresh_buffer(size)
+            whole = found[place]
+            if data is not None and whole is not None and size:
                 memoryview(whole)[part * _PART : part * _PART + len(data)] = data
                 moved(len(data))
 
