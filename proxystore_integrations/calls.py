@@ -16,84 +16,27 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from proxystore_core import Reference, Session, Store, StoreError, forks
+from proxystore_core import Session, Store, StoreError, forks
+from proxystore_core.pickling import DEFAULT
 from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
     Filling,
     NotDeliveredError,
-    Owner,
     Packed,
-    StoredArgument,
     StoredResult,
     StoreFunction,
     Terms,
     owners,
 )
-from proxystore_integrations.functions import carries_large, users_function
+from proxystore_integrations.functions import carries_large, name_of
 from proxystore_integrations.link import Link
+from proxystore_integrations.outgoing import CallOutgoing, outgoing_of
 from proxystore_integrations.settings import Settings
-from proxystore_integrations.transfer import Outgoing
 
-__all__ = ["Call", "CallLink", "CallOutgoing"]
+__all__ = ["Call", "CallLink"]
 
 _FUNCTIONS = 256  # wrapped functions kept
 _SENT = 1000  # futures of small calls that are remembered before those which are done are forgotten
-
-
-class CallOutgoing(Outgoing):
-    """The function and arguments of one call.
-
-    Args:
-        link: the client's.
-
-    Attributes:
-        loads: references of what the worker is to load before it calls the function.
-        results: earlier calls' that this one takes: kept in the store until this one is done.
-    """
-
-    def __init__(self, link: CallLink) -> None:
-        super().__init__(link.sharing, link.policy, link.by_value, link.should_proxy)
-        self.loads: dict[Reference, None] = {}
-        self.results: list[StoredResult] = []
-        self._link = link
-        self._lenders: list[Owner] = []
-        self._lazy = link.settings.inputs == "proxy"
-        self.engine = link.engine
-        self._main_by_value = link.main_by_value
-
-    def carrier(self, reference: Reference) -> StoredArgument:
-        if not self._lazy:
-            self.loads[reference] = None
-        return StoredArgument(reference, self._lazy)
-
-    def engine_value(self, value: Any) -> Any:
-        if type(value) is not StoredResult:
-            return NotImplemented
-        link, reference = self._link, value.reference
-        owner = owners.get(value.session)
-        if owner is not link:
-            if owner is None or reference.recipe != link.recipe:
-                return self.substitute(value.value)  # its session is over, or nobody here keeps it
-            owner.began()
-            self._lenders.append(owner)
-        self.results.append(value)
-        return self.carrier(reference)
-
-    def over(self) -> None:
-        """The call is: what was stored for it, and other sessions' results, may go."""
-        self._link.withdraw([reference.key for reference in self.references])
-        for owner in self._lenders:
-            owner.ended()
-
-    def function(self, function: Callable[..., Any]) -> StoredArgument | None:
-        """What stands for a function that carries large values; None for any other."""
-        if not carries_large(function, self.policy, self._main_by_value):
-            return None
-        reference = self.reference(function)
-        if reference is None:
-            return None
-        self.loads[reference] = None
-        return StoredArgument(reference)
 
 
 class Call:
@@ -187,6 +130,8 @@ class CallLink(Link):
     should_proxy: Callable[[Any], bool] | None = None
     """May keep a large value out of the store."""
 
+    pickling = DEFAULT
+
     def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
         super().__init__(settings, store, engine)
         self._lock = forks.lock()
@@ -197,6 +142,7 @@ class CallLink(Link):
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
         self._functions: dict[int, tuple[Any, StoreFunction, bytes | None]] = {}
+        self._joined: dict[int, tuple[Any, int, list[int]]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
 
     def open(self) -> Session:
@@ -208,7 +154,7 @@ class CallLink(Link):
                 session.name,
                 settings.threshold,
                 settings.on_store_error,
-                self.main_by_value,
+                self.pickling,
                 self.place,
                 self.engine,
             )
@@ -245,20 +191,12 @@ class CallLink(Link):
             return Call(self, function, fill(args), fill(kwargs))
         if wrapped and self.is_small(function, args, kwargs):
             return Call(self, self.small(function), args, kwargs)
-        outgoing = CallOutgoing(self)
-        outgoing.label = _name(function)
-        try:
-            stored = outgoing.function(function) if wrapped else None
-            new_args = tuple(outgoing.substitute_all(args))
-            new_kwargs = {name: outgoing.substitute(value) for name, value in kwargs.items()}
-        except BaseException:
-            outgoing.over()
-            raise
+        outgoing, (stored, new_args, new_kwargs) = outgoing_of(self, function, args, kwargs, wrapped)
         if not outgoing.references and not outgoing.results:
             return Call(self, self.small(function) if wrapped else function, new_args, new_kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
         if stored is not None:
-            sent: Any = StoreFunction(None, self._terms, _name(function), self.should_proxy)
+            sent: Any = StoreFunction(None, self._terms, name_of(function), self.should_proxy)
         else:
             sent = self._wrapped(function) if wrapped else function
         return Call(self, sent, (packed,), {}, outgoing)
@@ -268,7 +206,7 @@ class CallLink(Link):
 
         Nearly every call of a fine-grained workflow is: what is spared there is a share of its time.
         """
-        by_value = carries_large(function, self.policy, self.main_by_value)
+        by_value = carries_large(function, self.policy, self.pickling.main_by_value)
         return not by_value and self.are_small(args, kwargs)
 
     def are_small(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -290,6 +228,17 @@ class CallLink(Link):
         """What to submit in place of a function, with arguments as they are; the same for the same one."""
         return self._wrapped(function) if self._terms else function
 
+    def joined(self, function: Callable[..., Any], count: int) -> list[int]:
+        """Which of so many values an earlier call of a function stored as one, if any."""
+        kept, number, joined = self._joined.get(id(function), (None, 0, []))
+        return joined if kept is function and number == count else []
+
+    def join(self, function: Callable[..., Any], count: int, joined: list[int]) -> None:
+        """Let `joined` say so: to find out costs pickling them by themselves first."""
+        if len(self._joined) >= _FUNCTIONS:
+            self._joined.clear()
+        self._joined[id(function)] = function, count, joined
+
     def pack(self, value: Any) -> Packed | None:
         """A value whose large parts are in the store, as the one argument of a call; None if it has none.
 
@@ -307,7 +256,7 @@ class CallLink(Link):
         kept = self._functions.get(id(function))
         if kept is not None and kept[0] is function:
             return kept[1]
-        wrapped = StoreFunction(function, self._terms, _name(function), self.should_proxy)
+        wrapped = StoreFunction(function, self._terms, name_of(function), self.should_proxy)
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
@@ -413,11 +362,6 @@ def _when_done(sent: list[weakref.ref[Future[Any]]], then: Callable[[], None]) -
 
 def _original(function: Any) -> Any:
     return function.function if type(function) is StoreFunction else function
-
-
-def _name(function: Any) -> str:
-    function = users_function(function)
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 _open: weakref.WeakSet[CallLink] = weakref.WeakSet()

@@ -20,6 +20,7 @@ import msgspec
 from proxystore_core import Proxy, Reference, SerializationError, StoreError, register_sizeof, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
+from proxystore_core.pickling import Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
@@ -48,16 +49,19 @@ class StoredArgument:
     Args:
         reference: names the value.
         lazy: the function gets a lazy proxy.
+        part: index of the value in the stored object, where several are stored as one.
     """
 
-    __slots__ = ("lazy", "reference")
+    __slots__ = ("lazy", "part", "reference")
 
-    def __init__(self, reference: Reference, lazy: bool = False) -> None:
+    def __init__(self, reference: Reference, lazy: bool = False, part: int | None = None) -> None:
         self.reference = reference
         self.lazy = lazy
+        self.part = part
 
     def __reduce__(self) -> tuple[type[StoredArgument], tuple[Any, ...]]:
-        return StoredArgument, (self.reference, self.lazy)
+        given = (self.reference, self.lazy)
+        return StoredArgument, given if self.part is None else (*given, self.part)
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -142,13 +146,20 @@ class Filling:
     def __call__(self, value: Any, depth: int = DEPTH + 1) -> Any:
         kind = type(value)
         if kind is StoredArgument:
-            return Proxy(value.reference) if value.lazy else self._loaded[value.reference]
+            if value.lazy:
+                return Proxy(value.reference)
+            loaded = self._loaded[value.reference]
+            return loaded if value.part is None else loaded[value.part]
         if kind is StoredResult:
             return value.value
         if not depth or (kind is not list and kind is not tuple and kind is not dict):
             return value
         seen = self._seen.get(id(value))
         if seen is None:
+            self._seen[id(value)] = (
+                value,
+                value,
+            )  # for what refers back to it: nothing that stands for any does
             old = value.values() if kind is dict else value
             new = [self(item, depth - 1) for item in old]
             filled = value
@@ -166,7 +177,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
         session: that results belong to.
         threshold: size from which a result is stored, bytes.
         on_store_error: ``"fallback"`` or ``"raise"``.
-        main_by_value: whether what ``__main__`` defines is pickled by value.
+        pickling: as the engine would.
         place: where the store is (see `connectors.base.place_of`); elsewhere it is another one.
         engine: whose call it is, for the ledger.
     """
@@ -175,7 +186,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
     session: str
     threshold: int
     on_store_error: str
-    main_by_value: bool
+    pickling: Pickling
     place: str
     engine: str = ""
 
@@ -204,7 +215,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
             store = store_for(self.recipe)
             if place_of(store.connector) != self.place:
                 return result
-            reference = store.reference(result, session=self.session, main_by_value=self.main_by_value)
+            reference = store.reference(result, session=self.session, pickling=self.pickling)
         except SerializationError:
             return result  # the engine meets the same object and raises its own error
         except StoreError as error:
@@ -250,7 +261,7 @@ class StoreFunction:
     def __repr__(self) -> str:
         return f"<{self.__name__} with a store>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         function: Any = self.function
         if args and type(args[0]) is Packed:
             stored, args, kwargs = args[0].delivered(f"{self.__name__}()")

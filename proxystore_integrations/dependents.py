@@ -18,7 +18,7 @@ __all__ = ["LaterFuture", "Search", "StoreFuture", "in_place", "may_hold_futures
 _CONTAINERS = frozenset({list, tuple, dict})
 _DEPTH = 8
 _ITEMS = 1000
-"""Items of containers that are looked at, in all, in search of futures."""
+"""Items of containers that are looked at, in each argument, in search of futures."""
 
 
 class StoreFuture(Future[Any]):
@@ -87,17 +87,20 @@ class Search:
         kwargs: keyword arguments.
 
     Attributes:
-        futures: those found among the first thousand items.
+        futures: those found among the first thousand items of each argument.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.futures: list[StoreFuture] = []
         self._args = args
         self._kwargs = kwargs
-        self._left = _ITEMS
+        self._left = 0
         self._holders: set[int] = set()  # containers with futures in them, by id
-        self._find(args, _DEPTH + 1)
-        self._find(kwargs, _DEPTH + 1)
+        for given in args, kwargs:
+            for value in given.values() if isinstance(given, dict) else given:
+                self._left = _ITEMS
+                if self._find(value, _DEPTH):
+                    self._holders.add(id(given))
 
     def results(self) -> tuple[Any, dict[str, Any]]:
         """The arguments with results in place of futures, as they came: stored ones as references.

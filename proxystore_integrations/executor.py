@@ -21,8 +21,8 @@ class CallExecutor(Executor):
     """Sends its calls' large arguments and results through a store; subclasses send the calls.
 
     Futures that it returned may be arguments of other calls (themselves, or in lists, tuples and dicts,
-    among the first 1000 items): the call waits for them, without blocking, and gets their results, from
-    the store where they are large.
+    among the first 1000 items of each): the call waits for them, without blocking, and gets their results,
+    from the store where they are large.
 
     Args:
         link: to the store.
@@ -47,8 +47,8 @@ class CallExecutor(Executor):
         """Hand a call to the engine, with options of its own; its future."""
         raise NotImplementedError
 
-    def _stop(self, wait: bool, cancel_futures: bool) -> None:
-        """Shut the engine's executor down."""
+    def _stop(self, wait: bool, cancel_futures: bool, **options: Any) -> None:
+        """Shut the engine's executor down, with options of its own."""
         raise NotImplementedError
 
     def _options_among(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class CallExecutor(Executor):
         **options: Any,
     ) -> Iterator[Any]:
         """As `concurrent.futures.Executor.map`; ``chunksize`` calls travel as one."""
-        if chunksize < 1:
+        if self.chunked and chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         # Not what the engine's own class inherits: it may have another map, or none.
         if chunksize == 1 or not self.chunked:
@@ -124,24 +124,30 @@ class CallExecutor(Executor):
         results = Executor.map(self, functools.partial(_run_chunk, fn), chunks, timeout=timeout, **options)
         return itertools.chain.from_iterable(results)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, **options: Any) -> None:
         """As `concurrent.futures.Executor.shutdown`; then nothing of it is left in the store.
 
         Results that somebody still has a future of are taken into this process's memory first.
+
+        Args:
+            wait: for the calls to be done.
+            cancel_futures: cancel those that have not begun.
+            **options: the engine's own, such as loky's ``kill_workers``.
         """
         self._shut = True
         waiting = list(self._waiting)
-        if cancel_futures:
+        if cancel_futures or options.get("kill_workers"):
             for future in waiting:
                 future.cancel()
         elif waiting and not wait:
-            threading.Thread(target=self.shutdown, name="proxystore-shutdown").start()
+            later = functools.partial(self.shutdown, **options)
+            threading.Thread(target=later, name="proxystore-shutdown").start()
             return
         else:
             for future in waiting:
                 future.wait()
         try:
-            self._stop(wait, cancel_futures)
+            self._stop(wait, cancel_futures, **options)
         finally:
             self._link.close()
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import cloudpickle
 
+from proxystore_core.insides import inside_of
 from proxystore_integrations.policy import Policy
 
-__all__ = ["carries_large", "goes_by_name", "users_function"]
+__all__ = ["asked", "carried", "carries_large", "goes_by_name", "name_of", "users_function"]
 
 _DEPTH = 3
+_PARTS = 64
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
 
 
@@ -41,10 +43,26 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
         return not isinstance(owner, (types.ModuleType, type)) and policy.over(owner)
     if policy.over(function):
         return True
-    inner = getattr(function, "func", None)  # a partial's
+    inner = asked(function, "func")  # a partial's
     return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(
         inner, policy, main_by_value
     )
+
+
+def carried(function: Any, main_by_value: bool) -> list[Any]:
+    """What travels with a function, apart from its code; of all but plain ones it is the function itself.
+
+    Args:
+        function: what a task calls.
+        main_by_value: as for `carries_large`.
+    """
+    if isinstance(function, type | types.BuiltinFunctionType):
+        return []
+    if not isinstance(function, types.FunctionType):
+        return [function]
+    if not _by_value(function) or not main_by_value:
+        return []
+    return [*inside_of(types.FunctionType)(function, _PARTS)[2], *_globals(function, _DEPTH)]
 
 
 def goes_by_name(function: Any, main_by_value: bool) -> bool:
@@ -67,8 +85,22 @@ def users_function(function: Any) -> Any:
     if not isinstance(function, functools.partial):
         return function
     # Executors' maps send several calls as one.
-    is_chunk = function.args and getattr(function.func, "__name__", "").endswith("_chunk")
+    is_chunk = function.args and getattr(function.func, "__name__", "").endswith(("_chunk", "_chunks"))
     return function.args[0] if is_chunk else function.func
+
+
+def asked(function: Any, name: str) -> Any:
+    """An attribute of what a task calls; None where it has none, or its own code says so with any error."""
+    try:
+        return getattr(function, name, None)
+    except Exception:
+        return None
+
+
+def name_of(function: Any) -> str:
+    """What a task is called by."""
+    function = users_function(function)
+    return str(asked(function, "__name__") or type(function).__name__)
 
 
 def _by_value(function: types.FunctionType) -> bool:

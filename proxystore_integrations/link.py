@@ -12,6 +12,7 @@ from typing import Any
 
 from proxystore_core import Session, Sharing, Store, StoreError
 from proxystore_core.connectors.base import leased, place_of
+from proxystore_core.pickling import Pickling
 from proxystore_core.secret import Secret
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
@@ -38,8 +39,8 @@ class Link:
             over; it is no value of anybody's. Empty where none is needed.
     """
 
-    main_by_value = True
-    """Whether what ``__main__`` defines is pickled by value: false where the workers have the same one."""
+    pickling = Pickling()
+    """As the engine would."""
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
         self._given = store
@@ -91,7 +92,7 @@ class Link:
         if ledger.book is not None:
             ledger.book.session(self.engine, session.name, store.recipe, self.settings.threshold)
         # A pin for each call that the engine was told of and has not let go of yet.
-        self._sharing = Sharing(store, session.name, main_by_value=self.main_by_value)
+        self._sharing = Sharing(store, session.name, pickling=self.pickling)
         return session
 
     def close(self, *, keep: bool = False) -> None:

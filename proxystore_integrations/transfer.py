@@ -26,6 +26,20 @@ DEPTH = 8
 """Levels of containers in which large values are looked for."""
 
 
+_BEGUN = object()
+
+
+class _CycleError(Exception):
+    """A container is among what it holds.
+
+    Args:
+        head: the container.
+    """
+
+    def __init__(self, head: Any) -> None:
+        self.head = head
+
+
 class ByValue:
     """Decides what happens when the store fails: pass by value and warn once, or raise.
 
@@ -150,7 +164,20 @@ class Outgoing:
             return self._small(value)
         seen = self._rebuilt.get(id(value))
         if seen is None:
-            self._rebuilt[id(value)] = seen = value, self._container(value, depth - 1)
+            self._rebuilt[id(value)] = value, _BEGUN
+            try:
+                made = self._container(value, depth - 1)
+            except _CycleError as cycle:
+                # What was made of the containers in it has the old ones in it.
+                while next(reversed(self._rebuilt)) != id(value):
+                    self._rebuilt.popitem()
+                if cycle.head is not value:
+                    del self._rebuilt[id(value)]
+                    raise
+                made = self._whole_or_not(value, depth - 1)
+            self._rebuilt[id(value)] = seen = value, made
+        elif seen[1] is _BEGUN:
+            raise _CycleError(value)
         return seen[1]
 
     def substitute_all(self, values: Iterable[Any]) -> list[Any]:
@@ -172,16 +199,23 @@ class Outgoing:
             changed = any(new is not old for new, old in zip(items, value, strict=True))
         if changed:
             return self.rebuilt(value, items)
-        # Nothing in it is large, but all of it is: one object.
-        return value if self._holds_engine_values(value, depth) else self._carried(value)
+        # Nothing in it is large, but all of it is.
+        return self._whole_or_not(value, depth)
 
-    def _holds_engine_values(self, value: Any, depth: int) -> bool:
+    def _whole_or_not(self, value: Any, depth: int) -> Any:
+        """A container as one object, or as it is where that would hide an engine's values."""
+        return value if self._holds_engine_values(value, depth, set()) else self._carried(value)
+
+    def _holds_engine_values(self, value: Any, depth: int, seen: set[int]) -> bool:
         kind = type(value)
         if kind is Proxy or kind in _SMALL or kind in _TEXT:
             return kind is Proxy
-        if kind in _CONTAINERS and depth >= 0:
+        if kind in _CONTAINERS:
+            if depth < 0 or id(value) in seen:
+                return False
+            seen.add(id(value))
             items = value.values() if kind is dict else value
-            return any(self._holds_engine_values(item, depth - 1) for item in items)
+            return any(self._holds_engine_values(item, depth - 1, seen) for item in items)
         return self.engine_value(value) is not NotImplemented
 
     def _small(self, value: Any) -> Any:
@@ -224,7 +258,7 @@ class Outgoing:
                     reference = sharing.reference(value)
                 else:
                     reference = sharing.store.reference(
-                        value, session=sharing.session, main_by_value=sharing.main_by_value
+                        value, session=sharing.session, pickling=sharing.pickling
                     )
                 if sharing.closed:
                     sharing.take_back(reference.key)

@@ -36,6 +36,17 @@ class Parcel:
     def __init__(self, array: Any) -> None:
         self.array = array
 
+    def holds(self, array: Any) -> bool:
+        return self.array is array
+
+
+class Pair:
+    """One more."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.first = first
+        self.second = second
+
 
 def wrapped(parcel: Any) -> Any:
     return Parcel(parcel)
@@ -94,3 +105,78 @@ def forget(variable: str) -> None:
     os.environ.pop(variable, None)
     for store in list(registry._by_recipe.values()):
         store.close()
+
+
+def array_of(value: Any) -> Any:
+    return value.array if isinstance(value, Parcel) else value
+
+
+def writable(value: Any) -> bool:
+    return bool(array_of(value).flags.writeable)
+
+
+def read_only() -> Any:
+    array = np.arange(float(BIG))
+    array.flags.writeable = False
+    return array
+
+
+def read_only_parcel() -> Any:
+    return Parcel(read_only())
+
+
+def increment(value: Any) -> None:
+    value = array_of(value)
+    value += 1
+
+
+def tensor() -> Any:
+    import torch
+
+    return torch.zeros(BIG)
+
+
+def talk(parcel: Any, connection: Any = None) -> float:
+    array, connection = (parcel.array, connection) if connection else parcel.array
+    connection.send("hello")
+    return float(array.sum())
+
+
+def shape(value: Any, seen: dict[int, int] | None = None) -> Any:
+    """What is where, and what is the same: for what may hold itself."""
+    seen = {} if seen is None else seen
+    if isinstance(value, (int, str, float)):
+        return value
+    if id(value) in seen:
+        return f"number {seen[id(value)]}"
+    seen[id(value)] = len(seen)
+    if isinstance(value, dict):
+        return {key: shape(item, seen) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [kind(value), *(shape(item, seen) for item in value)]
+    inside = vars(value).values() if isinstance(value, (Parcel, Pair)) else ()
+    return [kind(value), *(shape(item, seen) for item in inside)]
+
+
+def shape_of(*args: Any, **kwargs: Any) -> Any:
+    return shape([*args, *kwargs.values()])
+
+
+def name_of_array(shape: Any) -> bool:
+    return "ndarray" in str(shape)
+
+
+def nested(value: Any, depth: int) -> Any:
+    return [nested(value, depth - 1)] if depth else value
+
+
+class Strange:
+    """Is no function, and answers what it is asked with errors."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__reduce_ex__", "__getstate__", "__setstate__", "__dict__"):
+            raise AttributeError(name)
+        raise KeyError(name)
+
+    def __call__(self, value: Any) -> Any:
+        return value

@@ -156,6 +156,9 @@ if __name__ == "__main__":
     with MPICommExecutor() as inner:
         if inner is not None:
             with StoreExecutor(inner, store="shm://mpi-test") as executor:
+                seen = []
+                call = executor._link.call
+                executor._link.call = lambda *args: seen.append(args) or call(*args)
                 assert executor.num_workers == 2
                 assert not executor.kind.main_by_value and not executor.kind.is_local, executor.kind
                 first = executor.submit(tasks.add, tasks.big())
@@ -163,6 +166,13 @@ if __name__ == "__main__":
                 there, back = executor.submit(same, Point(np.ones(100_000))).result(60)
                 assert there and isinstance(back, Point)
                 assert list(executor.map(tasks.total, [tasks.big()] * 3)) == [tasks.BIG] * 3
+                args = [(tasks.big(), number) for number in range(3)]
+                before = len(seen)
+                found = executor.map(tasks.add, *zip(*args), unordered=True, chunksize=2)
+                assert sorted(array[0] for array in found) == [1, 2, 3]
+                found = executor.starmap(tasks.add, iter(args), buffersize=1)
+                assert [array[0] for array in found] == [1, 2, 3]
+                assert len(seen) == before + 2 + 3  # through the store
                 assert type(executor.submit(tasks.fail, tasks.big()).exception(60)) is ValueError
                 print("done", flush=True)
 """

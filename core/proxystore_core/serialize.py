@@ -21,6 +21,8 @@ from proxystore_core import plain
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.errors import CorruptError, RefusedError, SerializationError, StoreError
 from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, KIND_PLAIN, pack, unpack
+from proxystore_core.memos import remember
+from proxystore_core.pickling import Pickling, Reducer
 
 __all__ = ["IN_BAND", "Deserializer", "Serializer", "deserialize", "serialize", "undo_if_it_fails"]
 
@@ -36,8 +38,6 @@ IN_BAND = 4096
 # Pickle's frames end below twice its target size, so a longer chunk is a payload without names.
 _LONGEST_FRAME = (64 * 1024 + 16) * 2
 
-_Reducer: TypeAlias = Callable[[Any], Any]
-
 
 def serialize(
     obj: object,
@@ -45,7 +45,7 @@ def serialize(
     compression: str | None = None,
     checksum: bool = False,
     serializer: Serializer | None = None,
-    main_by_value: bool = True,
+    pickling: Pickling = Pickling(),  # noqa: B008  unchanging
     allow_pickle: bool = True,
 ) -> list[Buffer]:
     """Turn an object into buffers whose concatenation a store keeps.
@@ -58,8 +58,7 @@ def serialize(
         compression: ``"lz4"``, ``"zstd"`` or None; frames that do not shrink are left as they are.
         checksum: whether `deserialize` is to detect altered bytes.
         serializer: used in place of pickle; returns a bytes-like object.
-        main_by_value: let cloudpickle take what another process could not import. False for readers that
-            have the same ``__main__``: pickle alone, which takes everything by name.
+        pickling: whose readers the object is for.
         allow_pickle: False for `proxystore_core.plain` instead.
 
     Raises:
@@ -77,10 +76,10 @@ def serialize(
         view = _serialize_custom(obj, serializer)
         return pack([view], kind=KIND_CUSTOM, codec=compression, checksum=checksum)
     array: Any = obj
-    known = None if compression or checksum else _plain_array(array)
+    known = None if compression or checksum else _plain_array(array, pickling)
     if known is not None and (before := _before.get(known)):
         return [before, pickle.PickleBuffer(array).raw()]
-    stream, buffers = _pickle(obj, main_by_value)
+    stream, buffers = _pickle(obj, pickling)
     frames = pack(stream, buffers, kind=KIND_PICKLE, codec=compression, checksum=checksum)
     if known is not None and len(buffers) == 1:
         before = b"".join(frames[:-1])
@@ -169,7 +168,7 @@ _before: dict[tuple[str, tuple[int, ...], bool], bytes] = {}
 """What stands before the bytes of an array of a data type and shape, writable or not."""
 
 
-def _plain_array(obj: Any) -> tuple[str, tuple[int, ...], bool] | None:
+def _plain_array(obj: Any, pickling: Pickling) -> tuple[str, tuple[int, ...], bool] | None:
     """What tells all of a numpy array but its bytes; None for others than plain large ones of numbers.
 
     Pickling one goes through Python and costs some 40 us between the tasks of a busy client.
@@ -177,12 +176,14 @@ def _plain_array(obj: Any) -> tuple[str, tuple[int, ...], bool] | None:
     kind = getattr(sys.modules.get("numpy"), "ndarray", None)
     if type(obj) is not kind or kind in copyreg.dispatch_table:  # somebody's own way of pickling it
         return None
+    if not pickling.takes(kind):
+        return None
     dtype, flags = obj.dtype, obj.flags
     if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or dtype.metadata is not None:
         return None
     if obj.nbytes < IN_BAND or not flags.c_contiguous:
         return None
-    return dtype.char, obj.shape, flags.writeable
+    return dtype.char, obj.shape, flags.writeable or pickling.writable
 
 
 class _Chunks(list[Buffer]):
@@ -212,7 +213,7 @@ class _Buffers(list[Buffer]):
 
 
 class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: _Chunks, buffers: _Buffers, reducers: Mapping[type, _Reducer]) -> None:
+    def __init__(self, file: _Chunks, buffers: _Buffers, reducers: Mapping[type, Reducer]) -> None:
         # The C pickler reads the table once, when it is initialized.
         self.dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(dict(reducers))
         super().__init__(file, 5, buffer_callback=buffers.collect)
@@ -228,11 +229,11 @@ def undo_if_it_fails(undo: Callable[[], None]) -> None:
         undoing.append(undo)
 
 
-def _pickle(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
+def _pickle(obj: object, pickling: Pickling) -> tuple[_Chunks, _Buffers]:
     undoing: list[Callable[[], None]] = []
     token = _undoing.set(undoing)
     try:
-        return _pickled(obj, main_by_value)
+        return _pickled(obj, pickling)
     except BaseException:
         for undo in undoing:
             undo()
@@ -241,8 +242,8 @@ def _pickle(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
         _undoing.reset(token)
 
 
-def _pickled(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
-    reducers = _reducers()
+def _pickled(obj: object, pickling: Pickling) -> tuple[_Chunks, _Buffers]:
+    reducers = {**_reducers(), **pickling.reducers()}
     chunks, buffers = _Chunks(), _Buffers()
     try:
         pickler = pickle.Pickler(chunks, 5, buffer_callback=buffers.collect)
@@ -254,14 +255,16 @@ def _pickled(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
     except Exception as error:
         refusal: Exception | None = error
     else:
-        if not (main_by_value and _by_value(chunks)):
+        if not (pickling.main_by_value and _by_value(chunks)):
+            remember(obj, pickler, chunks)
             return chunks, buffers
         refusal = None
     chunks, buffers = _Chunks(), _Buffers()
     try:
-        if refusal is not None and not main_by_value:
+        if refusal is not None and not pickling.main_by_value:
             raise refusal
-        _CloudPickler(chunks, buffers, reducers).dump(obj)
+        pickler = _CloudPickler(chunks, buffers, reducers)
+        pickler.dump(obj)
     except MemoryError:
         raise
     except Exception as error:
@@ -273,6 +276,7 @@ def _pickled(obj: object, main_by_value: bool) -> tuple[_Chunks, _Buffers]:
         ) from (refusal or error)
     finally:
         del refusal  # its traceback names this frame: a cycle that would keep the callers' objects
+    remember(obj, pickler, chunks)
     return chunks, buffers
 
 
@@ -289,7 +293,7 @@ def _by_value(chunks: _Chunks) -> bool:
     return False
 
 
-def _reducers() -> Mapping[type, _Reducer]:
+def _reducers() -> Mapping[type, Reducer]:
     """How to reduce types whose own way copies; only of libraries that are in use."""
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     return {} if tensor is None else {tensor: _reduce_tensor}

@@ -10,6 +10,7 @@ import xxhash
 
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.flight import Flights
+from proxystore_core.pickling import Pickling
 from proxystore_core.pins import Holdings
 from proxystore_core.reference import Reference, class_name
 
@@ -33,16 +34,22 @@ class Sharing:
     Args:
         store: where objects go.
         session: the session that they belong to.
-        main_by_value: see `serialize.serialize`.
+        pickling: see `serialize.serialize`.
 
     Attributes:
         holdings: what is there, with a pin for each call that uses it.
         closed: nothing is to be put any more.
     """
 
-    def __init__(self, store: Store[Any], session: str, *, main_by_value: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store[Any],
+        session: str,
+        *,
+        pickling: Pickling = Pickling(),  # noqa: B008  unchanging
+    ) -> None:
         self.store = store
-        self.main_by_value = main_by_value
+        self.pickling = pickling
         self.session = session
         self.holdings = Holdings()
         self.closed = False
@@ -56,7 +63,7 @@ class Sharing:
             SerializationError: the object cannot be turned into bytes.
             StoreError: the store failed; says why.
         """
-        frames = self.store.encode(obj, main_by_value=self.main_by_value)
+        frames = self.store.encode(obj, pickling=self.pickling)
         look = _look(frames)
         mine: list[Reference] = []
 

@@ -24,6 +24,7 @@ from proxystore_core.frames import nbytes
 from proxystore_core.futures import DEADLINE, Future
 from proxystore_core.observe import Metrics
 from proxystore_core.operators import PROXIES
+from proxystore_core.pickling import Pickling
 from proxystore_core.proxy import Proxied, Proxy, ProxyLocker
 from proxystore_core.recipe import Recipe, connector_class, import_name, imported, named, open_connector
 from proxystore_core.reference import Reference, class_name
@@ -354,7 +355,7 @@ class Store(AwaitedBytes[C]):
         *,
         session: str | None = None,
         evict: bool = False,
-        main_by_value: bool = True,
+        pickling: Pickling = Pickling(),  # noqa: B008  unchanging
         tags: Collection[str] = (),
     ) -> Reference:
         """Store an object and return its reference.
@@ -363,13 +364,13 @@ class Store(AwaitedBytes[C]):
             obj: as for `put`.
             session: as for `put`.
             evict: let the object leave the store when the reference is first resolved.
-            main_by_value: see `encode`.
+            pickling: see `encode`.
             tags: as for `put`.
 
         Raises:
             StoreError: as `put`.
         """
-        frames, kind = self.encode(obj, main_by_value=main_by_value), class_name(obj)
+        frames, kind = self.encode(obj, pickling=pickling), class_name(obj)
         key, size = self.put_frames(frames, session=session, kind=kind, tags=tags)
         return Reference(key, self.recipe, size, kind, evict)
 

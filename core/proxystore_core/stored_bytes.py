@@ -26,6 +26,7 @@ from proxystore_core.flight import Flights
 from proxystore_core.frames import nbytes
 from proxystore_core.near import NEAR_FROM, NearCopies
 from proxystore_core.observe import Metrics, Observed
+from proxystore_core.pickling import Pickling
 from proxystore_core.secret import Secret, lacking
 from proxystore_core.serialize import deserialize, serialize
 
@@ -89,18 +90,17 @@ class StoredBytes(Generic[C]):
         self._routes = routed(connector) is not None
         self._batched = None if metrics else batched(self.connector)  # metrics count objects one by one
 
-    def encode(self, obj: Any, *, main_by_value: bool = True) -> list[Buffer]:
+    def encode(self, obj: Any, *, pickling: Pickling = Pickling()) -> list[Buffer]:  # noqa: B008  unchanging
         """An object as this store stores it: buffers that alias it, for `put_frames`.
 
         Args:
             obj: as for `put`.
-            main_by_value: pickle what ``__main__`` defines by value. False for readers that have the
-                same ``__main__``, where by value a class would be another class.
+            pickling: whose readers the object is for.
 
         Raises:
             SerializationError: the object cannot be turned into bytes.
         """
-        return self._encode(obj, self._serializer, main_by_value)
+        return self._encode(obj, self._serializer, pickling)
 
     def put_frames(
         self,
@@ -122,14 +122,19 @@ class StoredBytes(Generic[C]):
         key = self.connector.put(frames, session=self.session if session is None else session, **hints)
         return key, nbytes(frames)
 
-    def _encode(self, obj: Any, serializer: Serializer | None, main_by_value: bool = True) -> list[Buffer]:
+    def _encode(
+        self,
+        obj: Any,
+        serializer: Serializer | None,
+        pickling: Pickling = Pickling(),  # noqa: B008  unchanging
+    ) -> list[Buffer]:
         def encode() -> list[Buffer]:
             return serialize(
                 obj,
                 compression=self.compression,
                 checksum=self.connector.checksum and self.secret is None,
                 serializer=serializer,
-                main_by_value=main_by_value,
+                pickling=pickling,
                 allow_pickle=self.allow_pickle,
             )
 

@@ -19,8 +19,10 @@ from dask.utils import funcname
 
 from proxystore_core import ConfigurationError, MissingExtraError, StoreError, store_for
 from proxystore_core.connectors.base import place_of
-from proxystore_integrations.calls import CallLink, CallOutgoing
+from proxystore_core.pickling import Pickling
+from proxystore_integrations.calls import CallLink
 from proxystore_integrations.carriers import Filling, NotDeliveredError, StoredArgument
+from proxystore_integrations.outgoing import CallOutgoing
 from proxystore_integrations.transfer import load
 
 __all__ = ["Client", "unfit", "wrap"]
@@ -207,4 +209,6 @@ def _link_of(keywords: dict[str, Any]) -> CallLink:
     given = {name: keywords.pop(name) for name in names if name in keywords}
     configured = dask.config.get("proxystore", default=None) or {}
     table = {str(name).replace("-", "_"): value for name, value in configured.items()}
-    return CallLink(*CallLink.settled(("Dask's configuration", table), **given), "dask")
+    link = CallLink(*CallLink.settled(("Dask's configuration", table), **given), "dask")
+    link.pickling = Pickling()
+    return link

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from types import FunctionType
 from typing import Any
@@ -33,7 +34,7 @@ class FuturesLink(CallLink):
 
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
-        self.main_by_value = kind.main_by_value
+        self.pickling = kind.pickling
         self._shows_names = kind.shows_names
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
@@ -48,7 +49,11 @@ class FuturesLink(CallLink):
         return None if kept is None else kept[2]
 
     def _by_name(self, function: Callable[..., Any], wrapped: StoreFunction) -> bytes | None:
-        if self._terms is None or self._shows_names or not goes_by_name(function, self.main_by_value):
+        if (
+            self._terms is None
+            or self._shows_names
+            or not goes_by_name(function, self.pickling.main_by_value)
+        ):
             return None
         with contextlib.suppress(Exception):  # the engine meets the same, and raises its own error
             return pickle.dumps(wrapped)
@@ -60,8 +65,8 @@ class StoreExecutor(CallExecutor):
 
     Futures are `concurrent.futures.Future`s whose results are plain objects. Unlike the bare executor's,
     they may also be arguments of other calls of this or another `StoreExecutor` (themselves, or in lists,
-    tuples and dicts, among the first 1000 items): the call waits for them, without blocking, and gets their
-    results, from the store where they are large.
+    tuples and dicts, among the first 1000 items of each): the call waits for them, without blocking, and
+    gets their results, from the store where they are large.
 
     Args:
         executor: any executor. Thread pools are handed objects as they are; nothing is stored.
@@ -132,7 +137,16 @@ class StoreExecutor(CallExecutor):
         """What the inner executor has beside: ``num_workers``, ``starmap``; or what libraries look for."""
         if name == "executor" or (name.startswith("_") and name != "_max_workers"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == "starmap":  # mpi4py's own map
+            return functools.partial(self.executor.starmap.__func__, self)  # type: ignore[attr-defined]
         return getattr(self.executor, name)
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """As the inner executor's; each item is looked at."""
+        if hasattr(type(self.executor), "starmap"):
+            results: Iterator[Any] = self.starmap(fn, zip(*iterables, strict=False), **options)
+            return results
+        return super().map(fn, *iterables, **options)
 
     def release(self) -> None:
         """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
@@ -178,8 +192,7 @@ class StoreExecutor(CallExecutor):
     def _send(self, call: Call, **options: Any) -> Future[Any]:
         return self.executor.submit(call.function, *call.args, **call.kwargs, **options)
 
-    def _stop(self, wait: bool, cancel_futures: bool) -> None:
-        if cancel_futures:
-            self.executor.shutdown(wait=wait, cancel_futures=True)
-        else:  # the argument is newer than some executors
-            self.executor.shutdown(wait=wait)
+    def _stop(self, wait: bool, cancel_futures: bool, **options: Any) -> None:
+        if cancel_futures:  # the argument is newer than some executors
+            options["cancel_futures"] = True
+        self.executor.shutdown(wait=wait, **options)

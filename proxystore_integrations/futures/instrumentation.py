@@ -51,9 +51,7 @@ def instrument(module: ModuleType) -> None:
         if store is None:
             bare_shutdown(self, wait, **options)
             return
-        cancel = options.pop("cancel_futures", False)
-        store.executor.options = options
-        store.shutdown(wait, cancel_futures=cancel)
+        store.shutdown(wait, **options)
 
     kind.submit, kind.shutdown = submit, shutdown
 
@@ -77,14 +75,9 @@ def _class_of(module: ModuleType) -> Any:
 
 
 class _Bare(Executor):
-    """A pool as it is without us; does not keep it alive.
-
-    Attributes:
-        options: of its own for ``shutdown``.
-    """
+    """A pool as it is without us; does not keep it alive."""
 
     def __init__(self, pool: Any, submit: Any, shutdown: Any) -> None:
-        self.options: dict[str, Any] = {}
         self._pool = weakref.ref(pool)
         self._submit = submit
         self._shutdown = shutdown
@@ -98,10 +91,9 @@ class _Bare(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return self._submit(pool, fn, *args, **kwargs)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, **options: Any) -> None:
         pool = self._pool()
         if pool is not None:
-            options = {**self.options, "cancel_futures": True} if cancel_futures else self.options
             self._shutdown(pool, wait, **options)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import NamedTuple
 
+from proxystore_core.pickling import DEFAULT, Pickling
+
 __all__ = ["Kind", "kind_of"]
 
 
@@ -18,6 +20,7 @@ class Kind(NamedTuple):
         engine: what to call it.
         options: keyword arguments of ``submit`` that are its own and not the call's.
         shows_names: what it shows of a task is the name of its function.
+        multiprocessing: `multiprocessing` pickles for it.
     """
 
     is_local: bool
@@ -25,11 +28,17 @@ class Kind(NamedTuple):
     engine: str = "concurrent.futures"
     options: tuple[str, ...] = ()
     shows_names: bool = False
+    multiprocessing: bool = False
+
+    @property
+    def pickling(self) -> Pickling:
+        """As it does."""
+        return Pickling(self.main_by_value, self.multiprocessing and DEFAULT.writable, self.multiprocessing)
 
 
 _KINDS = {
     "concurrent.futures.thread.ThreadPoolExecutor": Kind(True, False),
-    "concurrent.futures.process.ProcessPoolExecutor": Kind(False, False),
+    "concurrent.futures.process.ProcessPoolExecutor": Kind(False, False, multiprocessing=True),
     "mpi4py.futures.pool.ThreadPoolExecutor": Kind(True, False, "mpi4py"),
     "mpi4py.futures.pool.MPIPoolExecutor": Kind(False, False, "mpi4py"),
     "executorlib.executor.base.BaseExecutor": Kind(False, True, "executorlib", ("resource_dict",)),

@@ -33,17 +33,18 @@ class _Keywords(dict[str, Any]):
 
 
 def _loads(value: Any) -> tuple[Reference, ...]:
-    return tuple(dict.fromkeys(_references(value)))
+    return tuple(dict.fromkeys(_references(value, set())))
 
 
-def _references(value: Any) -> Iterator[Reference]:
+def _references(value: Any, seen: set[int]) -> Iterator[Reference]:
     kind = type(value)
     if kind is StoredArgument:
         if not value.lazy:
             yield value.reference
-    elif kind is list or kind is tuple or kind is dict:
+    elif (kind is list or kind is tuple or kind is dict) and id(value) not in seen:
+        seen.add(id(value))
         for item in value.values() if kind is dict else value:
-            yield from _references(item)
+            yield from _references(item, seen)
 
 
 def _positional(packed: Packed) -> tuple[Any, ...]:

@@ -157,9 +157,9 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
         future: Future[Any] = super().submit_to_registered_function(identity, args, kwargs)
         return future
 
-    def _stop(self, wait: bool, cancel_futures: bool) -> None:
+    def _stop(self, wait: bool, cancel_futures: bool, **options: Any) -> None:
         shutdown: Any = SurvivingExecutor.shutdown
-        shutdown(self, wait=wait, cancel_futures=cancel_futures)
+        shutdown(self, wait=wait, cancel_futures=cancel_futures, **options)
 
     # Functions.
 

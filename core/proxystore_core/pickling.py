@@ -1,0 +1,86 @@
+"""How an object is pickled that an engine would else pickle itself: as its readers would have had it."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import pickle
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+__all__ = ["DEFAULT", "Pickling", "Reducer"]
+
+Reducer: TypeAlias = Callable[[Any], Any]
+
+_USUAL = frozenset(
+    {functools.partial, types.MethodType, types.MethodDescriptorType, types.WrapperDescriptorType}
+)
+"""What multiprocessing has reducers of its own for, that do as pickle does today."""
+
+
+class Pickling(NamedTuple):
+    """How an object is pickled.
+
+    Attributes:
+        main_by_value: let cloudpickle take what another process could not import. False for readers that
+            have the same ``__main__``: pickle alone, which takes everything by name.
+        writable: arrays that are read-only here are not where they are read, as with pickle's protocols
+            below 5.
+        multiprocessing: refuse what `multiprocessing` passes in its own way (connections, sockets, PyTorch's
+            tensors, which both processes then share).
+    """
+
+    main_by_value: bool = True
+    writable: bool = False
+    multiprocessing: bool = False
+
+    def reducers(self) -> Mapping[type, Reducer]:
+        """By exact type, how to reduce what is not pickled in its own way."""
+        reducers: dict[type, Reducer] = {}
+        numpy = sys.modules.get("numpy")
+        if self.writable and numpy is not None and numpy.ndarray not in copyreg.dispatch_table:
+            reducers[numpy.ndarray] = _reduce_array
+        if self.multiprocessing:
+            reducers.update(dict.fromkeys(_passed_its_own_way(), _refuse))
+        return reducers
+
+    def takes(self, kind: type) -> bool:
+        """Whether objects of exactly this type are not refused."""
+        return not self.multiprocessing or kind not in _passed_its_own_way()
+
+
+DEFAULT = Pickling(writable=pickle.DEFAULT_PROTOCOL < 5)
+"""As with pickle's default protocol."""
+
+
+def _passed_its_own_way() -> set[type]:
+    pickler = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
+    return set(getattr(pickler, "_extra_reducers", ())) - _USUAL
+
+
+def _refuse(obj: Any) -> Any:
+    raise TypeError(f"multiprocessing has its own way to pass {type(obj).__qualname__!r} objects")
+
+
+class _Writable:
+    """The memory of a read-only buffer, as numpy asks for it."""
+
+    def __init__(self, memory: Any) -> None:
+        self.__array_interface__ = {
+            **memory.__array_interface__,
+            "data": (memory.__array_interface__["data"][0], False),
+        }
+        self.memory = memory
+
+
+def _reduce_array(array: Any) -> Any:
+    reduced = array.__reduce_ex__(5)
+    if array.flags.writeable or type(reduced[1][0]) is not pickle.PickleBuffer or not array.nbytes:
+        return reduced
+    # Pickle notes with the buffer whether it is read-only. Nobody writes into this one.
+    numpy = sys.modules["numpy"]
+    memory = numpy.frombuffer(reduced[1][0].raw(), dtype="u1")
+    buffer = pickle.PickleBuffer(numpy.asarray(_Writable(memory)))
+    return (reduced[0], (buffer, *reduced[1][1:]), *reduced[2:])
