@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 CORE = (
-    "bad_input cli compression connectors encryption globus kafka multi node objects plain proxy redis "
+    "bad_input cli compression connectors encryption globus http kafka multi node objects plain proxy redis "
     "redis_failures redis_replies serialize settings sftp sharing shm store store_futures stream_events "
     "streams streams_kafka streams_keeping streams_lost streams_redis tools ucx webrtc webrtc_clients "
     "webrtc_daemons webrtc_peers webrtc_stuck zmq"

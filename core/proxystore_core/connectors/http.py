@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NoReturn
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Key
-from proxystore_core.connectors.objects_reader import BucketReader
-from proxystore_core.errors import ConfigurationError, RefusedError
+from proxystore_core.connectors.objects_reader import PART, BucketReader
+from proxystore_core.errors import ConfigurationError, RefusedError, StoreError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["HTTPConnector", "HTTPSConnector"]
@@ -35,9 +35,11 @@ class HTTPConnector(BucketReader):
     schemes: ClassVar[tuple[str, ...]] = ("http",)
 
     def __init__(self, base: str, **options: Any) -> None:
-        parts = urllib.parse.urlsplit(base)
+        told, parts = StoreURL.parse(base), urllib.parse.urlsplit(base)
         if parts.scheme != self.schemes[0] or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(f"{base!r} names no web server: expected {self.schemes[0]}://host/path")
+            expected = f"expected {self.schemes[0]}://host/path"
+            raise ConfigurationError(f"{told.url!r} names no web server: {expected}")
+        told.expect(host=True, port=True, path=True)
         self.base = base.rstrip("/")
         super().__init__(self.base, **options)
 
@@ -59,24 +61,34 @@ class HTTPConnector(BucketReader):
         path = self._file(key)
         if path is None:
             return super().get(key)
-        until = self._until()
-        found = self._run(lambda obs, client: obs.get(client, path), until, key)
+        found = self._run(lambda obs, client: obs.get(client, path), self._until(), key)
         if found is None:
             return None
-        whole = fresh_buffer(found.meta["size"])
-        self._fill(found, memoryview(whole), self._until(len(whole)), key)
+        whole = self._room(found.meta["size"], key)
+        size, until = len(whole), self._until(len(whole))
+        if size > PART:  # nothing of it has been read: it is asked for again, by who has the time
+            found = self._run(lambda obs, client: obs.get(self._client_for(obs, size), path), until, key)
+            if found is None:
+                return None
+        self._fill(found, memoryview(whole), until, key)
         return whole
 
     async def get_async(self, key: Key) -> Buffer | None:
         path = self._file(key)
         if path is None:
             return await super().get_async(key)
-        until = self._until()
-        found = await self._ask(lambda obs, client: obs.get_async(client, path), until, key)
+        found = await self._ask(lambda obs, client: obs.get_async(client, path), self._until(), key)
         if found is None:
             return None
-        whole = fresh_buffer(found.meta["size"])
-        await self._fill_async(found, memoryview(whole), self._until(len(whole)), key)
+        whole = self._room(found.meta["size"], key)
+        size, until = len(whole), self._until(len(whole))
+        if size > PART:
+            found = await self._ask(
+                lambda obs, client: obs.get_async(self._client_for(obs, size), path), until, key
+            )
+            if found is None:
+                return None
+        await self._fill_async(found, memoryview(whole), until, key)
         return whole
 
     def exists(self, key: Key) -> bool:
@@ -98,6 +110,18 @@ class HTTPConnector(BucketReader):
         """The path of an object of a file store; None for a key that tells the object's size."""
         match = _FILE.fullmatch(key)
         return None if match is None else f"{match[1]}/{match[2]}"
+
+    def _room(self, size: int, key: Key) -> bytearray | memoryview:
+        """Memory for as much as the server says that there is."""
+        try:
+            return fresh_buffer(size)
+        except (MemoryError, OSError, OverflowError, ValueError) as error:
+            raise StoreError(
+                f"there is no memory for the {size} bytes that the server announces: {error}",
+                store=self.url,
+                key=key,
+                remedy="If it announces more than there is, look at that server.",
+            ) from error
 
     def _refused(self, key: Key | None = None) -> RefusedError:
         remedy = "Write through the store behind it, for example s3:// or file://."

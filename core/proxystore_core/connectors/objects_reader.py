@@ -218,16 +218,19 @@ class BucketReader:
         known = self._stores.get(process)
         if known is None:
             obs = library()
-            second = dt.timedelta(seconds=1)
-            timeout = (self.deadline + PART / _SLOWEST) * second
-            http: dict[str, Any] = {"timeout": timeout, "connect_timeout": self.connect_timeout * second}
-            if self.ca is not None:
-                http["root_certificate"] = self._certificate()
-            backoff = {"init_backoff": second / 20, "max_backoff": second}
-            retries = {"max_retries": 20, "retry_timeout": self.connect_timeout * second, "backoff": backoff}
-            client = self._connect(obs, {"client_options": http, "retry_config": retries})
-            known = self._stores.setdefault(process, (obs, client))
+            known = self._stores.setdefault(process, (obs, self._client_for(obs, PART)))
         return known
+
+    def _client_for(self, obs: Any, largest: int) -> Any:
+        """A client that has time for answers of so many bytes: its deadline is for all of an answer."""
+        second = dt.timedelta(seconds=1)
+        timeout = (self.deadline + largest / _SLOWEST) * second
+        http: dict[str, Any] = {"timeout": timeout, "connect_timeout": self.connect_timeout * second}
+        if self.ca is not None:
+            http["root_certificate"] = self._certificate()
+        backoff = {"init_backoff": second / 20, "max_backoff": second}
+        retries = {"max_retries": 20, "retry_timeout": self.connect_timeout * second, "backoff": backoff}
+        return self._connect(obs, {"client_options": http, "retry_config": retries})
 
     def _certificate(self) -> bytes:
         assert self.ca is not None
