@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 import os
 import socket
 import struct
@@ -18,8 +20,8 @@ from proxystore_core.connectors.webrtc import EndpointConnector
 from proxystore_core.endpoint import clients as clients_module
 from proxystore_core.endpoint.relay import Relay
 from proxystore_core.endpoint.settings import DIRECTORY, ENDPOINT
-from proxystore_core.endpoint.wire import CHUNK, Operation, Request
-from proxystore_core.errors import FullError
+from proxystore_core.endpoint.wire import CHUNK, Answer, Operation, Request
+from proxystore_core.errors import FullError, StoreError
 from proxystore_core.private import write_private
 
 
@@ -126,6 +128,40 @@ def test_more_clients_than_there_may_be():
                     await asyncio.to_thread(connector.put, [b"data"])
             await comes(lambda: not one.clients._open)
             await asyncio.to_thread(connector.evict, await asyncio.to_thread(connector.put, [b"data"]))
+            connector.close()
+
+    of_pair(test)
+
+
+def test_patience_without_end():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        async with door(one):
+            connector = EndpointConnector(deadline=math.inf, direct=False)
+            for keep in (one, two):
+                key = keep.put(b"data")
+                assert await asyncio.to_thread(connector.get, key) == b"data"
+            key = await asyncio.to_thread(connector.put, [b"data"])
+            assert await asyncio.to_thread(connector.exists, key)
+            assert EndpointConnector.from_url(connector.url).url == connector.url
+            connector.close()
+
+    of_pair(test)
+
+
+def test_a_peer_that_announces_more_than_there_is_memory_for():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key, serve = two.put(bytes(CHUNK)), two.peers.serve
+
+        async def boasting(request: Request) -> Answer:
+            return dataclasses.replace(await serve(request), size=1 << 44)
+
+        two.peers.serve = boasting
+        async with door(one):
+            connector = EndpointConnector(deadline=10, direct=False)
+            with pytest.raises(StoreError, match="no memory for the 17592186044416 bytes"):
+                await asyncio.to_thread(connector.get, key)
+            key = await asyncio.to_thread(connector.put, [b"data"])
+            assert await asyncio.to_thread(connector.get, key) == b"data"
             connector.close()
 
     of_pair(test)

@@ -214,3 +214,29 @@ def test_what_is_on_disk_is_read_in_pieces(monkeypatch):
         assert two.objects.read(keys[0], CHUNK, CHUNK) is None
 
     of_pair(test)
+
+
+def test_more_introductions_at_once_than_are_accepted_at_once():
+    """When a hundred hosts begin to fetch from one."""
+
+    async def test(one: End, two: End, relay: Relay) -> None:
+        accepted: set[str] = set()
+        go_on = asyncio.Event()
+
+        async def accept(peer: str, nonce: str, sdp: str) -> None:
+            accepted.add(nonce)
+            await go_on.wait()
+
+        one.peers._accept = accept  # type: ignore[method-assign]
+        for number in range(100):
+            nonce = f"{number:032x}"
+            mark = sign(SECRET, "offer", two.id, one.id, nonce, "sdp")
+            await one.peers._heard(two.id, {"kind": "offer", "ref": nonce, "sdp": "sdp", "mark": mark})
+        await comes(lambda: len(accepted) >= 64)
+        await asyncio.sleep(0)
+        assert len(accepted) == 64
+        go_on.set()
+        await comes(lambda: len(accepted) == 100)
+        assert "violations" not in one.counters
+
+    of_pair(test)

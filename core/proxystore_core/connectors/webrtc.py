@@ -35,6 +35,7 @@ __all__ = ["EndpointConnector", "WebRTCConnector"]
 _KEY = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9_-]{1,64}\.[0-9a-f]{20}(w|\.disk)?")
 _ID = re.compile(r"[0-9a-f]{32}")
 _DEADLINE = 60.0
+_LONGEST = 1e8  # seconds, three years: more than that neither sockets nor the daemon take
 _TURN = 0.05  # seconds before an endpoint that does not wait is asked to again
 
 
@@ -46,7 +47,7 @@ class EndpointConnector:
 
     Args:
         endpoints: ids of the endpoints that belong together, one on each host; any if empty.
-        deadline: seconds that an endpoint may be silent.
+        deadline: seconds that an endpoint may be silent; `math.inf` for any number of them.
         direct: read and write the endpoint's shared memory from here where this process sees it.
 
     Raises:
@@ -68,7 +69,7 @@ class EndpointConnector:
                 raise ConfigurationError(f"{each!r} is no endpoint's id: see proxystore endpoint list")
         if not deadline > 0:
             raise ConfigurationError(f"deadline is {deadline!r}: expected seconds, more than 0")
-        self._deadline = deadline
+        self._deadline = min(deadline, _LONGEST)
         self._direct = direct
         self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
         self._lines: dict[int, Lines] = {}  # by process: a child shares no connection with its parent

@@ -129,7 +129,16 @@ class Lines:
             if answer.status is Status.MISSING:
                 return None
             self._checked(answer, key)
-            buffer = fresh_buffer(answer.size)
+            try:
+                buffer = fresh_buffer(answer.size)
+            except (MemoryError, OSError) as error:
+                link.close()  # what comes now is not for the next exchange
+                raise StoreError(
+                    f"there is no memory for the {answer.size} bytes that are announced: {error}",
+                    store=self._url,
+                    key=key,
+                    remedy="If that is more than was stored, look at the endpoint that has the object.",
+                ) from error
             view = memoryview(buffer)
             done = 0
             while True:
@@ -185,7 +194,7 @@ class Lines:
 
     def _keep(self, link: socket.socket) -> None:
         with self._lock:
-            if len(self._idle) < _IDLE:
+            if len(self._idle) < _IDLE and link.fileno() >= 0:
                 self._idle.append(link)
                 return
         link.close()

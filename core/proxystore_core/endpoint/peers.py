@@ -30,6 +30,7 @@ _OPENING = 20.0  # seconds for introduction and connection
 _AGAIN = 10.0  # seconds for which a peer that was there is tried again
 _TRIES = 6  # channels for one object, each of which got some of it
 _MOST = 4  # channels of one peer
+_ACCEPTED = 64  # offers at a time: the others take turns
 _NONCES = 1024  # offers that are remembered: none is taken twice
 _log = logging.getLogger("proxystore_core.endpoint")
 
@@ -56,6 +57,7 @@ class Peers:
         self._offers: dict[str, asyncio.Future[str]] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_ACCEPTED)
         self.introductions = Introductions(settings, secret, self._heard, self._refused)
         _use_addresses(settings.addresses)
 
@@ -194,6 +196,12 @@ class Peers:
         self._keep(channel)
         return channel
 
+    async def _accept_in_turn(self, peer: str, nonce: str, sdp: str) -> None:
+        until = time.monotonic() + _OPENING  # then its peer has given up
+        async with self._turns:
+            if time.monotonic() < until:
+                await self._accept(peer, nonce, sdp)
+
     async def _accept(self, peer: str, nonce: str, sdp: str) -> None:
         connection = RTCPeerConnection(self._configuration())
         opened = asyncio.Event()
@@ -245,13 +253,13 @@ class Peers:
             if waiting is not None and not waiting.done():
                 waiting.set_result(sdp)
         elif kind == "offer":
-            if nonce in self._seen or len(self._tasks) >= 16 * _MOST:
+            if nonce in self._seen or len(self._tasks) >= _NONCES:
                 self._counters.add("violations")
                 return
             self._seen[nonce] = None
             while len(self._seen) > _NONCES:
                 self._seen.popitem(last=False)
-            task = asyncio.ensure_future(self._accept(peer, nonce, sdp))
+            task = asyncio.ensure_future(self._accept_in_turn(peer, nonce, sdp))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
