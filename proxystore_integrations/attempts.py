@@ -69,8 +69,9 @@ class CallFuture(Future[Any]):
             call.done()
             self._cancelled()
             return
-        error = self.cause(attempt.exception(), call)
-        if isinstance(error, NotDeliveredError):
+        raised = attempt.exception()
+        error = self.cause(raised, call)
+        if isinstance(error, NotDeliveredError) and (error is not raised or call.lacked(error)):
             try:
                 self._try(call.by_value(error))
                 return

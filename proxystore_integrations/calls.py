@@ -82,6 +82,10 @@ class Call:
         stored = [*outgoing.references, *(result.reference for result in outgoing.results)]
         return any(reference.key in text for reference in stored)
 
+    def lacked(self, error: NotDeliveredError) -> bool:
+        """Whether it was not made for want of its arguments; else it raised that of a call of its own."""
+        return self.is_stored and (not error.key or self.names(str(error.key)))
+
     def done(self) -> None:
         """This attempt is over, or could not be made: its arguments may go. Idempotent."""
         link, outgoing = self.link, self._outgoing

@@ -58,6 +58,10 @@ class CallExecutor(Executor):
     def _sender(self, options: dict[str, Any]) -> Callable[[Call], Future[Any]]:
         return functools.partial(self._send, **options) if options else self._send
 
+    def _later(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What calls a function later, with the executor's settings as they are now."""
+        return function
+
     def _begin(
         self,
         function: Callable[..., Any],
@@ -82,7 +86,7 @@ class CallExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         future = self.future(self._sender(options))
         self._waiting.add(future)
-        when_done(search.futures, functools.partial(self._begin_later, future, fn, search))
+        when_done(search.futures, self._later(functools.partial(self._begin_later, future, fn, search)))
         return future
 
     def _begin_later(

@@ -180,3 +180,12 @@ class Strange:
 
     def __call__(self, value: Any) -> Any:
         return value
+
+
+def lacking(value: Any, counted: str, key: str | None) -> None:
+    """Fails as a call does that it made itself, of which it was told that a worker lacks the arguments."""
+    from proxystore_integrations.carriers import NotDeliveredError
+
+    with open(counted, "a") as file:
+        file.write(".")
+    raise NotDeliveredError("no such object", key=key)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_sharer
+from pathlib import Path
 from typing import Any
 
 import futures_tasks as tasks
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.futures import StoreExecutor
 from proxystore_integrations.outgoing import outgoing_of
 
@@ -198,6 +201,25 @@ def test_data_frames_of_one_index_are_stored_apart(executors: Any) -> None:
     outgoing, _ = outgoing_of(executors[1]._link, tasks.total, (frame, frame["a"]), {}, True)
     assert len(outgoing.references) == 2
     outgoing.over()
+
+
+# What they raise.
+
+
+@pytest.mark.parametrize("key", ["another", None])
+@pytest.mark.parametrize("big", [True, False])
+def test_a_call_whose_own_call_lacked_arguments_is_not_made_again(
+    key: str | None, big: bool, executors: Any, tmp_path: Path
+) -> None:
+    counted = tmp_path / "counted"
+    argument = executors[1].submit(tasks.big) if big else executors[1].submit(tasks.kind, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        future = executors[1].submit(tasks.lacking, argument, str(counted), key)
+        error = future.exception(WAIT)
+    assert type(error) is NotDeliveredError
+    assert error.key == key
+    assert len(counted.read_text()) == (2 if big and not key else 1)  # once more: nothing tells whose it was
 
 
 # What they are called with.

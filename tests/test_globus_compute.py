@@ -213,6 +213,19 @@ def test_what_is_set_goes_to_the_service(executor: Any, fresh: FakeService) -> N
     assert "resource_specification" not in first
 
 
+def test_a_task_that_waits_goes_where_it_was_submitted_to(executor: Any, fresh: FakeService) -> None:
+    endpoint = executor.endpoint_id
+    executor.user_endpoint_config = {"account": "a"}
+    waiting = executor.submit(tasks.length, executor.submit(tasks.double, BIG))
+    executor.user_endpoint_config = {"account": "b"}
+    executor.endpoint_id = uuid.uuid4()
+    try:
+        assert waiting.result(WAIT) == 2 * len(BIG)
+    finally:
+        executor.endpoint_id = endpoint
+    assert [batch["user_endpoint_config"] for _, batch in fresh.batches] == [{"account": "a"}] * 2
+
+
 def test_registered_functions_stay_what_they_are(executor: Any, fresh: FakeService, started: Any) -> None:
     bare = started(fresh, BareExecutor)
     identity = executor.register_function(tasks.double, description="twice")

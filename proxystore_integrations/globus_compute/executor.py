@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -33,6 +34,27 @@ class Registered(NamedTuple):
     id: str
 
 
+_SETTINGS = ("endpoint_id", "resource_specification", "user_endpoint_config")
+
+_sending = threading.local()
+"""What was set when the task was submitted that this thread sends."""
+
+
+def _task() -> tuple[Any, dict[str, Any]]:
+    return getattr(_sending, "task", (None, {}))
+
+
+def _setting(name: str) -> Any:
+    """A property of the SDK's executor: for a task that is sent later, as it was at its submit."""
+    sdks = vars(ComputeExecutor)[name]
+
+    def get(self: Executor) -> Any:
+        executor, settings = _task()
+        return settings[name] if executor is self else sdks.fget(self)
+
+    return property(get, sdks.fset, doc=sdks.__doc__)
+
+
 class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
     """`globus_compute_sdk.Executor` whose tasks' large arguments and results go through a store.
 
@@ -60,6 +82,9 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
     """
 
     future = GlobusFuture
+    endpoint_id = _setting("endpoint_id")
+    resource_specification = _setting("resource_specification")
+    user_endpoint_config = _setting("user_endpoint_config")
 
     def __init__(
         self,
@@ -148,6 +173,22 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
             except StoreError as error:
                 self._link.by_value.accept(error, "work")
         self._reached.add(endpoint_id)
+
+    def _sender(self, options: dict[str, Any]) -> Callable[[Call], Future[Any]]:
+        return self._later(super()._sender(options))
+
+    def _later(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+
+        def call(*args: Any) -> Any:
+            before = _task()
+            _sending.task = self, settings
+            try:
+                return function(*args)
+            finally:
+                _sending.task = before
+
+        return call
 
     def _send(self, call: Call, **options: Any) -> Future[Any]:
         args, kwargs = call.args, call.kwargs
