@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import endpoint_sites
 import pytest
-from endpoint_sites import Sites, at
+from endpoint_sites import at
 from waiting import until
 from websockets.sync.server import ServerConnection, serve
 
 from proxystore_core.connectors.webrtc import EndpointConnector
 from proxystore_core.endpoint import daemon
-from proxystore_core.endpoint.settings import DIRECTORY, EndpointSettings
-
-
-@pytest.fixture(scope="module")
-def sites() -> Iterator[Sites]:
-    with endpoint_sites.sites() as sites:
-        yield sites
+from proxystore_core.endpoint.settings import DIRECTORY, EndpointSettings, configured
+from proxystore_core.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -65,8 +60,6 @@ def test_settings_are_there_whole_or_not_at_all(place, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         EndpointSettings.create("two")
     assert EndpointSettings.load("one").relay == ""
-    from proxystore_core.endpoint.settings import configured
-
     assert [each.name for each in configured()] == ["one"]
 
 
@@ -90,3 +83,36 @@ def test_a_relay_that_is_none(place, answer):
         finally:
             daemon.stop(settings, clear=True)
             server.shutdown()
+
+
+def test_who_starts_one_at_the_same_time_as_others(place):
+    """One of them has started it; and it stops, whoever of them waits to be the next."""
+    settings = EndpointSettings.create("one")
+    with ThreadPoolExecutor(4) as executor:
+        starting = [executor.submit(daemon.start, settings) for _ in range(4)]
+        until(lambda: settings.running and any(each.done() for each in starting))
+        outcomes = [each.exception() or each.result() for each in starting]
+    started = [each for each in outcomes if not isinstance(each, ConfigurationError)]
+    assert started == [int((settings.directory / "lock").read_text())], outcomes
+    assert daemon.stop(settings, clear=True)
+
+
+def test_who_stops_one_that_another_waits_for(place):
+    """Then the other has it at once, and is stopped, too."""
+    settings = EndpointSettings.create("one")
+    with open(settings.directory / "lock", "w") as lock, ThreadPoolExecutor(1) as executor:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stopping = None
+        for _ in range(2):
+            with subprocess.Popen(["sleep", "100"]) as holder:
+                lock.seek(0)
+                lock.truncate()
+                lock.write(str(holder.pid))
+                lock.flush()
+                stopping = stopping or executor.submit(daemon.stop, settings, patience=10)
+                try:
+                    assert holder.wait(20) == -signal.SIGTERM
+                finally:
+                    holder.kill()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert stopping.result()

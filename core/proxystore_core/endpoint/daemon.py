@@ -159,11 +159,14 @@ def start(settings: EndpointSettings) -> int:
     until = time.monotonic() + _STARTS
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError), settings.connect(1.0):
-            return process.pid
+            if _holder(settings) == process.pid:
+                return process.pid
         time.sleep(0.05)
     if process.poll() is None:
         process.kill()
     process.wait()
+    if settings.running:  # somebody else started it at the same time
+        raise ConfigurationError(f"endpoint {settings.name!r} runs already")
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise UnreachableError(
         f"endpoint {settings.name!r} did not start: {' '.join(last) or 'it says nothing'}",
@@ -189,12 +192,12 @@ def stop(settings: EndpointSettings, *, clear: bool = False, patience: float = 2
         lock, process = settings.directory / "lock", 0
         until = time.monotonic() + patience
         while settings.running:
-            if not process:
-                # Who has just locked it has not written yet who he is; a signal to 0 is one to ourselves.
-                process = int(lock.read_text() or "0")
-                if process:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGTERM)
+            # Who has just locked it, maybe after another, has not written yet who he is; a signal to 0
+            # is one to ourselves.
+            if (holder := _holder(settings)) not in (0, process):
+                process = holder
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
             if time.monotonic() > until:
                 raise UnreachableError(
                     f"endpoint {settings.name!r} (process {process or 'unknown'}) does not stop",
@@ -212,6 +215,11 @@ def stop(settings: EndpointSettings, *, clear: bool = False, patience: float = 2
             store.end(session)
         store.close()
     return ran
+
+
+def _holder(settings: EndpointSettings) -> int:
+    """The process that says, in the file of the lock, that it has it; 0 for none."""
+    return int((settings.directory / "lock").read_text() or "0")
 
 
 @contextlib.contextmanager
