@@ -6,7 +6,6 @@ import json
 import marshal
 import os
 import pickle
-import re
 import secrets
 import subprocess
 import sys
@@ -40,8 +39,6 @@ from proxystore_core.recipe import Recipe
 from proxystore_core.reference import Reference
 from proxystore_core.registry import store_for
 from proxystore_core.store import NotProxiableError, Store, get_key, get_store
-
-GUIDE = Path(__file__).parents[1] / "docs" / "store.md"
 
 
 @pytest.fixture(params=["memory", "file", "shm"])
@@ -1035,16 +1032,6 @@ def test_bad_urls():
     ):
         with pytest.raises(ConfigurationError, match=problem):
             Store.from_url(url)
-
-
-# -- The guide -----------------------------------------------------------------------------------
-
-
-def test_the_guide_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert blocks
-    exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
 
 
 @pytest.mark.parametrize("key", [None, 5, b"key", ("a", "b"), ["a"], Proxy(list)], ids=repr)

@@ -2,9 +2,10 @@
 
 Example:
     owned = store.owned_proxy(array)
-    executor.submit(read, borrow(owned))            # any number that read
-    executor.submit(change, mut_borrow(owned))      # or one that changes, and says update()
-    del owned                                       # evicted, once the last borrower is done
+    readers = [executor.submit(read, borrow(owned)) for _ in range(3)]  # any number that read
+    wait(readers)
+    executor.submit(change, mut_borrow(owned))  # or one that changes, and says update()
+    del owned  # evicted, once the last borrower is done
 
 The rules are Rust's, checked when the program runs: many readers or one writer; no owner moves,
 changes or clones what somebody may be changing. A borrower is over when it is garbage, when
