@@ -131,6 +131,9 @@ class CallLink(Link):
     outlived = False
     """Whether calls go on without this process, so that another may ask for their results."""
 
+    pickles_apart = False
+    """Whether the engine pickles function, arguments and keyword arguments one by one."""
+
     should_proxy: Callable[[Any], bool] | None = None
     """May keep a large value out of the store."""
 

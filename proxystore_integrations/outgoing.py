@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from proxystore_core import Reference
@@ -40,11 +40,12 @@ class CallOutgoing(Outgoing):
         self._lazy = link.settings.inputs == "proxy"
         self.engine = link.engine
         self._main_by_value = link.pickling.main_by_value
+        self.unites = not self._lazy
 
-    def carrier(self, reference: Reference) -> StoredArgument:
+    def carrier(self, reference: Reference, item: int | None = None) -> StoredArgument:
         if not self._lazy:
             self.loads[reference] = None
-        return StoredArgument(reference, self._lazy)
+        return StoredArgument(reference, self._lazy, item)
 
     def engine_value(self, value: Any) -> Any:
         if type(value) is not StoredResult:
@@ -67,6 +68,36 @@ class CallOutgoing(Outgoing):
         stored = None if function is None else self.function(function)
         new_args = tuple(self.substitute_all(args))
         return stored, new_args, {name: self.substitute(value) for name, value in kwargs.items()}
+
+    def sent_apart(
+        self, function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Sent:
+        """As `sent`, for an engine that pickles function, arguments and keyword arguments one by one.
+
+        What the same of these hold is one object in the task, and what two of them hold is two.
+        """
+        self.label = name_of(function)
+        stored = None if function is None else self.function(function)
+        if stored is not None:
+            self._uses[stored.reference] += 1
+        positional = self.together(args, lambda: tuple(self.substitute_all(args)))
+        if not kwargs:
+            self.settle()
+            return stored, positional, {}
+        self.apart()
+        values = tuple(kwargs.values())
+        named = self.together(values, lambda: self.substitute_all(values))
+        self.settle()
+        return stored, positional, dict(zip(kwargs, named, strict=True))
+
+    def inside(self, value: Any) -> Iterable[Any] | None:
+        return () if type(value) is StoredResult else None
+
+    def settle(self) -> None:
+        before = {*self.references}
+        super().settle()
+        for reference in before.difference(self.references):
+            self.loads.pop(reference, None)
 
     def shares(self, memos: Mapping[int, Memo], sent: Any) -> bool:
         """Whether an object is in several of what is stored, or in one and in what is sent beside.
@@ -118,6 +149,8 @@ def outgoing_of(
     outgoing = CallOutgoing(link)
     sent: Sent | None = None
     try:
+        if link.pickles_apart:
+            return outgoing, outgoing.sent_apart(function if wrapped else None, args, kwargs)
         if not wrapped:
             return outgoing, outgoing.sent(None, args, kwargs)
         inside = carried(function, link.pickling.main_by_value)

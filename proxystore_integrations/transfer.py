@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, forks, store_for
+from proxystore_core.memos import Memo, remembering
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
+from proxystore_integrations.together import Part, united, united_by_row
 
 __all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
 
+_T = TypeVar("_T")
 _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
 _TEXT = frozenset({str, bytes, bytearray})
 _UNCHANGING = frozenset({str, bytes})
@@ -85,7 +89,8 @@ class Outgoing:
     """The values of one call (one submit, one map, one graph).
 
     Within one call the same object is stored once, however often it appears. One that is equal to another of
-    the call is stored by itself: in the task they are two, and it may change one of them.
+    the call is stored by itself: in the task they are two, and it may change one of them. What several hold
+    is one object in the task, too: they are stored as one (see `together`).
 
     Args:
         sharing: where large values go; an equal one that another call put there is not stored again.
@@ -101,6 +106,8 @@ class Outgoing:
 
     engine = ""
     label = ""
+    unites = True
+    """Whether what several values hold is one object in the task."""
 
     def __init__(
         self,
@@ -116,12 +123,27 @@ class Outgoing:
         self.references: list[Reference] = []
         # By id; the values are kept so that no id is used again while this call lasts.
         self._stored: dict[int, tuple[Any, Reference | None]] = {}
+        self._before: list[Any] = []
         self._shared: set[Reference] = set()
         self._rebuilt: dict[int, tuple[Any, Any]] = {}
+        self._met: dict[int, Memo] = {}  # of values that were pickled, by id
+        self._united: dict[int, tuple[Any, Any]] = {}
+        self._made: list[Reference] = []  # of those made in this scope
+        self._uses: Counter[Reference] = Counter()
+        self._unused = False
 
-    def carrier(self, reference: Reference) -> Any:
-        """What the engine carries in place of the value."""
+    def carrier(self, reference: Reference, item: int | None = None) -> Any:
+        """What the engine carries in place of the value.
+
+        Args:
+            reference: names the value, or the list that it is in.
+            item: its place in that.
+        """
         raise NotImplementedError
+
+    def inside(self, value: Any) -> Iterable[Any] | None:
+        """The values in an object of the engine's own; None for others."""
+        return None
 
     def rebuilt(self, container: Any, items: Any) -> Any:
         """A container like ``container`` with some of its values replaced by carriers.
@@ -153,6 +175,8 @@ class Outgoing:
         kind = type(value)
         if kind in _SMALL or kind is Proxy:
             return value
+        if self._united and (one := self._united.get(id(value))) is not None:
+            return one[1]
         if kind in _TEXT:
             return self._carried(value) if len(value) >= self.policy.threshold else self._small(value)
         own = self.engine_value(value)
@@ -183,6 +207,107 @@ class Outgoing:
     def substitute_all(self, values: Iterable[Any]) -> list[Any]:
         """`substitute` for each."""
         return [self.substitute(value) for value in values]
+
+    def together(
+        self,
+        values: Sequence[Any],
+        substitute: Callable[[], _T],
+        rows: Iterable[Sequence[Any]] | None = None,
+    ) -> _T:
+        """What ``substitute`` makes of values that the engine pickles at once.
+
+        Where some of them hold the same object, it is called again when they are in the store as one.
+
+        Args:
+            values: all that ``substitute`` looks at.
+            substitute: calls `substitute` for each value, and may be called twice.
+            rows: values that go one row a call, with ``values`` in each. Those of these that hold the same
+                object are left to the engine.
+        """
+        outer, self._made = self._made, []
+        try:
+            with remembering() as memos:
+                result = substitute()
+            if self.unites:
+                self._met.update(memos)
+            if not self._met:
+                groups = []
+            elif rows is None:
+                groups = united(self._parts(values))
+            else:
+                groups = united_by_row(self._parts(values), map(self._parts, rows))
+            if groups:
+                self._made.clear()
+                self._rebuilt.clear()
+                self._unused = True
+                for group in groups:
+                    reference = self._put_once(group) if rows is None else None
+                    for item, value in enumerate(group):
+                        carried = value if reference is None else self._carry(reference, item)
+                        self._united[id(value)] = value, carried
+                result = substitute()
+                self._united.clear()
+            self._uses.update(self._made)
+            return result
+        finally:
+            self._made = outer
+
+    def apart(self) -> None:
+        """What is substituted from now on is not what was before, be it the same object."""
+        self._before.append(self._stored)
+        self._stored = {}
+        self._rebuilt.clear()
+
+    def settle(self) -> None:
+        """All values are substituted: let go of those that were stored by themselves for nothing."""
+        self._met.clear()
+        if not self._unused:
+            return
+        for reference in [one for one in self.references if self._uses[one] <= 0]:
+            self.references.remove(reference)
+            if self.sharing.holdings.release(reference.key):
+                try:
+                    self.sharing.store.evict(reference.key)
+                except StoreError as error:
+                    self.by_value.warn(f"cannot evict an object: {error}", instead=False)
+
+    def _carry(self, reference: Reference, item: int | None = None) -> Any:
+        self._made.append(reference)
+        return self.carrier(reference, item)
+
+    def _parts(self, values: Iterable[Any]) -> list[Part]:
+        """What `substitute` took each of some values for."""
+        parts: list[Part] = []
+        places: dict[int, int] = {}
+        for value in values:
+            self._look(value, parts, places)
+        return parts
+
+    def _look(self, value: Any, parts: list[Part], places: dict[int, int]) -> int | None:
+        """Add the parts of a value; the place of its own."""
+        kind = type(value)
+        if kind in _SMALL or kind in _UNCHANGING or kind is Proxy:
+            return None
+        if id(value) in places:
+            return places[id(value)]
+        inner = self.inside(value)
+        if inner is not None:
+            for item in inner:
+                self._look(item, parts, places)
+            return None
+        place = places[id(value)] = len(parts)
+        reference = self._stored.get(id(value), (None, None))[1]
+        container = self._rebuilt.get(id(value))
+        if reference is not None:
+            parts.append(Part(value, self._met.get(id(value)), reference.size))
+        elif container is None or container[1] is value:
+            parts.append(Part(value, whole=True))
+        else:
+            parts.append(part := Part(value))
+            for item in value.values() if kind is dict else value:
+                if (inside := self._look(item, parts, places)) is not None:
+                    part.items.append(inside)
+        return place
 
     def whole(self, value: Any) -> Reference | None:
         """The reference of a large value, stored whole and for this call alone; None if it is small."""
@@ -228,20 +353,25 @@ class Outgoing:
             self._not_stored(value, "should_proxy said no")
             return value
         reference = self.reference(value)
-        return value if reference is None else self.carrier(reference)
+        return value if reference is None else self._carry(reference)
 
     def reference(self, value: Any) -> Reference | None:
         """The value stored, once; None if it has to go by value."""
         stored = self._stored.get(id(value))
         if stored is None:
-            reference = self._put(value, shared=True)
-            if reference in self._shared and type(value) not in _UNCHANGING:
-                self.sharing.holdings.release(self.references.pop().key)  # the other has a pin, too
-                reference = self._put(value, shared=False)
-            elif reference is not None:
-                self._shared.add(reference)
+            reference = self._put_once(value)
             self._stored[id(value)] = stored = value, reference
         return stored[1]
+
+    def _put_once(self, value: Any) -> Reference | None:
+        """Store a value that this call has not stored yet."""
+        reference = self._put(value, shared=True)
+        if reference in self._shared and type(value) not in _UNCHANGING:
+            self.sharing.holdings.release(self.references.pop().key)  # the other has a pin, too
+            return self._put(value, shared=False)
+        if reference is not None:
+            self._shared.add(reference)
+        return reference
 
     def _not_stored(self, value: Any, why: str) -> None:
         if ledger.book is not None:

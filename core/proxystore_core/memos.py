@@ -26,7 +26,10 @@ class Memo:
     def __contains__(self, obj: object) -> bool:
         """Whether the pickle has this very object; costs about 1 us. Numbers are in none."""
         before = len(self._written)
-        self._pickler.persistent_id = _Stop()
+        try:
+            self._pickler.persistent_id = _Stop()
+        except AttributeError:  # Python 3.13.0
+            return id(obj) in self.objects()
         try:
             self._pickler.dump(obj)
             return self._written[before][_opcode(self._written[before])] in _GET
@@ -34,6 +37,10 @@ class Memo:
             return False
         finally:
             del self._written[before:]
+
+    def objects(self) -> dict[int, Any]:
+        """All of them, by id; costs about as much as pickling them."""
+        return {one: obj for one, (_, obj) in self._pickler.memo.copy().items()}
 
 
 _GET = b"hj"  # what pickle writes for an object that it has seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import cloudpickle
@@ -39,10 +40,25 @@ class DaskOutgoing(Outgoing):
         lazy: give tasks lazy proxies instead of values (``inputs = "proxy"``).
     """
 
-    lazy = False
+    def __init__(self, *args: Any, lazy: bool = False) -> None:
+        super().__init__(*args)
+        self.lazy = lazy
+        self.unites = not lazy
 
-    def carrier(self, reference: Reference) -> StoredValue:
-        return StoredValue(None, reference, self.lazy)
+    def carrier(self, reference: Reference, item: int | None = None) -> StoredValue:
+        return StoredValue(None, reference, self.lazy, item)
+
+    def inside(self, value: Any) -> Iterable[Any] | None:
+        if not isinstance(value, GraphNode):
+            return None
+        if isinstance(value, Task):
+            inner = value.args[0].values() if value.has_subgraph() else ()
+            return value.func, *inner, *value.args[len(inner) and 1 :], *value.kwargs.values()
+        return (value.value,) if type(value) is DataNode else ()
+
+    def node(self, node: Any) -> Any:
+        """A whole node of a graph with its large values replaced, or itself."""
+        return self.together((node,), lambda: self.substitute(node))
 
     def rebuilt(self, container: Any, items: Any) -> Any:
         # Dask evaluates its own container nodes; a plain container it hands over as it is.
@@ -83,10 +99,20 @@ class DaskOutgoing(Outgoing):
 
     def function(self, function: Any) -> Any:
         """The function itself, or what stands for it when it carries large values."""
+        if (one := self._united.get(id(function))) is not None:
+            stored = one[1]
+            return (
+                StoredFunction.of(function, stored.reference, stored.item)
+                if stored is not function
+                else function
+            )
         if not carries_large(function, self.policy):
             return function
         reference = self.reference(function)
-        return function if reference is None else StoredFunction.of(function, reference)
+        if reference is None:
+            return function
+        self._made.append(reference)
+        return StoredFunction.of(function, reference)
 
 
 def _identity(value: Any) -> Any:
@@ -141,11 +167,11 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
             return serialized
     if kind is LLGExpr:
         graph = convert_legacy_graph(graph)
-        nodes = {key: outgoing.substitute(node) for key, node in graph.items()}
+        nodes = {key: outgoing.node(node) for key, node in graph.items()}
         if len(graph) == 1 and not outgoing.references:
             # The graph is large and nothing in it looks so: it is hidden deep in objects.
             outgoing.policy = _Pickled(outgoing.policy.threshold)
-            nodes = {key: outgoing.substitute(node) for key, node in graph.items()}
+            nodes = {key: outgoing.node(node) for key, node in graph.items()}
         return LLGExpr(nodes, _determ_token=expr._determ_token)
     return _substitute_map(expr, outgoing) if kind is MapExpr else _substitute_pickled(expr, outgoing)
 
@@ -154,9 +180,16 @@ def _substitute_map(expr: Any, outgoing: DaskOutgoing) -> Any:
     changed = object.__new__(kind := type(expr))
     changed.__dict__.update(expr.__dict__)
     operands = dict(zip(kind._parameters, expr.operands, strict=False))
-    operands["func"] = outgoing.function(expr.func)
-    operands["iterables"] = [outgoing.substitute_all(items) for items in expr.iterables]
-    operands["kwargs"] = {name: outgoing.substitute(value) for name, value in expr.kwargs.items()}
+
+    def substitute() -> dict[str, Any]:
+        return {
+            "func": outgoing.function(expr.func),
+            "iterables": [outgoing.substitute_all(items) for items in expr.iterables],
+            "kwargs": {name: outgoing.substitute(value) for name, value in expr.kwargs.items()},
+        }
+
+    rows = zip(*expr.iterables, strict=False)
+    operands |= outgoing.together((expr.func, *expr.kwargs.values()), substitute, rows)
     changed.operands = list(operands.values())
     return changed
 
@@ -175,7 +208,7 @@ def _substitute_pickled(expr: Any, outgoing: DaskOutgoing) -> Any:
     except _LargeLayer:
         graph = convert_legacy_graph(expr.__dask_graph__())
         return graph_expr(
-            {key: outgoing.substitute(node) for key, node in graph.items()}, expr.__dask_annotations__()
+            {key: outgoing.node(node) for key, node in graph.items()}, expr.__dask_annotations__()
         )
     raw = [buffer.raw() for buffer in buffers]
     return Serialized(
@@ -197,7 +230,7 @@ class _GraphPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         if isinstance(obj, GraphNode):
-            changed = self._outgoing.substitute(obj)
+            changed = self._outgoing.node(obj)
             if changed is not obj:
                 self._kept.append(changed)
                 return changed.__reduce_ex__(5)

@@ -96,8 +96,8 @@ class DaskLink(Link):
 
     def outgoing(self) -> DaskOutgoing:
         """A collector for the values of one call."""
-        outgoing = DaskOutgoing(self.sharing, self.policy, self.by_value)
-        outgoing.lazy = self.settings.inputs == "proxy"
+        lazy = self.settings.inputs == "proxy"
+        outgoing = DaskOutgoing(self.sharing, self.policy, self.by_value, lazy=lazy)
         outgoing.engine = self.engine
         return outgoing
 

@@ -176,6 +176,7 @@ class StoreMixin(distributed.Client):
             outgoing = link.outgoing()
             outgoing.label = key_split(next(iter(keys), ""))
             expr = substitute_graph(expr, outgoing)
+            outgoing.settle()
             references = outgoing.references
         results = link.stores_results if proxy_result is None else proxy_result and link.reached
         if not references and not results:

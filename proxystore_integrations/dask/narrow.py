@@ -94,8 +94,14 @@ class NarrowMixin(distributed.Client):
     ) -> Any:
         outgoing = self._outgoing(proxy_args, kwargs)
         if outgoing is not None:
-            stored = outgoing.substitute_all(args)
-            named = {name: outgoing.substitute(value) for name, value in kwargs.items()}
+            stored, named = outgoing.together(
+                (func, *args, *kwargs.values()),
+                lambda: (
+                    outgoing.substitute_all(args),
+                    {name: outgoing.substitute(value) for name, value in kwargs.items()},
+                ),
+            )
+            outgoing.settle()
             if outgoing.references:
                 if named.get("key") is None and named.get("pure", True):
                     named["key"] = f"{funcname(func)}-{tokenize(func, kwargs, *args)}"
@@ -113,8 +119,15 @@ class NarrowMixin(distributed.Client):
         outgoing = self._outgoing(proxy_args, kwargs)
         if outgoing is not None:
             lists = [list(iterable) for iterable in iterables]
-            stored = [outgoing.substitute_all(items) for items in lists]
-            named = {name: outgoing.substitute(value) for name, value in kwargs.items()}
+            stored, named = outgoing.together(
+                (func, *kwargs.values()),
+                lambda: (
+                    [outgoing.substitute_all(items) for items in lists],
+                    {name: outgoing.substitute(value) for name, value in kwargs.items()},
+                ),
+                zip(*lists, strict=False),
+            )
+            outgoing.settle()
             if outgoing.references:
                 if named.get("key") is None and named.get("pure", True):
                     named["key"] = [

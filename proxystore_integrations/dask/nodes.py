@@ -30,11 +30,13 @@ class StoredValue(GraphNode):
         key: Dask's key when the leaf is a task of its own, else None.
         reference: names the stored value.
         lazy: give the task a lazy proxy instead of the value.
+        item: place of the value in the list that the reference names; None where it names the value.
     """
 
-    __slots__ = ("lazy", "reference")
+    __slots__ = ("item", "lazy", "reference")
 
-    def __init__(self, key: Any, reference: Reference, lazy: bool = False) -> None:
+    def __init__(self, key: Any, reference: Reference, lazy: bool = False, item: int | None = None) -> None:
+        self.item = item
         self.key = key
         self._dependencies = _no_dependencies
         self.reference = reference
@@ -43,10 +45,12 @@ class StoredValue(GraphNode):
     def __call__(self, values: Any = ()) -> Any:
         if self.lazy:
             return Proxy(self.reference)
-        return _load(self.reference)
+        return _load(self)
 
     def __reduce__(self) -> tuple[type[StoredValue], tuple[Any, ...]]:
-        return StoredValue, (self.key, self.reference, self.lazy)
+        if self.item is None:
+            return StoredValue, (self.key, self.reference, self.lazy)
+        return StoredValue, (self.key, self.reference, self.lazy, self.item)
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -54,14 +58,16 @@ class StoredValue(GraphNode):
     def __sizeof__(self) -> int:
         return 200
 
-    def __dask_tokenize__(self) -> tuple[str, str, str]:
-        return type(self).__name__, self.reference.recipe, self.reference.key
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return type(self).__name__, self.reference.recipe, self.reference.key, self.item
 
     def copy(self) -> StoredValue:
-        return StoredValue(self.key, self.reference, self.lazy)
+        return StoredValue(self.key, self.reference, self.lazy, self.item)
 
     def substitute(self, subs: Any, key: Any = None) -> StoredValue:
-        return self if key is None or key == self.key else StoredValue(key, self.reference, self.lazy)
+        if key is None or key == self.key:
+            return self
+        return StoredValue(key, self.reference, self.lazy, self.item)
 
 
 class StoredFunction:
@@ -73,25 +79,27 @@ class StoredFunction:
         reference: names the stored function.
         name: what Dask shows for it.
         is_coroutine: whether it is a coroutine function.
+        item: as for `StoredValue`.
     """
 
     lazy = False
 
-    def __init__(self, reference: Reference, name: str, is_coroutine: bool) -> None:
+    def __init__(self, reference: Reference, name: str, is_coroutine: bool, item: int | None = None) -> None:
+        self.item = item
         self.reference = reference
         self.__name__ = name
         self.__tornado_coroutine__ = is_coroutine  # where `distributed` looks
 
     @classmethod
-    def of(cls, function: Any, reference: Reference) -> StoredFunction:
+    def of(cls, function: Any, reference: Reference, item: int | None = None) -> StoredFunction:
         """What stands for a function that is stored under a reference."""
-        return cls(reference, funcname(function), iscoroutinefunction(function))
+        return cls(reference, funcname(function), iscoroutinefunction(function), item)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _load(self.reference)(*args, **kwargs)
+        return _load(self)(*args, **kwargs)
 
     def __reduce__(self) -> tuple[type[StoredFunction], tuple[Any, ...]]:
-        return StoredFunction, (self.reference, self.__name__, self.__tornado_coroutine__)
+        return StoredFunction, (self.reference, self.__name__, self.__tornado_coroutine__, self.item)
 
     def __repr__(self) -> str:
         return f"<stored {self.__name__}>"
@@ -99,8 +107,8 @@ class StoredFunction:
     def __sizeof__(self) -> int:
         return 200
 
-    def __dask_tokenize__(self) -> tuple[str, str, str]:
-        return type(self).__name__, self.reference.recipe, self.reference.key
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return type(self).__name__, self.reference.recipe, self.reference.key, self.item
 
 
 class StoreTask(GraphNode):
@@ -208,9 +216,10 @@ def _in_worker() -> bool:
     return True
 
 
-def _load(reference: Reference) -> Any:
-    loaded = _loaded.get({})
-    return loaded[reference] if reference in loaded else reference()
+def _load(stored: StoredValue | StoredFunction) -> Any:
+    loaded, reference = _loaded.get({}), stored.reference
+    value = loaded[reference] if reference in loaded else reference()
+    return value if stored.item is None else value[stored.item]
 
 
 def has_own_kind(node: GraphNode) -> bool:

@@ -111,7 +111,9 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
             on_store_error=on_store_error,
             lease=lease,
         )
-        CallExecutor.__init__(self, CallLink(settings, given, "globus-compute"))
+        link = CallLink(settings, given, "globus-compute")
+        link.pickles_apart = True
+        CallExecutor.__init__(self, link)
         self._link.should_proxy = should_proxy
         self._link.outlived = True
         self.reachable = reachable

@@ -53,7 +53,9 @@ def wrap(target: T, **settings: Any) -> T:
         if isinstance(executor, ThreadPoolExecutor):
             _end_borrowings(executor)
         elif not isinstance(executor, StoreMixin):
-            _equip(executor, CallLink(loaded, store, "parsl"))
+            link = CallLink(loaded, store, "parsl")
+            link.pickles_apart = True
+            _equip(executor, link)
     install()
     return target
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 from proxystore_core import Proxy, Reference, StoreError
@@ -75,6 +77,22 @@ class Stored:
         return f"<stored {self.reference.describe()}>"
 
 
+class Item:
+    """Stands for an item of a stored list; unpickled, it is the item."""
+
+    __slots__ = ("item", "stored")
+
+    def __init__(self, stored: Stored, item: int) -> None:
+        self.stored = stored
+        self.item = item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.getitem, (self.stored, self.item)
+
+    def __repr__(self) -> str:
+        return f"<item {self.item} of {self.stored!r}>"
+
+
 class GuardedReference(Reference):
     """A reference that keeps its object in the store, wherever Ray takes it."""
 
@@ -105,13 +123,21 @@ class RayOutgoing(Outgoing):
         self._ticket = Ticket(link.signed, None, adopt)
         self._carriers: dict[Reference, Stored] = {}
         self._pickled = False  # what is looked into now
+        self.unites = not lazy
 
-    def carrier(self, reference: Reference) -> Stored:
-        # Ray pickles each argument by itself: in one of them, one object stays one.
+    def argument(self, value: Any) -> Any:
+        """What stands for an argument, or a result. Ray pickles each by itself."""
+        return self.together((value,), lambda: self.substitute(value))
+
+    def carrier(self, reference: Reference, item: int | None = None) -> Any:
+        # In what Ray pickles at once, one object stays one.
         carrier = self._carriers.get(reference)
         if carrier is None:
             carrier = self._carriers[reference] = Stored(reference, self._ticket, self._lazy)
-        return carrier
+        return carrier if item is None else Item(carrier, item)
+
+    def inside(self, value: Any) -> Iterable[Any] | None:
+        return () if isinstance(value, OWN) else None
 
     def _container(self, value: Any, depth: int) -> Any:
         before, self._pickled = self._pickled, self._pickled or type(value) not in _WRITTEN

@@ -93,8 +93,9 @@ def _sent(
     outgoing = RayOutgoing(link, lazy=link.settings.inputs == "proxy")
     outgoing.label = before[0] if before else str(getattr(target, "_function_name", "")).rpartition(".")[2]
     try:
-        args = [outgoing.substitute(value) for value in args or ()]
-        kwargs = {name: outgoing.substitute(value) for name, value in (kwargs or {}).items()}
+        args = [outgoing.argument(value) for value in args or ()]
+        kwargs = {name: outgoing.argument(value) for name, value in (kwargs or {}).items()}
+        outgoing.settle()
     except BaseException:
         outgoing.withdraw()
         raise
@@ -168,7 +169,8 @@ def _serializing(serialize: Callable[..., Any]) -> Callable[..., Any]:
             return serialize(self, value)
         outgoing = RayOutgoing(link, adopt=True)
         try:
-            value = outgoing.substitute(value)
+            value = outgoing.argument(value)
+            outgoing.settle()
         except BaseException:
             outgoing.withdraw()
             raise

@@ -75,6 +75,14 @@ class EngineContract:
         ours = engine.submit(tasks.grow_first, equal(), second=equal()).result(WAIT)
         assert ours == engine.bare_submit(tasks.grow_first, equal(), second=equal()).result(WAIT)
 
+    @pytest.mark.parametrize("name", tasks.SHARING)
+    def test_what_several_arguments_hold_stays_one(self, engine: Engine, name: str) -> None:
+        outcomes = []
+        for submit in (engine.submit, engine.bare_submit):
+            function, args, kwargs = tasks.SHARING[name]()
+            outcomes.append(_outcome(submit(function, *args, **kwargs)))
+        assert outcomes[0] == outcomes[1]
+
     def test_a_part_of_an_argument_as_the_result(self, engine: Engine) -> None:
         half = engine.submit(tasks.half, np.arange(4 * tasks.BIG)).result(WAIT)
         np.testing.assert_array_equal(half, np.arange(2 * tasks.BIG))

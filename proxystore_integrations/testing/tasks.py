@@ -35,6 +35,34 @@ class Model:
         return float(self.weights.sum()) * factor
 
 
+class Noted:
+    """Holds data of its own, and a list that others may hold, too."""
+
+    def __init__(self, data: Any, notes: list[Any]) -> None:
+        self.data = data
+        self.notes = notes
+
+    def note(self, *others: Any, **named: Any) -> list[int]:
+        """Notes here after one more, and those that others have then."""
+        self.notes.append("one more")
+        return [len(self.notes), *map(_notes_of, (*others, *named.values()))]
+
+
+def note(first: Any, *others: Any, **named: Any) -> list[int]:
+    """As `Noted.note` of the first one."""
+    everything: list[Any] = [first, *others]
+    while not isinstance(everything[0], Noted):
+        container = everything[0]
+        everything[:1] = container.values() if isinstance(container, dict) else container
+    return everything[0].note(*everything[1:], **named)
+
+
+def _notes_of(other: Any) -> int:
+    if isinstance(other, list) and other and isinstance(other[0], Noted):
+        return _notes_of(other[0])
+    return len(other.notes if isinstance(other, Noted) else other)
+
+
 class Hidden:
     """Keeps its data in slots."""
 
@@ -233,3 +261,35 @@ def closure(data: Any) -> Callable[[], float]:
 def partial(data: Any) -> Callable[..., float]:
     """A partial that carries data."""
     return functools.partial(total, data)
+
+
+def _sharing() -> dict[str, Callable[[], tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
+    def made(build: Callable[[Noted, Noted, list[Any]], Any]) -> Callable[[], Any]:
+        def make() -> Any:
+            notes: list[Any] = ["made"]
+            function, *args = build(Noted(big(1), notes), Noted(big(2), notes), notes)
+            kwargs = args.pop() if isinstance(args[-1], dict) and args[-1].pop("named", None) else {}
+            return function, tuple(args), kwargs
+
+        return make
+
+    def container(a: Noted, b: Noted, notes: list[Any]) -> Any:
+        notes[:] = [a.data, b.data]
+        return note, a, notes
+
+    return {
+        "two": made(lambda a, b, notes: (note, a, b)),
+        "in a list": made(lambda a, b, notes: (note, [a, b])),
+        "in two containers": made(lambda a, b, notes: (note, {"a": a}, [b])),
+        "named": made(lambda a, b, notes: (note, a, {"b": b, "named": True})),
+        "both named": made(lambda a, b, notes: (note, {"first": a, "b": b, "named": True})),
+        "one that is named, too": made(lambda a, b, notes: (note, a, {"b": a, "named": True})),
+        "a small one": made(lambda a, b, notes: (note, a, Noted(None, notes), notes)),
+        "the function": made(lambda a, b, notes: (a.note, b, notes)),
+        "a container": made(container),
+        "no other": made(lambda a, b, notes: (note, a, Noted(big(2), [1]), big(3), [1])),
+    }
+
+
+SHARING = _sharing()
+"""By name, makes a call whose arguments have something in common: function, arguments, keyword arguments."""
