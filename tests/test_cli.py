@@ -70,6 +70,8 @@ def test_version():
         (["run", "no_such.py"], "there is no script 'no_such.py'"),
         (["run", "--stor", "shm://", "x.py"], "Did you mean --store?"),
         (["run", "--store"], "--store has no value"),
+        (["run", "--quiet=1", "x.py"], "--quiet takes no value"),
+        (["run", "-u", "x.py"], "python -u -m proxystore_integrations run"),
         (["run", "--store", "shn://", "-c", "1"], "--store = 'shn://': unknown store scheme 'shn'"),
         (["run", "--store=/data", "-c", "1"], "--store = '/data'"),
         (["run", "--threshold", "1 XB", "-c", "1"], "unknown unit 'XB'"),
@@ -84,6 +86,14 @@ def test_misuse_is_one_clear_line(words, said):
     assert "Traceback" not in done.stderr
     if words[0] == "run":
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("ls",), ("gc",), ("top", "--count", "1")])
+def test_who_looks_at_a_directory_that_is_not_there_makes_none(words, tmp_path):
+    done = proxystore(*words, "--store", f"file://{tmp_path}/no/such/place")
+    assert done.returncode == 0
+    assert done.stderr == f"proxystore: there is no directory {tmp_path}/no/such/place yet\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unreadable_file_of_settings_is_one_clear_line(tmp_path):

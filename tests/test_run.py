@@ -180,6 +180,20 @@ def test_a_module_and_code(tmp_path):
     assert same("-m", "mine", "a", "-b", cwd=tmp_path).stdout == "['a', '-b'] __main__ mine\n"
     assert same("-c", "import sys; print(sys.argv)", "x").stdout == "['-c', 'x']\n"
     assert same("-m", "no_such_module_here").returncode == 1
+    assert same("-mmine", "a", cwd=tmp_path).stdout == "['a'] __main__ mine\n"
+    assert same("-cprint(5)").stdout == "5\n"
+
+
+def test_a_script_from_standard_input():
+    done = subprocess.run(
+        [sys.executable, "-u", *RUN, "-", "a"],
+        input=f"{FOLLOWS}; print(sys.argv, sys.stdout.write_through)",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout == "True\n['-', 'a'] True\n", done.stderr
 
 
 def test_a_console_script(tmp_path):

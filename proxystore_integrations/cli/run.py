@@ -130,7 +130,10 @@ def parse(words: list[str]) -> Order:
     files: dict[str, str] = {}
     flags = set()
     rest = list(words)
-    while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c"):
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "-m", "-c"):
+        if rest[0][:2] in ("-m", "-c"):  # as Python has it
+            rest[:1] = rest[0][:2], rest[0][2:]
+            break
         option, equals, value = rest.pop(0).partition("=")
         if option == "--":
             break
@@ -139,10 +142,12 @@ def parse(words: list[str]) -> Order:
                 raise ConfigurationError(f"run: {option} has no value", remedy="See proxystore run --help.")
             table = files if option in _FILES else settings
             table[option[2:].replace("-", "_")] = value if equals else rest.pop(0)
-        elif option in _OPTIONS and not equals:
-            flags.add(option)
-        else:
+        elif option not in _OPTIONS:
             raise _unknown(option)
+        elif equals:
+            raise ConfigurationError(f"run: {option} takes no value", remedy="See proxystore run --help.")
+        else:
+            flags.add(option)
     if {"-h", "--help"} & flags:
         return Order(settings, files, [], frozenset(flags))
     if not rest or (rest[0] in ("-m", "-c") and len(rest) < 2):
@@ -160,7 +165,9 @@ def command(program: list[str]) -> list[str]:
         ConfigurationError: there is no such script or program.
     """
     python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
-    if program[0] in ("-m", "-c") or os.path.exists(program[0]):
+    if getattr(sys.stdout, "write_through", False):  # it was started with -u
+        python.append("-u")
+    if program[0] in ("-", "-m", "-c") or os.path.exists(program[0]):
         return [*python, *program]
     found = None if program[0].endswith(".py") or os.sep in program[0] else _which(program[0])
     if found is None:
@@ -190,6 +197,8 @@ def _unknown(option: str) -> ConfigurationError:
 
     near = difflib.get_close_matches(option, _OPTIONS, 1)
     hint = f"Did you mean {near[0]}? " if near else ""
+    if option[1:2] != "-":
+        hint = f"Python's own go before: python {option} -m proxystore_integrations run ... "
     return ConfigurationError(
         f"run: unknown option {option}",
         remedy=f"{hint}The script's own options come after it; see proxystore run --help.",

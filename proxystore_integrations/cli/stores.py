@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from rich.text import Text
 from proxystore_core.connectors.base import USER_SESSION, Connector, Held, leased, surveyed
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.recipe import open_connector
-from proxystore_core.urls import redact
+from proxystore_core.urls import StoreURL, redact
 from proxystore_integrations.cli.console import console, counted
 from proxystore_integrations.cli.options import settings_given
 from proxystore_integrations.units import format_size
@@ -162,11 +163,28 @@ def rows_of(connector: Connector) -> list[Row]:
 
 @contextmanager
 def _opened(store: str | None) -> Iterator[Connector]:
-    connector = open_connector(settings_given(store=store).store)
+    url = settings_given(store=store).store
+    made = _missing(url)
+    connector = open_connector(url)
+    if made:
+        click.echo(f"proxystore: there is no directory {made[0]} yet", err=True)
     try:
         yield connector
     finally:
         connector.close()
+        with suppress(OSError):  # somebody stores there now
+            for directory in made:
+                os.rmdir(directory)
+
+
+def _missing(url: str) -> list[str]:
+    """Directories that opening a store makes: who looks at one leaves none."""
+    parts = StoreURL.parse(url)
+    directory, missing = parts.path, []
+    while parts.scheme == "file" and directory and not os.path.lexists(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    return missing
 
 
 def _table(
