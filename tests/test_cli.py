@@ -156,6 +156,21 @@ def test_an_interrupt_ends_a_command_at_once(tmp_path):
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("options", [(), ("--json", "run.json")])
+def test_a_script_in_the_background_is_not_interrupted(options, tmp_path):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('ignored')"
+    done = subprocess.run(
+        [*PYTHON, "run", *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell does for `&`
+    )
+    assert (done.stdout, done.returncode) == ("ignored\n", 0), done.stderr
+
+
 def test_a_narrow_terminal_loses_no_word(tmp_path):
     words = ("doctor", "--engine", "loky", "--store", f"file://{tmp_path}/store")
     code, shown = at_terminal(*PYTHON, *words, COLUMNS="40")

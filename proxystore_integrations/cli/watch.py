@@ -54,8 +54,10 @@ def run_and_report(
 
 
 def _run(program: list[str], environment: dict[str, str]) -> int:
-    # A terminal sends its interrupts to both: the script decides what they mean.
-    before: dict[int, Any] = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None)}
+    before: dict[int, Any] = {}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which the script is to inherit
+        # A terminal sends its interrupts to both: the script decides what they mean.
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         child = subprocess.Popen(program, env=environment)
         for forwarded in _FORWARDED:
