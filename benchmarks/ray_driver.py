@@ -113,6 +113,8 @@ _other_engine: _OtherEngine
 
 def _by_hand(call: Any, stack: ExitStack) -> Any:
     """What a user of ProxyStore writes: a large array as a proxy, made once; results stay in plasma."""
+    from proxystore.store.utils import get_key
+
     opened: list[Any] = []
     proxies: dict[int, tuple[Any, Any]] = {}
 
@@ -126,7 +128,8 @@ def _by_hand(call: Any, stack: ExitStack) -> Any:
             return arg
         known = proxies.get(id(arg))
         if known is None:
-            proxies.clear()
+            while proxies:  # nobody else would evict it
+                opened[0].evict(get_key(proxies.popitem()[1][1]))
             proxies[id(arg)] = known = arg, opened[0].proxy(arg)
         return known[1]
 
