@@ -132,7 +132,7 @@ def _by_size(plan: Plan, drivers: Mapping[str, Any], title: str, work: str) -> I
 def _shared(plan: Plan, drivers: Mapping[str, Any]) -> Iterator[Row]:
     """A hundred tasks get one array by value; ProxyStore's user makes one proxy for all."""
     size = 10_000_000
-    outcomes = _sampled(drivers, "shared", size, plan.repeat * 4, count=TASKS)
+    outcomes = _sampled(drivers, "shared", size, plan.repeat * 12, count=TASKS)
     title = f"Ray: {TASKS} tasks with one argument by value"
     row = Row(title, "s", outcomes.of(), size)
     row.times_faster(OURS, RAY, 3.0)
