@@ -149,7 +149,6 @@ class CallLink(Link):
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
         self._functions: dict[int, tuple[Any, StoreFunction, bytes | None]] = {}
-        self._joined: dict[int, tuple[Any, int, list[int]]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
 
     def open(self) -> Session:
@@ -234,17 +233,6 @@ class CallLink(Link):
     def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What to submit in place of a function, with arguments as they are; the same for the same one."""
         return self._wrapped(function) if self._terms else function
-
-    def joined(self, function: Callable[..., Any], count: int) -> list[int]:
-        """Which of so many values an earlier call of a function stored as one, if any."""
-        kept, number, joined = self._joined.get(id(function), (None, 0, []))
-        return joined if kept is function and number == count else []
-
-    def join(self, function: Callable[..., Any], count: int, joined: list[int]) -> None:
-        """Let `joined` say so: to find out costs pickling them by themselves first."""
-        if len(self._joined) >= _FUNCTIONS:
-            self._joined.clear()
-        self._joined[id(function)] = function, count, joined
 
     def pack(self, value: Any) -> Packed | None:
         """A value whose large parts are in the store, as the one argument of a call; None if it has none.
