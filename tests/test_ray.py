@@ -18,6 +18,7 @@ import pytest
 import ray
 import ray_clusters
 import ray_tasks as work
+from mounts import own_mounts
 from ray_clusters import WAIT, get
 from ray_scripts import script
 from waiting import until
@@ -593,6 +594,42 @@ cluster.shutdown()
     )
     assert "stored 1" in out  # the node's death is reported there, too
     assert "again 2.0" in out
+
+
+NODE = """
+import sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+given = {"num_cpus": 1, "resources": {"far": 1}, "object_store_memory": 100_000_000}
+node = Node(RayParams(gcs_address=sys.argv[1], **given), head=False, spawn_reaper=False)
+sys.stdin.read()
+node.kill_all_processes(check_alive=False, allow_graceful=False)
+"""
+
+
+@pytest.mark.parametrize("inputs", ["value", "proxy"])
+def test_a_node_that_joins_while_calls_wait_has_their_arguments_from_ray(inputs: str) -> None:
+    own_mounts()  # or skip
+    out = script(
+        """
+import os, subprocess, sys
+sys.path.insert(0, os.environ["TESTS"])
+import numpy as np, ray, ray_tasks as work
+from proxystore_integrations.ray import init, link
+init(**{**work.OPTIONS, "num_cpus": 1}, threshold="100 kB", results="always", inputs=os.environ["INPUTS"])
+waiting = [work.add.options(resources={"far": 1}).remote(work.big(i)) for i in range(2)]
+waiting += [work.total.options(resources={"far": 1}).remote(work.big(2))]
+host = 'mount -t tmpfs tmpfs /dev/shm && hostname elsewhere && exec "$@"'
+node = [sys.executable, "-c", os.environ["NODE"], ray.get_runtime_context().gcs_address]
+with subprocess.Popen(["unshare", "--mount", "--uts", "sh", "-c", host, "sh", *node], stdin=subprocess.PIPE):
+    stored = len(work.stored(link.current()))
+    print(stored, [work.failure(one) or float(np.sum(ray.get(one))) / work.BIG for one in waiting])
+ray.shutdown()
+""",
+        INPUTS=inputs,
+        NODE=NODE,
+    )
+    assert "3 [1.0, 2.0, 2.0]" in out.splitlines()
 
 
 def test_a_killed_driver_leaves_no_lease_that_is_renewed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import ray
 import ray_clusters
 import ray_tasks as work
 from ray_clusters import WAIT, get
+from ray_scripts import script
 from waiting import until
 
 cluster = ray_clusters.cluster_with(results="always")
@@ -126,6 +127,45 @@ def test_a_call_waits_for_a_result_of_an_actor_that_is_no_more(how: str, stored:
     assert get(waiting) == work.BIG
     get(busy)
     until(lambda: not stored())
+
+
+def test_a_call_of_a_third_process_waits_for_a_result_whose_producer_is_no_more() -> None:
+    out = script(
+        """
+import gc, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+import ray, ray_tasks as work
+from waiting import until
+from proxystore_integrations.ray import init, link
+init(**work.OPTIONS, threshold="100 kB", results="always")
+
+@ray.remote
+class Third:
+    def submit(self, references, gate):
+        # Ray puts the bytes of the small object, which name what is stored, into the call.
+        self.result = work.total_after.remote(gate.wait.remote(), references[0])
+    def get(self):
+        return ray.get(self.result, timeout=30)
+
+gate, third = work.Gate.options(num_cpus=0).remote(), Third.options(num_cpus=0).remote()
+producers = [work.Counter.options(num_cpus=0).remote(work.big(1)) for _ in range(2)]
+lent, kept = [producer.give.remote() for producer in producers]
+assert len(ray.get([lent, kept])) == 2
+ray.get(third.submit.remote([lent], gate))
+for pid in ray.get([producer.pid.remote() for producer in producers]):
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+del producers, lent, kept
+gc.collect()
+until(lambda: len(work.stored(link.current())) == 1)
+time.sleep(2.5)  # that one is looked at, too
+ray.get(gate.open.remote())
+print(ray.get(third.get.remote()))
+ray.shutdown()
+"""
+    )
+    assert "30000.0" in out.splitlines()  # Ray tells of the dead, too
 
 
 def test_what_rays_own_libraries_put_stays_in_plasma(stored: Any) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from proxystore_core import Proxy, Reference, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
+from proxystore_integrations.ray.asking import asked_of
 from proxystore_integrations.ray.engine import OWN
-from proxystore_integrations.ray.joining import actor
+from proxystore_integrations.ray.joining import actor, node
 from proxystore_integrations.ray.link import Guard, RayLink, Terms, called_for, joined
 from proxystore_integrations.ray.owners import contain, outer
 from proxystore_integrations.ray.pickling import refusing
-from proxystore_integrations.transfer import DEPTH, Outgoing, load
+from proxystore_integrations.transfer import DEPTH, ByValue, Outgoing, load
 
 __all__ = ["RayOutgoing", "Stored", "Ticket"]
 
@@ -101,6 +102,12 @@ class GuardedReference(Reference):
     def __init__(self, reference: Reference, ticket: Ticket) -> None:
         super().__init__(reference.key, reference.recipe, reference.size, reference.kind)
         self.ticket = ticket
+
+    def __call__(self) -> Any:
+        try:
+            return super().__call__()
+        except StoreError as error:
+            return _asked(Reference(self.key, self.recipe, self.size, self.kind), self.ticket, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GuardedReference, (Reference(self.key, self.recipe, self.size, self.kind), self.ticket)
@@ -250,7 +257,7 @@ def _value(reference: Reference, ticket: Ticket) -> Any:
         if link is not None:
             link.adopt(reference.key, ticket.guard)
     try:
-        return load([reference])[0]
+        return _loaded(reference, ticket)
     except StoreError as error:
         raise NotDeliveredError(
             f"a value of this task or object cannot be had here: {error.problem}",
@@ -258,3 +265,30 @@ def _value(reference: Reference, ticket: Ticket) -> Any:
             key=error.key,
             remedy=error.remedy,
         ) from error
+
+
+def _loaded(reference: Reference, ticket: Ticket) -> Any:
+    try:
+        return load([reference])[0]
+    except StoreError as error:
+        return _asked(reference, ticket, error)
+
+
+def _asked(reference: Reference, ticket: Ticket, error: StoreError) -> Any:
+    """The value from the node that stored it, where this one does not reach the store.
+
+    Raises:
+        StoreError: the error given; the value is nowhere, or settings want what the store says.
+    """
+    terms = ticket.terms
+    if not terms.node or terms.node == node() or terms.on_store_error == "raise":
+        raise error
+    try:
+        value = asked_of(terms.node, reference)
+    except Exception:  # whatever Ray says of it is not the cause
+        raise error from None
+    _by_value(terms.on_store_error).accept(error, "take a value")
+    return value
+
+
+_by_value = functools.cache(ByValue)

@@ -21,6 +21,8 @@ __all__ = ["install"]
 _EQUIPPED = ("ray.util.multiprocessing", "ray.util.joblib")
 """Ray's own modules whose tasks carry the user's values; others know plasma best (ray.data)."""
 
+_PLASMAS = ("ray.", "proxystore_integrations.ray.")
+
 _installed = False
 _submitting = threading.local()
 
@@ -237,4 +239,4 @@ def _is_anothers(link: RayLink) -> bool:
 
 
 def _is_rays(module: str) -> bool:
-    return module.startswith("ray.") and not module.startswith(_EQUIPPED)
+    return module.startswith(_PLASMAS) and not module.startswith(_EQUIPPED)

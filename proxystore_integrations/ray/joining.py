@@ -25,6 +25,7 @@ __all__ = [
     "has_public_name",
     "is_worker",
     "job",
+    "node",
     "on_connect",
     "on_disconnect",
     "on_shutdown",
@@ -77,6 +78,11 @@ def has_public_name(actor: str) -> bool:
     except ValueError:
         return True
     return {"name": name, "namespace": namespace} not in ray.util.list_named_actors(all_namespaces=True)
+
+
+def node() -> str:
+    """ID of the node that this process is on, in hexadecimal digits."""
+    return str(worker_module.global_worker.current_node_id.hex())
 
 
 def given_to_init() -> Mapping[str, Any] | None:

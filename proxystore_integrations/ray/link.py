@@ -51,6 +51,8 @@ class Terms(NamedTuple):
         lease: seconds.
         marker: key of a tiny object of the session: where it is missing, the session is over.
         job: whose session it is, as `joining.job` names it; empty for that of any who has these terms.
+        node: that the process is on which has written these terms, as `joining.node` names it; empty where it
+            was on none yet.
     """
 
     recipe: str
@@ -63,6 +65,7 @@ class Terms(NamedTuple):
     lease: float
     marker: str
     job: str = ""
+    node: str = ""
 
 
 class _Part:
@@ -135,6 +138,8 @@ class RayLink(ClusterLink):
             settings.lease,
             self.marker,
         )
+        if settings.results == "always":
+            owners.watch_lending()
         return session
 
     def join(self, terms: Terms) -> None:
@@ -151,16 +156,18 @@ class RayLink(ClusterLink):
         self.terms = terms
         if terms.results == "always":
             watch_generators()
+            owners.watch_lending()
         if place_of(store.connector) != terms.place:
             self.elsewhere[socket.gethostname()] = f"the store is the memory of another host, {terms.place}"
 
     @property
     def signed(self) -> Terms:
-        """The terms, with the job in them, for those who may be another job's."""
-        assert self.terms is not None
-        if not self.terms.job:
-            self.terms = self.terms._replace(job=joining.job())
-        return self.terms
+        """The terms, with the job and this node in them, for those who may be others'."""
+        terms = self.terms
+        assert terms is not None
+        if not terms.job or terms.node != joining.node():
+            self.terms = terms = terms._replace(job=terms.job or joining.job(), node=joining.node())
+        return terms
 
     def is_over(self, *, by_trip: bool = True) -> bool:
         """Whether the driver has ended the session in which this worker is about to store, or has stored.
@@ -275,7 +282,7 @@ class RayLink(ClusterLink):
         if outer is None or key in self._adopted:
             return
         producer = owners.owner_of(guard)
-        orphan = Orphan(key, guard.hex(), producer)
+        orphan = Orphan(key, guard.hex(), producer, outer.binary())
         if producer and owners.watch(outer, lambda: self._abandon(orphan)):
             self._adopted.add(key)
 

@@ -23,18 +23,22 @@ class Orphan(NamedTuple):
         key: of the object.
         guard: name of its guard's ObjectRef, hexadecimal.
         producer: that owns the guard, as `owners.owner_of` gives it.
+        outer: name of the Ray object's ObjectRef, binary.
     """
 
     key: str
     guard: str
     producer: bytes
+    outer: bytes
 
 
 class Orphans:
     """Those of the Ray objects that this process owned.
 
     Ray puts a small object's bytes into the calls that take it, and lets go of the object while they wait:
-    what the bytes name is still needed. Its producer knows, as long as it lives.
+    what the bytes name is still needed. Its producer knows, as long as it lives, and then this process does,
+    unless it has lent the object: whom another process has called with it nobody knows. That goes with the
+    session.
     """
 
     def __init__(self) -> None:
@@ -66,7 +70,7 @@ class Orphans:
             if store.exists(orphan.key):
                 if lives(orphan.producer) or orphan.guard in referred_to():
                     self._left.append(orphan)
-                else:
+                elif not owners.has_lent(orphan.outer):
                     found.append(orphan.key)
             self._left.popleft()
         self._next = time.monotonic() + _PAUSE if self._left else 0.0

@@ -8,18 +8,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from proxystore_integrations.ray.engine import Address, core, ray, serialization, worker_module
+from proxystore_integrations.ray.engine import (
+    Address,
+    SerializationContext,
+    core,
+    ray,
+    serialization,
+    worker_module,
+)
 
 __all__ = [
     "contain",
     "empty_object",
+    "has_lent",
     "outer",
     "owner_lives",
     "owner_of",
     "referred_to",
     "watch",
     "watch_actor",
+    "watch_lending",
 ]
+
+_MOST = 100_000  # references that are remembered, of 100 B each
+_lent: set[bytes] = set()
 
 
 def empty_object() -> Any:
@@ -79,8 +91,34 @@ def contain(reference: Any) -> bool:
     context = serialization()
     if not context.is_in_band_serialization():
         return False
-    context.add_contained_object_ref(reference, allow_out_of_band_serialization=False)
+    add = type(context).add_contained_object_ref
+    # Nobody is lent what he does not know of.
+    getattr(add, "__wrapped__", add)(context, reference, allow_out_of_band_serialization=False)
     return True
+
+
+@functools.cache
+def watch_lending() -> None:
+    """Let `has_lent` know: Ray is told of each ObjectRef that is pickled in a value."""
+    context: Any = SerializationContext
+    add = context.add_contained_object_ref
+
+    @functools.wraps(add)
+    def lend(self: Any, object_ref: Any, **how: Any) -> None:
+        if len(_lent) < _MOST:
+            _lent.add(object_ref.binary())
+        add(self, object_ref, **how)
+
+    context.add_contained_object_ref = lend
+
+
+def has_lent(name: bytes) -> bool:
+    """Whether another process may have got a reference to an object from this one.
+
+    Args:
+        name: of the object's ObjectRef, binary.
+    """
+    return name in _lent or len(_lent) >= _MOST
 
 
 def owner_of(reference: Any) -> bytes:

@@ -15,6 +15,7 @@ __all__ = ["refusing", "share_pickle_state"]
 
 _storing = threading.local()
 _refused: set[type] = set()
+_known: set[type] = set()  # that need no other look
 
 
 def share_pickle_state() -> None:
@@ -42,10 +43,12 @@ def refusing() -> Iterator[None]:
     That is Ray's own objects, and classes that have a serializer by `ray.util.register_serializer`.
     """
     kinds = CloudPickler.dispatch.maps[0]
-    for kind in [*OWN, *(kind for kind in kinds if kind not in our_pickle.Pickler._dispatch_table)]:
-        if kind not in _refused:
-            _refused.add(kind)
-            copyreg.pickle(kind, _refuser(kind))
+    if not kinds.keys() <= _known:
+        for kind in [*OWN, *(kind for kind in kinds if kind not in our_pickle.Pickler._dispatch_table)]:
+            if kind not in _refused:
+                _refused.add(kind)
+                copyreg.pickle(kind, _refuser(kind))
+        _known.update(kinds)
     before, _storing.active = getattr(_storing, "active", False), True
     try:
         yield
