@@ -16,7 +16,6 @@ import pytest
 from endpoint_sites import RelayProcess, Sites, sites
 from listening import listening
 from node_tasks import server_of
-from waiting import until
 from websockets.asyncio.client import connect
 
 from proxystore_core.connectors.node_place import LOOPBACK
@@ -65,27 +64,6 @@ def test_a_relay_listens_on_loopback(tmp_path: Path) -> None:
         process.stop()
 
 
-def test_an_endpoint_has_so_many_clients(at_home: Sites) -> None:
-    settings = at_home.endpoints["home"]
-    with contextlib.ExitStack() as stack:
-        lines = [stack.enter_context(settings.connect(10)) for _ in range(clients._CLIENTS)]
-        late = stack.enter_context(settings.connect(10))
-        late.settimeout(30)
-        assert late.recv(100) == b""
-        lines[0].settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            lines[0].recv(100)
-
-    def is_let_in() -> bool:
-        hello = wire.Request(wire.Operation.HELLO, data=settings.token().encode()).encode()
-        with settings.connect(10) as line:
-            line.settimeout(30)
-            line.sendall(len(hello).to_bytes(4, "big") + hello)
-            return line.recv(4) != b""
-
-    until(is_let_in)
-
-
 def test_a_relay_has_so_many_connections_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_ADDRESSES", 3)
 
@@ -109,7 +87,7 @@ def test_limits_are_those_that_the_documentation_names() -> None:
     for limit in (
         "requests of 1 MiB and some",
         f"{wire.CHUNK // 1000} kB a request",
-        f"{clients._CLIENTS} clients",
+        f"{clients._CLIENTS} connections",
         f"{introductions.MESSAGE >> 10} KiB a message",
         f"{relay._ADDRESSES} connections an address",
         f"{stream._LONGEST[0] >> 10} KiB for a topic",
