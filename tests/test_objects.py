@@ -78,14 +78,6 @@ class TestS3Connector(BucketContract):  # type: ignore[misc]
         return self.server.witness()
 
 
-class TestS3ConnectorMultipart(TestS3Connector):
-    """Objects of more than 8 MiB by multipart uploads."""
-
-    def make(self) -> S3Connector:
-        place = self.server.endpoint
-        return S3Connector("bucket", f"t/{secrets.token_hex(4)}", endpoint=place, multipart=True)
-
-
 class TestGCSConnector(BucketContract):  # type: ignore[misc]
     """On the same server, by way of what stands in for Google's."""
 
