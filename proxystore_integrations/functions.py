@@ -11,13 +11,11 @@ from typing import Any
 
 import cloudpickle
 
-from proxystore_core.insides import inside_of
 from proxystore_integrations.policy import Policy
 
-__all__ = ["asked", "carried", "carries_large", "goes_by_name", "name_of", "users_function"]
+__all__ = ["asked", "carries_large", "goes_by_name", "name_of", "users_function"]
 
 _DEPTH = 3
-_PARTS = 64
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
 
 
@@ -47,22 +45,6 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
     return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(
         inner, policy, main_by_value
     )
-
-
-def carried(function: Any, main_by_value: bool) -> list[Any]:
-    """What travels with a function, apart from its code; of all but plain ones it is the function itself.
-
-    Args:
-        function: what a task calls.
-        main_by_value: as for `carries_large`.
-    """
-    if isinstance(function, type | types.BuiltinFunctionType):
-        return []
-    if not isinstance(function, types.FunctionType):
-        return [function]
-    if not _by_value(function) or not main_by_value:
-        return []
-    return [*inside_of(types.FunctionType)(function, _PARTS)[2], *_globals(function, _DEPTH)]
 
 
 def goes_by_name(function: Any, main_by_value: bool) -> bool:

@@ -69,10 +69,9 @@ class CallOutgoing(Outgoing):
             new_args = tuple(self.substitute_all(args))
             return stored, new_args, {name: self.substitute(value) for name, value in kwargs.items()}
 
-        values = (*args, *kwargs.values())
         if function is None:
             return substitute()
-        sent = self.together((function, *values), substitute)
+        sent = self.together((function, *args, *kwargs.values()), substitute)
         self.settle()
         return sent
 
