@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import operator
 import sys
@@ -13,9 +14,10 @@ import cloudpickle
 
 from proxystore_integrations.policy import Policy
 
-__all__ = ["asked", "carries_large", "goes_by_name", "name_of", "users_function"]
+__all__ = ["asked", "carries_large", "goes_by_name", "name_of", "named_globals", "users_function"]
 
 _DEPTH = 3
+_GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
 _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType)
 
 
@@ -35,7 +37,7 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
             return True
         if not main_by_value and function.__module__ == "__main__" and "<" not in function.__qualname__:
             return False
-        return _by_value(function) and any(map(policy.over, _globals(function, _DEPTH)))
+        return any(map(policy.over, named_globals(function)))
     if isinstance(function, _BUILTIN):
         owner = function.__self__
         return not isinstance(owner, (types.ModuleType, type)) and policy.over(owner)
@@ -85,24 +87,35 @@ def name_of(function: Any) -> str:
     return str(asked(function, "__name__") or type(function).__name__)
 
 
-def _by_value(function: types.FunctionType) -> bool:
-    """Whether cloudpickle takes the function's code and the globals that it names, not just its name."""
-    return function.__module__ == "__main__" or "<" in function.__qualname__
+def named_globals(function: types.FunctionType, depth: int = _DEPTH) -> Iterator[Any]:
+    """The globals that cloudpickle takes with a function; none where it takes just the function's name.
 
-
-def _globals(function: types.FunctionType, depth: int) -> Iterator[Any]:
+    Args:
+        function: any.
+        depth: of functions that are named in functions.
+    """
+    if not _by_value(function):
+        return
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
         if isinstance(value, types.FunctionType):
             if depth and _by_value(value):
                 yield value
-                yield from _globals(value, depth - 1)
+                yield from named_globals(value, depth - 1)
         elif value is not None and not isinstance(value, types.ModuleType | type):
             yield value
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
+def _by_value(function: types.FunctionType) -> bool:
+    """Whether cloudpickle takes the function's code and the globals that it names, not just its name."""
+    return function.__module__ == "__main__" or "<" in function.__qualname__
+
+
+@functools.lru_cache(1000)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Of globals; names of attributes are in ``co_names``, too."""
+    names = dict.fromkeys(one.argval for one in dis.get_instructions(code) if one.opname in _GLOBAL)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            names |= dict.fromkeys(_names(constant))
+    return tuple(names)

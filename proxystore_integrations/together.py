@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxystore_core.memos import Memo
+from proxystore_integrations.functions import named_globals
 
 __all__ = ["Part", "held_by", "united", "united_by_row"]
 
@@ -51,17 +52,27 @@ class Part:
         memo: of what was pickled with it, where it is in the store by itself.
         size: its bytes there; 0 elsewhere.
         whole: whether it goes to the task as it is, by the engine.
+        main_by_value: whether what ``__main__`` defines goes there by value, with what it names.
 
     Attributes:
         items: of a container that is looked into, places of its parts among all.
     """
 
-    def __init__(self, value: Any, memo: Memo | None = None, size: int = 0, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        value: Any,
+        memo: Memo | None = None,
+        size: int = 0,
+        *,
+        whole: bool = False,
+        main_by_value: bool = True,
+    ) -> None:
         self.value = value
         self.size = size
         self.items: list[int] = []
         self._memo = memo
         self._whole = whole
+        self._main_by_value = main_by_value
         self._holds: dict[int, Any] | None = None
 
     @property
@@ -71,7 +82,8 @@ class Part:
             if self._memo is not None:
                 self._holds = self._memo.objects()
             else:
-                self._holds = held_by(self.value) if self._whole else {id(self.value): self.value}
+                held = held_by(self.value, main_by_value=self._main_by_value) if self._whole else {}
+                self._holds = held or {id(self.value): self.value}
         return self._holds
 
     def having(self, objects: dict[int, Any]) -> dict[int, Any]:
@@ -82,12 +94,20 @@ class Part:
         return {one: objects[one] for one in objects.keys() & self.holds.keys()}
 
 
-def held_by(value: Any) -> dict[int, Any]:
-    """What a value holds, by id; runs none of its code. Costs some 0.2 us an object."""
+def held_by(value: Any, *, main_by_value: bool = False) -> dict[int, Any]:
+    """What a value holds, by id; runs none of its code. Costs some 0.2 us an object.
+
+    Args:
+        value: any.
+        main_by_value: globals that functions name go with them, where these are pickled by value.
+    """
     found = {id(value): value}
     level = [value]
     while level and len(found) < _MOST:
-        inner = [part for one in level if type(one) is types.FunctionType for part in _in_function(one)]
+        functions = [one for one in level if type(one) is types.FunctionType]
+        inner = [part for one in functions for part in _in_function(one)]
+        if main_by_value:
+            inner += [part for one in functions for part in named_globals(one)]
         inner += gc.get_referents(*[one for one in level if type(one) is not types.FunctionType])
         level = []
         for one in inner:

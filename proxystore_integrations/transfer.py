@@ -301,7 +301,7 @@ class Outgoing:
         if reference is not None:
             parts.append(Part(value, self._met.get(id(value)), reference.size))
         elif container is None or container[1] is value:
-            parts.append(Part(value, whole=True))
+            parts.append(Part(value, whole=True, main_by_value=self.sharing.pickling.main_by_value))
         else:
             parts.append(part := Part(value))
             for item in value.values() if kind is dict else value:

@@ -134,6 +134,10 @@ def population() -> list[tasks.Parcel]:
     return [tasks.Parcel([float(number)] * 30) for number in range(1000)]
 
 
+GLOBAL = population()
+OF_GLOBAL = GLOBAL[7]
+
+
 def in_common() -> dict[str, tuple[Any, ...]]:
     some, parcel = population(), tasks.Parcel(tasks.big())
     parcel.parts = [tasks.Parcel(parcel.array), {}]  # type: ignore[attr-defined]
@@ -172,6 +176,8 @@ def test_what_functions_have_in_common_with_their_arguments(executors: Any) -> N
         assert both((bare, executor), lambda some: one in some, some)
         assert both((bare, executor), lambda one: one in some, one)
         assert both((bare, executor), lambda *some, of=one: of in some, *some)
+        assert both((bare, executor), lambda some: OF_GLOBAL in some, GLOBAL)
+        assert both((bare, executor), lambda one: one in GLOBAL, OF_GLOBAL)
 
 
 def test_what_is_stored_as_one_is_shared_by_calls(executors: Any) -> None:
