@@ -49,19 +49,19 @@ class StoredArgument:
     Args:
         reference: names the value.
         lazy: the function gets a lazy proxy.
-        part: index of the value in the stored object, where several are stored as one.
+        item: index of the value in the stored object, where several are stored as one.
     """
 
-    __slots__ = ("lazy", "part", "reference")
+    __slots__ = ("item", "lazy", "reference")
 
-    def __init__(self, reference: Reference, lazy: bool = False, part: int | None = None) -> None:
+    def __init__(self, reference: Reference, lazy: bool = False, item: int | None = None) -> None:
         self.reference = reference
         self.lazy = lazy
-        self.part = part
+        self.item = item
 
     def __reduce__(self) -> tuple[type[StoredArgument], tuple[Any, ...]]:
         given = (self.reference, self.lazy)
-        return StoredArgument, given if self.part is None else (*given, self.part)
+        return StoredArgument, given if self.item is None else (*given, self.item)
 
     def __repr__(self) -> str:
         return f"<stored {self.reference.describe()}>"
@@ -149,7 +149,7 @@ class Filling:
             if value.lazy:
                 return Proxy(value.reference)
             loaded = self._loaded[value.reference]
-            return loaded if value.part is None else loaded[value.part]
+            return loaded if value.item is None else loaded[value.item]
         if kind is StoredResult:
             return value.value
         if not depth or (kind is not list and kind is not tuple and kind is not dict):
