@@ -45,7 +45,7 @@ from proxystore_core.proxy import resolve_async
 from proxystore_core.recipe import open_connector
 from proxystore_core.registry import get_key
 from proxystore_core.store import Store
-from proxystore_core.testing import in_fork, in_new_process
+from proxystore_core.testing import in_fork, in_new_process, until
 
 PART = 8 << 20
 
@@ -257,8 +257,8 @@ def test_what_is_not_ours_stays(server: ObjectServer, connector: S3Connector) ->
     for path in theirs:
         witness.put(path, b"precious")
     key = connector.put([b"data"], session="data")
-    connector.renew("data", -1.0)
-    assert connector.sweep() == ["data"]
+    connector.renew("data", 0.001)
+    until(lambda: connector.sweep() == ["data"])
     assert connector.get(key) is None
     assert connector.end("data") == 0
     assert connector.sessions() == {}

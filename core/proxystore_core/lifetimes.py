@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from proxystore_core import forks
-from proxystore_core.connectors.base import Connector, Key, Leased, leased, new_session
+from proxystore_core.connectors.base import LONGEST_LEASE, Connector, Key, Leased, leased, new_session
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.proxy import Proxy
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextLifetime", "LeaseLifetime", "Lifetime", "Session", "StaticLifetime"]
 
-_LONGEST = 100 * 365.25 * 24 * 3600  # seconds: clocks, threads and servers overflow later than in a century
 _LAST_RENEWAL = 5.0  # seconds to wait for a renewal in progress, which would bring an ended session back
 
 
@@ -355,4 +354,4 @@ def _seconds(expiry: float | dt.timedelta | dt.datetime, what: str = "a lifetime
     seconds = expiry.total_seconds() if isinstance(expiry, dt.timedelta) else expiry
     if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool) or not seconds > 0:
         raise ConfigurationError(f"{what} of {expiry!r} s is over at once: expected seconds, more than 0")
-    return min(float(seconds), _LONGEST)
+    return min(float(seconds), LONGEST_LEASE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from proxystore_core.connectors.base import (
+    LONGEST_LEASE,
     USER_SESSION,
     Connector,
     Leased,
@@ -15,7 +18,7 @@ from proxystore_core.connectors.base import (
     session_until,
     surveyed,
 )
-from proxystore_core.errors import RefusedError
+from proxystore_core.errors import ConfigurationError, RefusedError
 from proxystore_core.testing_processes import until
 
 __all__ = ["LeasedContract"]
@@ -79,6 +82,17 @@ class LeasedContract:
         assert 0 < keeper.sessions()[session] <= 5
         keeper.renew(session, 100)
         assert 90 < keeper.sessions()[session] <= 100
+
+    @pytest.mark.parametrize("seconds", [math.inf, math.nan, -math.inf, -1.0, 0.0, 1e300, "600", None, True])
+    def test_leases_that_are_none(self, keeper: Leased, session: str, seconds: Any) -> None:
+        with pytest.raises(ConfigurationError, match="more than 0 and at most"):
+            keeper.renew(session, seconds)
+        assert session not in keeper.sessions()
+
+    def test_the_longest_lease(self, keeper: Leased, session: str) -> None:
+        keeper.renew(session, LONGEST_LEASE)
+        assert LONGEST_LEASE - 60 < keeper.sessions()[session] <= LONGEST_LEASE
+        keeper.end(session)
 
     def test_sweep_ends_the_lapsed(self, connector: Connector, keeper: Leased, session: str) -> None:
         again = self.open_again(connector)

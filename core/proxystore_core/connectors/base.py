@@ -7,14 +7,16 @@ that satisfies `Connector` (plus the abilities it has) and one subclass of
 
 from __future__ import annotations
 
+import numbers
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
-from proxystore_core.errors import GoneError, RefusedError
+from proxystore_core.errors import ConfigurationError, GoneError, RefusedError
 
 __all__ = [
+    "LONGEST_LEASE",
     "USER_SESSION",
     "Awaited",
     "Batched",
@@ -30,6 +32,7 @@ __all__ = [
     "Waiting",
     "awaited",
     "batched",
+    "check_lease",
     "check_session",
     "deferred",
     "holder_of",
@@ -54,6 +57,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 USER_SESSION = "user"
 """The session of objects that belong to nobody's run: they stay until evicted by hand."""
 
+LONGEST_LEASE = 1e9
+"""Seconds, thirty years: clocks, threads, files and wires overflow later."""
+
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNTIL = re.compile(r"[a-z]+-until-([0-9a-f]{1,12})")
 
@@ -77,6 +83,28 @@ def check_session(session: str, store: str, *, leased: bool = False) -> None:
     else:
         return
     raise RefusedError(problem, store=store, remedy=remedy)
+
+
+def check_lease(session: str, seconds: float, store: str) -> None:
+    """Check what a connector is told to renew.
+
+    Args:
+        session: as for `check_session`.
+        seconds: from now until the lease lapses.
+        store: the connector's URL, for the message.
+
+    Raises:
+        RefusedError: as `check_session`, and for the user session.
+        ConfigurationError: it is no number of seconds, or none that a lease can have.
+    """
+    check_session(session, store, leased=True)
+    is_number = isinstance(seconds, numbers.Real) and type(seconds) is not bool
+    if not is_number or not 0 < seconds <= LONGEST_LEASE:
+        raise ConfigurationError(
+            f"a session cannot be renewed for {seconds!r} s",
+            store=store,
+            remedy=f"Expected seconds, more than 0 and at most {LONGEST_LEASE:.0e} (thirty years).",
+        )
 
 
 @runtime_checkable
@@ -175,7 +203,12 @@ class Leased(Protocol):
     """
 
     def renew(self, session: str, seconds: float) -> None:
-        """Create the session's lease, or extend it to ``seconds`` from now: one record a session."""
+        """Create the session's lease, or extend it to ``seconds`` from now: one record a session.
+
+        Raises:
+            RefusedError: it is no session's name, or the user session.
+            ConfigurationError: as `check_lease`.
+        """
         ...
 
     def end(self, session: str) -> int:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import pydaos
 
 from proxystore_core.buffers import fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
     ConfigurationError,
@@ -203,7 +203,7 @@ class DAOSConnector:
         return list({field.rpartition(".")[0] for field in fields})
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         with self._translated():
             self._leases.put(session, repr(time.time() + seconds))
         self._leased[os.getpid(), session] = time.monotonic() + min(seconds, _TRUSTED)

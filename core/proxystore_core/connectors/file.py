@@ -27,6 +27,7 @@ from proxystore_core.connectors.base import (
     Buffer,
     Held,
     Key,
+    check_lease,
     check_session,
     lapse_of,
     never_comes,
@@ -190,7 +191,7 @@ class FileConnector:
         return [self._key(session, name) for name in names if _OBJECT.fullmatch(name)]
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         if lapse_of(session) is not None:
             return
         lease = os.path.join(self._directory(session), _LEASE)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from proxystore_core import forks
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
@@ -228,7 +228,7 @@ class GlobusConnector:
             self._delete_soon()
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         with self._named():
             self._here()[1].renew(session, seconds)
 

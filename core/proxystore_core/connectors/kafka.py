@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from proxystore_core.buffers import byte_views, fresh_buffer, split
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
 from proxystore_core.connectors.survey import tally
@@ -296,7 +296,7 @@ class KafkaConnector(KafkaTopicConnector):
     _marks: ClassVar[dict[str, Any]] = {}
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self._url, leased=True)
+        check_lease(session, seconds, self._url)
         self._lease(session, time.time() + seconds)
 
     def end(self, session: str) -> int:

@@ -17,6 +17,7 @@ from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
     Key,
+    check_lease,
     check_session,
     never_comes,
     no_reservation,
@@ -204,7 +205,7 @@ class MemoryConnector:
         return [key for key in list(self._space.objects) if key.split(".")[1] == session]
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         self._space.leases[session] = time.time() + seconds
 
     def end(self, session: str) -> int:

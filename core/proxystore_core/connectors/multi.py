@@ -22,6 +22,7 @@ from proxystore_core.connectors.base import (
     Held,
     Key,
     Leased,
+    check_lease,
     check_session,
     deferred,
     is_far,
@@ -271,7 +272,7 @@ class MultiConnector:
         return part.connector, inner
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         self._each(lambda keeper: keeper.renew(session, seconds))
 
     def end(self, session: str) -> int:

@@ -24,7 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session, never_comes
+from proxystore_core.connectors.base import (
+    USER_SESSION,
+    Buffer,
+    Held,
+    Key,
+    check_lease,
+    check_session,
+    never_comes,
+)
 from proxystore_core.connectors.node_client import Channel, NodeClient
 from proxystore_core.connectors.node_later import LONGEST_WAIT
 from proxystore_core.connectors.node_place import (
@@ -257,7 +265,7 @@ class NodeConnector:
             self._ask(place, Operation.EVICT, session, name)
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         here = self._node
         place, home = here.process.enter(), home_of(session)
         request = functools.partial(Request, Operation.RENEW, self.name, session, seconds=seconds)

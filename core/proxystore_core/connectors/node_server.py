@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, check_lease, check_session
 from proxystore_core.connectors.node_later import Later
 from proxystore_core.connectors.node_place import Place
 from proxystore_core.connectors.node_process import LIVE, SERVER, WHERE, remove
@@ -46,7 +46,7 @@ from proxystore_core.connectors.node_protocol import (
     parse_request,
 )
 from proxystore_core.connectors.shm import ShmConnector
-from proxystore_core.errors import FullError, GoneError, RefusedError, StoreError
+from proxystore_core.errors import ConfigurationError, FullError, GoneError, RefusedError, StoreError
 from proxystore_core.locks import OPEN
 
 __all__ = ["Listener", "NodeServer", "Respond", "Responding", "main", "members_of"]
@@ -57,7 +57,6 @@ Respond = Callable[[bytes, Buffer], None]
 """Sends a reply's head and data to whoever asked; a listener's own, called once, from any thread."""
 
 TICK = 5.0  # seconds between two looks at what has become old
-_LONGEST_LEASE = 1e9  # seconds
 _SWEEP = 60.0  # seconds between two looks for lapsed sessions
 _LINGER = 1.0  # seconds without a user after which the server stops
 _MAPS = 64  # objects that are mapped while others read them
@@ -205,7 +204,7 @@ class NodeServer:
             return Status.FULL, 0, error.problem.encode()
         except GoneError:
             return Status.MISSING, 0, b""
-        except (RefusedError, MalformedError) as error:
+        except (ConfigurationError, RefusedError, MalformedError) as error:
             return Status.REFUSED, 0, str(getattr(error, "problem", error)).encode()
         except Exception as error:
             traceback.print_exc()  # into the node's log
@@ -253,8 +252,7 @@ class NodeServer:
         return Status.DONE, 0, b""
 
     def _renew(self, request: Request) -> tuple[Status, int, Buffer]:
-        if not 0 <= request.seconds <= _LONGEST_LEASE:
-            raise MalformedError(f"a lease of {request.seconds} s")
+        check_lease(request.session, request.seconds, request.space)
         self._space(request).renew(request.session, request.seconds)
         return Status.DONE, 0, self._members(request)
 

@@ -27,7 +27,7 @@ from contextvars import Context, copy_context
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import byte_views, split
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.objects_reader import (
     ABREAST,
     PART,
@@ -192,7 +192,7 @@ class ObjectConnector(BucketReader):
         return [path.removesuffix(".0").replace("/", ".") for path in paths if path.endswith(".0")]
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         lapses = repr(time.time() + seconds).encode()
         path = f"{session}/{_LEASE}"
         self._run(lambda obs, client: obs.put(client, path, lapses, use_multipart=False), self._until())

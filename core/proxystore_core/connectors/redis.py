@@ -29,6 +29,7 @@ from proxystore_core.connectors.base import (
     Buffer,
     Held,
     Key,
+    check_lease,
     check_session,
     lapse_of,
     never_comes,
@@ -320,7 +321,7 @@ class RedisConnector:
         return [f"{session}.{field.removesuffix('.0')}" for field in fields if field.endswith(".0")]
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         if self._transactions and lapse_of(session) is not None:
             return
         self._requests.warn_once_if_keys_may_be_dropped()

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import asyncssh
 
 from proxystore_core.buffers import byte_views, fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
@@ -215,7 +215,7 @@ class SFTPConnector:
         return [f"{session}.{name}" for name in names if _OBJECT.fullmatch(name)]
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         lease = f"{self._directory(session)}/{_LEASE}"
         expiry = time.time() + seconds
 

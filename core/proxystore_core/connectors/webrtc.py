@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import aiortc  # noqa: F401 - so that a missing extra is found when the store is named
 import websockets  # noqa: F401
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.endpoint.lines import Lines
 from proxystore_core.endpoint.settings import ENDPOINT, EndpointSettings, configured
 from proxystore_core.endpoint.wire import LONGEST_WAIT, Operation, Request, Status
@@ -219,7 +219,7 @@ class EndpointConnector:
         return self._place(key)[1] is not None
 
     def renew(self, session: str, seconds: float) -> None:
-        check_session(session, self.url, leased=True)
+        check_lease(session, seconds, self.url)
         self._at_home().ask(Request(Operation.RENEW, session=session, seconds=seconds))
 
     def end(self, session: str) -> int:

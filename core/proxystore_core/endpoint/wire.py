@@ -17,6 +17,7 @@ import math
 import struct
 from typing import ClassVar
 
+from proxystore_core.connectors.base import LONGEST_LEASE
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -167,7 +168,11 @@ class Request:
         start = cls.HEAD.size + key + session
         if mark != b"PQ" or key > _KEY or session > _SESSION or start > len(message):
             raise WireError("no request: wrong mark, or names longer than the message or than they may be")
-        if offset > _LARGEST or length > CHUNK or not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
+        if (
+            offset > _LARGEST
+            or length > CHUNK
+            or not (math.isfinite(seconds) and 0 <= seconds <= LONGEST_LEASE)
+        ):
             raise WireError(f"a request for {length} bytes from {offset} within {seconds} s")
         try:
             return cls(

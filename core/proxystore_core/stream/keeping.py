@@ -14,12 +14,11 @@ itself; elsewhere any later session does, or ``proxystore gc``.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from typing import Any
 
-from proxystore_core.connectors.base import USER_SESSION, Leased, leased, session_until
+from proxystore_core.connectors.base import LONGEST_LEASE, USER_SESSION, Leased, leased, session_until
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.store import Store
 
@@ -34,7 +33,7 @@ class Keeping:
     """The sessions of what one producer sends. Safe in threads, and after a fork.
 
     Args:
-        seconds: that an object stays at least; `math.inf` for no end.
+        seconds: that an object stays at least; `math.inf`, or more than a lease can have, for no end.
 
     Raises:
         ConfigurationError: that is no time.
@@ -46,6 +45,7 @@ class Keeping:
                 f"keep is {seconds!r}: expected seconds, more than 0; math.inf for no end"
             )
         self.seconds = float(seconds)
+        self._is_endless = self.seconds * (1 + 1 / _PERIODS) > LONGEST_LEASE
         self._known: dict[str, tuple[str, float]] = {}  # by recipe: the session, and until when it is good
 
     def session_in(self, store: Store[Any]) -> str:
@@ -55,7 +55,7 @@ class Keeping:
             StoreError: the store failed.
         """
         keeper = leased(store.connector)
-        if store.session != USER_SESSION or keeper is None or math.isinf(self.seconds):
+        if store.session != USER_SESSION or keeper is None or self._is_endless:
             return store.session
         now = time.time()
         session, good = self._known.get(store.recipe, ("", 0.0))
