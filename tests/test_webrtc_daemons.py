@@ -94,6 +94,9 @@ def test_who_starts_one_at_the_same_time_as_others(place):
         outcomes = [each.exception() or each.result() for each in starting]
     started = [each for each in outcomes if not isinstance(each, ConfigurationError)]
     assert started == [int((settings.directory / "lock").read_text())], outcomes
+    # The others leave the log of the one that runs as it is, and none of their own.
+    assert "takes connections" in (settings.directory / "log").read_text()
+    assert [path.name for path in settings.directory.glob("log*")] == ["log"]
     assert daemon.stop(settings, clear=True)
 
 

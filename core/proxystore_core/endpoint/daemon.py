@@ -12,8 +12,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from proxystore_core.connectors.base import USER_SESSION
@@ -36,8 +38,12 @@ _children: list[subprocess.Popen[bytes]] = []  # daemons that this process has t
 _log = logging.getLogger("proxystore_core.endpoint")
 
 
-def run(settings: EndpointSettings) -> None:
+def run(settings: EndpointSettings, log: Path | None = None) -> None:
     """Run an endpoint until SIGTERM or SIGINT.
+
+    Args:
+        settings: which.
+        log: the file that its output goes to, which becomes the endpoint's log when it is the one that runs.
 
     Raises:
         ConfigurationError: it runs already.
@@ -47,6 +53,8 @@ def run(settings: EndpointSettings) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # clients and peers have several each
     with _locked(settings):
+        if log is not None:
+            _name_log(settings, log)
         token = secrets.token_urlsafe(32)
         write_private(settings.directory / "token", token)
         asyncio.run(_run(settings, token))
@@ -142,13 +150,11 @@ def start(settings: EndpointSettings) -> int:
     """
     if settings.running:
         raise ConfigurationError(f"endpoint {settings.name!r} runs already")
-    log = settings.directory / "log"
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(log, log.with_name("log.before"))
-    fd = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as output:
+    fd, path = tempfile.mkstemp(prefix="log.", dir=settings.directory)
+    own, log = Path(path), settings.directory / "log"
+    with open(fd, "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxystore_core.endpoint.daemon", settings.name],
+            [sys.executable, "-m", "proxystore_core.endpoint.daemon", settings.name, path],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -166,12 +172,24 @@ def start(settings: EndpointSettings) -> int:
         process.kill()
     process.wait()
     if settings.running:  # somebody else started it at the same time
+        own.unlink(missing_ok=True)
         raise ConfigurationError(f"endpoint {settings.name!r} runs already")
+    with contextlib.suppress(FileNotFoundError):  # it came to name it
+        _name_log(settings, own)
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise UnreachableError(
         f"endpoint {settings.name!r} did not start: {' '.join(last) or 'it says nothing'}",
         remedy=f"See {log}.",
     )
+
+
+def _name_log(settings: EndpointSettings, log: Path) -> None:
+    """Make a file the endpoint's log; the last one's is kept."""
+    os.stat(log)
+    named = settings.directory / "log"
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(named, named.with_name("log.before"))
+    os.replace(log, named)
 
 
 def stop(settings: EndpointSettings, *, clear: bool = False, patience: float = 20.0) -> bool:
@@ -244,4 +262,4 @@ def _locked(settings: EndpointSettings) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run(EndpointSettings.load(sys.argv[1]))
+    run(EndpointSettings.load(sys.argv[1]), Path(sys.argv[2]))
