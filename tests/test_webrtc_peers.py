@@ -63,6 +63,22 @@ def test_a_dropped_channel_is_resumed_where_it_broke():
     of_pair(test)
 
 
+def test_a_short_datagram_of_a_stranger_ends_no_channel():
+    async def test(one: End, two: End, relay: Relay) -> None:
+        key = one.put(b"x" * CHUNK)
+        await two.get(key)
+        (channel,) = two.peers._channels[one.id]
+        (ends,) = channel._connection.sctp.transport.transport.iceGatherer.getLocalCandidates()
+        # A record of the keys in use (epoch 1) that is too short for a tag (CVE-2026-75806).
+        record = bytes.fromhex("17fefd0001000000ffffff0008") + os.urandom(8)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(record, (ends.ip, ends.port))
+        assert await two.get(key, 5) == b"x" * CHUNK
+        assert two.peers._channels[one.id] == [channel]
+
+    of_pair(test)
+
+
 Lie = Callable[[Request, Answer], Answer]
 LIES: dict[str, Lie] = {
     "more than asked": lambda request, answer: Answer(
