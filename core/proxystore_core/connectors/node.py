@@ -58,6 +58,7 @@ _KEY = re.compile(r"([a-z0-9.-]{1,64}:[0-9]{1,5})\.([A-Za-z0-9_-]{1,64})\.([0-9a
 _STOCK = 256 << 20
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below those that the system gives to clients
 _TELL_AGAIN = 30.0  # seconds after which a home that could not be reached is tried again
+_PAUSES = 0.05, 1.0  # seconds between two questions of one who is not let wait: first, and longest
 _SIDE_BY_SIDE = 16  # nodes that are told something at the same time
 
 
@@ -231,14 +232,20 @@ class NodeConnector:
         if mine and local is not None:
             return self._node.memory.wait(local, timeout)
         until = math.inf if timeout is None else time.monotonic() + timeout
+        pause = _PAUSES[0]
         while True:
-            seconds = min(LONGEST_WAIT, max(0.0, until - time.monotonic()))
+            asked = time.monotonic()
+            seconds = min(LONGEST_WAIT, max(0.0, until - asked))
             request = Request(Operation.WAIT, self.name, session, name, seconds=seconds)
             status = self._client.ask(place, request, seconds=seconds)[0].status
             if status is Status.MISSING:
                 raise never_comes(self.url, key)
-            if status is Status.CONTENT or time.monotonic() >= until:
+            now = time.monotonic()
+            if status is Status.CONTENT or now >= until:
                 return status is Status.CONTENT
+            if now - asked < seconds / 2:  # too many others wait there
+                time.sleep(min(pause, until - now))
+                pause = min(2 * pause, _PAUSES[1])
 
     def get(self, key: Key) -> Buffer | None:
         place, session, name = self._parse(key)

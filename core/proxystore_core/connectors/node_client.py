@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get so much more time
 _IDLE = 4  # connections to each node that are kept
+_KEPT = 100  # to all nodes: each of ZeroMQ's takes four descriptors, and three of a thousand sockets
 _PAUSES = 0.02, 0.5  # seconds between two tries: first, and longest
 _ANSWERS = Status.CONTENT, Status.DONE, Status.MISSING
 
@@ -266,12 +267,28 @@ class NodeClient:
 
     def _keep(self, place: Place, channel: Channel) -> None:
         """Leave a connection in good order to whoever comes next, unless all were closed meanwhile."""
+        known, too_many = (os.getpid(), place), [channel]
         with self._lock:
-            idle = self._idle.get((os.getpid(), place))
-            if idle is not None and len(idle) < _IDLE:
-                idle.append(channel)
-                return
-        channel.close()
+            idle = self._idle.pop(known, None)
+            if idle is not None:
+                if len(idle) < _IDLE:
+                    idle.append(too_many.pop())
+                self._idle[known] = idle  # last, as it was used last
+                too_many += self._least_used()
+        for each in too_many:
+            each.close()
+
+    def _least_used(self) -> list[Channel]:
+        """Take connections away, as far as too many are kept."""
+        if len(self._idle) * _IDLE <= _KEPT:
+            return []
+        mine = [channels for (process, _), channels in self._idle.items() if process == os.getpid()]
+        spare = sum(map(len, mine)) - _KEPT
+        taken: list[Channel] = []
+        for channels in mine:
+            while channels and len(taken) < spare:
+                taken.append(channels.pop(0))
+        return taken
 
 
 def _chunks(views: Sequence[memoryview]) -> Iterator[tuple[int, Buffer]]:

@@ -22,7 +22,7 @@ LONGEST_WAIT = 20.0
 """Seconds; whoever waits longer asks again, so that nobody waits for those who are gone."""
 
 _WAITERS = 256  # threads that wait for objects at the same time
-_UPLOADS = 64
+_UPLOADS = 1024  # each has a descriptor
 _IDLE = 60.0  # seconds after which an object that is not sent any further is forgotten
 _REMEMBERED = 512  # uploads whose last chunk may come twice, because its answer was lost
 

@@ -22,6 +22,7 @@ import math
 import mmap
 import os
 import re
+import resource
 import sys
 import threading
 import time
@@ -156,7 +157,8 @@ class NodeServer:
         if request.operation is not Operation.WAIT:
             self._answer(request, respond)
         elif not self._later.start(functools.partial(self._answer, request, respond)):
-            self._respond(respond, request.nonce, Status.FAILED, 0, b"too many others wait here already")
+            request.seconds = 0.0  # too many others wait here already: this one asks again
+            self._answer(request, respond)
 
     def tick(self) -> None:
         """Let go of what nobody has asked for lately, and of sessions whose lease has lapsed."""
@@ -335,6 +337,8 @@ def _has_objects(space: ShmConnector, session: str) -> bool:
 def main() -> None:
     """Read the order from standard input, listen in a process of its own, and serve until nobody is left."""
     faulthandler.enable()  # into the node's log
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every user's thread may have a connection
     order = json.load(sys.stdin)
     if os.fork():
         os._exit(0)  # nobody has to wait for the server, or to know it

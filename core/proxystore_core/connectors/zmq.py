@@ -99,7 +99,10 @@ def connect(address: str, port: int, key: bytes, curve: bool, until: float) -> _
         RefusedError: the server has another secret, or is none of ours.
         UnreachableError: nobody answers there.
     """
-    socket = _context().socket(zmq.DEALER)
+    try:
+        socket = _context().socket(zmq.DEALER)
+    except zmq.ZMQError as error:  # too many are open
+        raise UnreachableError(f"no connection: {error}") from error
     monitor = None
     try:
         socket.linger = 0
