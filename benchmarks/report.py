@@ -35,10 +35,10 @@ case on one machine. Dask rows use `pure=False` unless they say otherwise, two w
 thread each; bare Dask and ProxyStore share a cluster, this project has an equal one of its own,
 because it equips scheduler and workers. The row of the empty task is the floor of every Dask row. On
 Parsl, each contender has a HighThroughputExecutor of two workers, and ProxyStore's proxies are made by
-hand; all contenders share one pool of two worker processes. On Ray,
-each contender has a cluster of two workers, and ProxyStore's proxies are made by hand. On
-Redis, one server on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows
-"unix socket" are TCP too, and all Dask rows on Redis are TCP for both. Without devices for RDMA ucx:// sends
+hand; all contenders share one pool of two worker processes. On Ray, each contender has a cluster of two
+workers, for most rows six one after another, and ProxyStore's proxies are made by hand. On Redis, one server
+on the same machine serves everybody; ProxyStore reaches it by TCP alone, so its rows "unix socket" are TCP
+too, and all Dask rows on Redis are TCP for both. Without devices for RDMA ucx:// sends
 by TCP connections of its own, and ucxx by those of UCX."""
 
 

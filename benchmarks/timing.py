@@ -7,11 +7,21 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-__all__ = ["Absent", "Figures", "Outcome", "Outcomes", "Sample", "Spread", "describe_error", "interleave"]
+__all__ = [
+    "Absent",
+    "Figures",
+    "Outcome",
+    "Outcomes",
+    "Sample",
+    "Spread",
+    "describe_error",
+    "interleave",
+    "joined",
+]
 
 Figures: TypeAlias = Mapping[str, float]
 """What one sample measured, by name: seconds, bytes or a count."""
@@ -124,3 +134,24 @@ def interleave(
         for figure, by_name in taken.items()
     }
     return Outcomes(tuple(contenders), spreads, failed)
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """One outcome of several that the same contenders had one after another.
+
+    Who has failed in one of them has failed. Of each, only the rounds that all others took count: what is
+    set beside each other later are samples of the same round.
+    """
+    failed = {name: absent for part in parts for name, absent in part.failed.items()}
+    taken: dict[str, dict[str, list[float]]] = {}
+    for part in parts:
+        for figure, by_name in part.spreads.items():
+            there = {name: spread.samples for name, spread in by_name.items() if name not in failed}
+            rounds = min(map(len, there.values()), default=0)
+            for name, samples in there.items():
+                taken.setdefault(figure, {}).setdefault(name, []).extend(samples[:rounds])
+    spreads = {
+        figure: {name: Spread(tuple(values)) for name, values in by_name.items()}
+        for figure, by_name in taken.items()
+    }
+    return Outcomes(parts[0].order, spreads, failed)
