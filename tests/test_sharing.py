@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from proxystore_core import Session, Sharing, Store, UnreachableError
+from proxystore_core import sharing as module
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
@@ -176,6 +177,29 @@ def test_what_was_lost_is_stored_again(sharing: Sharing) -> None:
     # Late orders for what was lost let go of nothing that is there.
     assert sharing.holdings.release(first.key)
     assert sharing.reference(PLAIN) == second
+
+
+def test_calls_in_a_row_ask_once_whether_it_is_there(
+    sharing: Sharing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    exists = slow(sharing).exists
+
+    def ask(key: Key) -> bool:
+        asked.append(key)
+        return exists(key)
+
+    monkeypatch.setattr(sharing.store.connector, "exists", ask)
+    monkeypatch.setattr(module, "_SEEN", 3600.0)
+    one, other = sharing.reference(PLAIN), sharing.reference(ALIKE)
+    assert {sharing.reference(PLAIN) for _ in range(20)} == {one}
+    assert asked == [one.key]
+    assert sharing.reference(ALIKE) == other
+    assert asked == [one.key, other.key]
+    monkeypatch.setattr(module, "_SEEN", 0.0)
+    sharing.reference(PLAIN)
+    sharing.store.evict(one.key)
+    assert sharing.reference(PLAIN) != one
 
 
 def test_putting_and_letting_go_in_threads(sharing: Sharing) -> None:
