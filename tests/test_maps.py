@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -204,6 +205,70 @@ def test_after_a_fork_each_has_its_own(known_file: Path) -> None:
     assert mapped(known_file)[3] == 97
 
 
+def test_who_had_a_map_without_a_page_fault_has_not_written_to_it(
+    known_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    is_clean = maps._is_clean
+
+    def look(address: int, size: int) -> bool:
+        looks.append(address)
+        return is_clean(address, size)
+
+    usage = SimpleNamespace(ru_minflt=5, ru_majflt=0)
+    monkeypatch.setattr(maps, "_is_clean", look)
+    monkeypatch.setattr(maps, "_usage", lambda: usage)
+    monkeypatch.setattr(maps, "_counts_faults", lambda: True)
+    view = mapped(known_file)
+    del view
+    assert len(looks) == 1  # the system has just mapped it: whoever has it reads its pages for the first time
+    view = mapped(known_file)
+    del view
+    assert len(looks) == 1
+    view = mapped(known_file)
+    usage.ru_minflt += 1
+    del view
+    assert len(looks) == 2
+    assert held(known_file)
+
+
+def test_a_system_that_counts_no_page_faults_is_not_asked(
+    known_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "_usage", lambda: SimpleNamespace(ru_minflt=0, ru_majflt=0))
+    maps._counts_faults.cache_clear()
+    try:
+        for _ in range(2):
+            view = mapped(known_file)
+            del view
+        view = mapped(known_file)
+        view[3] = 0
+        del view
+        assert not held(known_file)
+        assert mapped(known_file)[3] == 97
+    finally:
+        maps._counts_faults.cache_clear()
+
+
+def test_each_page_written_to_a_map_that_was_had_before_counts(known_file: Path) -> None:
+    for page in range(0, SIZE, 4096):
+        for _ in range(2):  # the next one's pages are there
+            view = mapped(known_file)
+            assert view[::4096] == b"a" * len(view[::4096])
+            del view
+        view = mapped(known_file)
+        view[page] = 0
+        del view
+        assert mapped(known_file)[page] == 97
+
+
+def test_a_fork_that_has_as_many_page_faults_is_another_process() -> None:
+    mine, theirs = maps._faults(), in_fork(maps._faults)
+    assert mine is not None
+    assert theirs is not None
+    assert (mine[0], theirs[0] != mine[0]) == (os.getpid(), True)
+
+
 def test_threads_that_write_and_drop(known_file: Path) -> None:
     wrong: list[int] = []
 
@@ -246,6 +311,7 @@ def known_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A size that was asked for before."""
     monkeypatch.setattr(maps, "_UNUSED", 0.2)
     monkeypatch.setattr(maps, "_UNUSED_FRESH", 0.2)
+    monkeypatch.setattr(maps, "_UNUSED_MODEST", 0.2)
     wait_for(lambda: not maps._dropping)
     map_fresh(SIZE).release()
     gc.collect()
@@ -291,6 +357,23 @@ def test_fresh_memory_of_one_size_is_kept_at_a_time(known_size: int) -> None:
     map_fresh(known_size).release()  # what does not fit goes before there is more
     assert len(kept_sizes()) <= 1
     wait_for(lambda: not maps._kept)
+
+
+@pytest.mark.parametrize("modest", [True, False])
+def test_little_fresh_memory_is_kept_for_longer(
+    known_size: int, monkeypatch: pytest.MonkeyPatch, modest: bool
+) -> None:
+    monkeypatch.setattr(maps, "_UNUSED_MODEST", 3600.0)
+    monkeypatch.setattr(maps, "_MODEST", 10 * known_size if modest else known_size // 2)
+    map_fresh(known_size).release()
+    gc.collect()
+    assert len(kept_sizes()) == 1
+    if not modest:
+        wait_for(lambda: not maps._kept)
+    else:
+        (place,) = maps._kept
+        assert maps._unused(place) == 3600.0
+        maps._drop_fresh()
 
 
 def test_fresh_memory_is_not_kept_where_it_is_too_much(

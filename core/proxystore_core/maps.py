@@ -2,13 +2,15 @@
 
 Tasks that share an argument map the same file one after another, and pay each time for a page fault a page
 and for taking them back: 1 ms for 10 MB. So a map of a file that was mapped before is not undone at once
-when nobody has it any more, if nobody has written to it (Linux tells, in ``/proc/self/pagemap``): the next
-one who maps the file gets it, pages and all. One that nobody wants is undone within two seconds: until then
-it keeps the memory of a file that is evicted.
+when nobody has it any more, if nobody has written to it: the next one who maps the file gets it, pages and
+all. A first write to a page is a page fault, and often there was none in the process while somebody had the
+map; else Linux tells in ``/proc/self/pagemap``, which takes 66 us for 10 MB. One that nobody wants is undone
+within two seconds: until then it keeps the memory of a file that is evicted.
 
 Fresh memory is used again in the same way by who asks for as much as was asked for before: 100 MB cost 20 ms
 to fill for the first time, and ten times that in a virtual machine that gives free memory back to its host.
-One such map is kept at a time, for three seconds or four.
+One such map is kept at a time, for three seconds or four; up to 32 MB, which malloc would keep for good, for
+half a minute.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from typing import Final
+from typing import Any, Final
 
 from proxystore_core import forks
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = ["map_fresh", "map_private"]
 
@@ -36,8 +41,13 @@ Place = tuple[int, int, int, int]
 Of fresh memory the first number is -1.
 """
 
+Faults = tuple[int, int, int]
+"""Page faults of a process: its number, minor ones, major ones."""
+
 _UNUSED: Final = 1.0  # seconds that a map of a file is kept
 _UNUSED_FRESH: Final = 3.0  # the same of fresh memory, which keeps nobody else's
+_UNUSED_MODEST: Final = 30.0  # the same of so little that it does not matter
+_MODEST: Final = 32 << 20  # bytes
 _REMEMBERED: Final = 64  # files, and sizes of fresh memory
 _MOST: Final = 256 << 20  # bytes of fresh memory that may be kept
 _GRAIN: Final = 64 << 10  # bytes: sizes that differ by less are one
@@ -99,6 +109,7 @@ def _map(place: Place, fd: int, size: int) -> memoryview:
     known = place in _known
     kept = _kept.pop(place, None) if known else None
     address = _mapped(fd, size) if kept is None else kept[0]
+    faults = None if kept is None or fd < 0 else _faults()
     if known:
         _start_dropping()
     else:
@@ -108,7 +119,7 @@ def _map(place: Place, fd: int, size: int) -> memoryview:
                 _known.popitem(last=False)
     array = array_type.from_address(address)
     # At exit the arrays may outlive the finalizer's turn: the kernel unmaps then.
-    finalizer = weakref.finalize(array, _released, place if known else None, address, size)
+    finalizer = weakref.finalize(array, _released, place if known else None, address, size, faults)
     finalizer.atexit = False
     return memoryview(array).cast("B")
 
@@ -133,9 +144,16 @@ def _mapped(fd: int, size: int) -> int:
     return int(address)
 
 
-def _released(place: Place | None, address: int, size: int) -> None:
-    """Nobody has a map any more. May run in the middle of anything."""
-    if place is None or not _dropping or not _is_worth_keeping(place, address, size):
+def _released(place: Place | None, address: int, size: int, faults: Faults | None) -> None:
+    """Nobody has a map any more. May run in the middle of anything.
+
+    Args:
+        place: of the map; None where it was the first.
+        address: of the map.
+        size: of the map, bytes.
+        faults: before anybody had it; None where that is not known.
+    """
+    if place is None or not _dropping or not _is_worth_keeping(place, address, size, faults):
         _unmap(address, size)
         return
     if place[0] < 0:
@@ -147,8 +165,31 @@ def _released(place: Place | None, address: int, size: int) -> None:
         _drop(place)
 
 
-def _is_worth_keeping(place: Place, address: int, size: int) -> bool:
-    return size <= _MOST if place[0] < 0 else _is_clean(address, size)
+def _is_worth_keeping(place: Place, address: int, size: int, faults: Faults | None) -> bool:
+    if place[0] < 0:
+        return size <= _MOST
+    return (faults is not None and faults == _faults()) or _is_clean(address, size)
+
+
+def _faults() -> Faults | None:
+    """Page faults of this process until now, with its number; None where they are not counted."""
+    if not _counts_faults():
+        return None
+    usage = _usage()
+    return os.getpid(), usage.ru_minflt, usage.ru_majflt
+
+
+@functools.cache
+def _counts_faults() -> bool:
+    """Whether the system counts page faults: in some sandboxes there never was one."""
+    before = _usage().ru_minflt
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as fresh:
+        fresh[0] = 1
+    return bool(_usage().ru_minflt > before)
+
+
+def _usage() -> Any:
+    return resource.getrusage(resource.RUSAGE_SELF)
 
 
 def _drop_fresh() -> None:
@@ -203,11 +244,18 @@ def _drop_unused() -> None:
         idle = 0 if _kept else idle + 1
         now = time.monotonic()
         for place, (_, since) in list(_kept.items()):
-            if since < now - (_UNUSED_FRESH if place[0] < 0 else _UNUSED):
+            if since < now - _unused(place):
                 _drop(place)
     _dropping = False
     for place in list(_kept):
         _drop(place)
+
+
+def _unused(place: Place) -> float:
+    """Seconds that a map is kept."""
+    if place[0] >= 0:
+        return _UNUSED
+    return _UNUSED_MODEST if place[-1] <= _MODEST else _UNUSED_FRESH
 
 
 @forks.in_child
