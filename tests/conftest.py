@@ -27,9 +27,11 @@ SHARED_MEMORY = Path("/dev/shm")
 STARTS_RAY = {
     "test_ray",
     "test_ray_contract",
+    "test_ray_drivers",
     "test_ray_jobs",
     "test_ray_results",
     "test_ray_security",
+    "test_ray_starts",
     "test_ray_tools",
 }
 GRACE = 10.0  # seconds that workers told to stop get to evict what they hold

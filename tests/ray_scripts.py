@@ -6,8 +6,11 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _LISTENING = """
 import os, sys
@@ -57,8 +60,7 @@ class Driver:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # What a driver that starts a cluster sets for its children, others that join it have to set.
-            env={**os.environ, "RAY_AUTH_MODE": "token", "TESTS": str(Path(__file__).parent), **variables},
+            env={**os.environ, "TESTS": str(Path(__file__).parent), **variables},
         )
         try:
             self(f"_ = {start}")
@@ -85,3 +87,23 @@ class Driver:
         """Give it no time to end."""
         self._process.kill()
         self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Driver]:
+    """The driver that has started a cluster for the tests of one module, and does nothing else in it."""
+    first = Driver("ray.init(**work.OPTIONS)")
+    try:
+        yield first
+    finally:
+        first.end()
+
+
+@pytest.fixture(scope="module")
+def joining(cluster: Driver) -> dict[str, str]:
+    """Variables with which drivers join that cluster.
+
+    What a driver that starts one sets for its children, others have to set.
+    """
+    address = cluster("ray.get_runtime_context().gcs_address")
+    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}

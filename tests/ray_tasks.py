@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -22,6 +23,9 @@ OPTIONS: dict[str, Any] = {
     "_node_ip_address": "127.0.0.1",
     "runtime_env": {"env_vars": {"PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}},
 }
+"""For a driver that starts a cluster."""
+JOINING = {name: OPTIONS[name] for name in ("configure_logging", "log_to_driver", "runtime_env")}
+"""For one that joins a cluster."""
 BIG = 30_000
 """Floats in an array that is over the threshold."""
 
@@ -179,6 +183,15 @@ def failure(reference: Any) -> BaseException | None:
     except Exception as error:
         return error
     return None
+
+
+def kill_named() -> int:
+    """Kill all actors that have names; how many there were."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    for named in found:
+        with contextlib.suppress(ValueError):  # it is about to end
+            ray.kill(ray.get_actor(**named))
+    return len(found)
 
 
 @ray.remote

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray_scripts
 from ray_scripts import Driver, script
 from waiting import until
+
+cluster = ray_scripts.cluster
+joining = ray_scripts.joining
 
 
 def test_results_of_another_job_stay_rays() -> None:
@@ -52,7 +57,7 @@ print(subprocess.run([sys.executable, "-c", other], check=True, capture_output=T
     assert "nested [[False, False], [False, False]]" in out
 
 
-def test_an_actor_of_two_jobs(tmp_path: Path) -> None:
+def test_an_actor_of_two_jobs(tmp_path: Path, joining: dict[str, str]) -> None:
     """Each driver keeps its own session, and the actor's process one link to each."""
     text = """
 import os, subprocess, sys, threading
@@ -66,10 +71,8 @@ class Shared(work.Counter.__ray_metadata__.modified_class):
     def threads(self):
         return sum(thread.name == "proxystore-evict" for thread in threading.enumerate())
 
-of_cluster = ("num", "obj", "_node")
-options = {name: value for name, value in work.OPTIONS.items() if not name.startswith(of_cluster)}
+init(**work.JOINING, namespace="n", results="always", threshold="100 kB")
 if len(sys.argv) > 1:
-    init(sys.argv[1], **options, namespace="n", results="always", threshold="100 kB")
     shared = ray.get_actor("shared")
     mine = link.current()
     session = Path(mine._store.connector.store_dir) / mine.session
@@ -79,11 +82,9 @@ if len(sys.argv) > 1:
     ray.shutdown()
     print("left" if session.exists() else "gone")
     sys.exit()
-init(**work.OPTIONS, namespace="n", results="always", threshold="100 kB")
 shared = Shared.options(name="shared", num_cpus=0).remote(work.big(1))
-address = ray.get_runtime_context().gcs_address
 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-with subprocess.Popen([sys.executable, __file__, address], **pipes) as other:
+with subprocess.Popen([sys.executable, __file__, "other"], **pipes) as other:
     for _ in range(12):
         print("here", float(ray.get(shared.total.remote(work.big(3)))))
         print("go", file=other.stdin, flush=True)
@@ -96,6 +97,7 @@ print("here", float(ray.get(shared.give.remote())[0]))
     (tmp_path / "driver.py").write_text(text)
     out = script(
         f"import runpy; runpy.run_path({str(tmp_path / 'driver.py')!r}, run_name='__main__')",
+        **joining,
     )
     once = ["here 120000.0", "there 90001.0"]
     assert out.splitlines() == [*once * 12, "2 threads", "gone", "here 1.0"]
@@ -106,29 +108,30 @@ PUBLIC = f'{STORE}, namespace="public"'
 
 
 class Jobs:
-    """Drivers in one cluster, which the first one starts."""
+    """Drivers in one cluster."""
 
-    def __init__(self) -> None:
+    def __init__(self, joining: dict[str, str]) -> None:
+        self.joining = joining
         self.all: list[Driver] = []
 
     def __call__(self, options: str = PUBLIC, *, start: str = "init") -> Driver:
         """One more."""
-        if not self.all:
-            given = "**work.OPTIONS"
-        else:
-            address = self.all[0]("ray.get_runtime_context().gcs_address")
-            names = "configure_logging", "log_to_driver", "runtime_env"
-            given = f"{address!r}, **{{name: work.OPTIONS[name] for name in {names}}}"
-        self.all.append(Driver(f"{start}({given}, {options})"))
+        self.all.append(Driver(f"{start}(**work.JOINING, {options})", **self.joining))
         return self.all[-1]
+
+    def two(self) -> Iterator[Driver]:
+        """They start side by side."""
+        with ThreadPoolExecutor(2) as pool:
+            return pool.map(lambda _: self(), range(2))
 
 
 @pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    made = Jobs()
+def jobs(cluster: Driver, joining: dict[str, str]) -> Iterator[Jobs]:
+    made = Jobs(joining)
     yield made
     for driver in reversed(made.all):
         driver.end()
+    until(lambda: not cluster("work.kill_named()"))
 
 
 def share(first: Driver, second: Driver, options: str = 'name="shared"', kind: str = "Counter") -> None:
@@ -144,7 +147,7 @@ STORED = "[ray.get(result, timeout=60).flags.writeable for result in results]"
 
 
 def test_a_result_does_not_go_with_the_job_that_called_last(jobs: Jobs) -> None:
-    first, second = jobs(), jobs()
+    first, second = jobs.two()
     share(first, second)
     assert second("float(ray.get(actor.total.remote(work.big(2))))") == 90_000
     first("results = [actor.give.remote(), actor.add.remote(work.big(1))]")
@@ -155,7 +158,7 @@ def test_a_result_does_not_go_with_the_job_that_called_last(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("how", ["", ', lifetime="detached"'])
 def test_a_result_outlives_the_job_whose_actor_made_it(how: str, jobs: Jobs) -> None:
-    _, first, second = jobs(""), jobs(), jobs()
+    first, second = jobs.two()
     share(first, second, f'name="shared"{how}')
     second("results = [actor.give.remote(), actor.add.remote(work.big(1)), *ray.get(actor.puts.remote())]")
     assert not second("ray.wait(results, num_returns=3, timeout=60)[1]")
@@ -166,7 +169,7 @@ def test_a_result_outlives_the_job_whose_actor_made_it(how: str, jobs: Jobs) -> 
 
 
 def test_what_a_detached_actor_passes_on_outlives_its_job(jobs: Jobs) -> None:
-    _, first, second = jobs(""), jobs(), jobs()
+    first, second = jobs.two()
     first("go = work.Gate.options(name='go', lifetime='detached', num_cpus=0).remote()")
     share(first, second, 'name="shared", lifetime="detached", num_cpus=0')
     second("result = actor.pass_on.remote(ray.get_actor('go'))")
@@ -186,7 +189,7 @@ def test_a_shared_actor_of_a_job_without_a_store(jobs: Jobs) -> None:
 
 
 def test_a_shared_async_actor_leaves_results_to_ray(jobs: Jobs) -> None:
-    first, second = jobs(), jobs()
+    first, second = jobs.two()
     share(first, second, kind="AsyncCounter")
     for job in (first, second):
         job("results = [actor.add.remote(work.big(1)) for _ in range(5)]")
@@ -212,7 +215,7 @@ def test_an_actor_that_is_detached_by_default_gets_its_arguments_from_ray(jobs: 
 
 
 def test_what_a_worker_puts_when_its_driver_ends_goes_with_the_session(jobs: Jobs, tmp_path: Path) -> None:
-    _, only = jobs(""), jobs()
+    only = jobs()
     session = Path(only("str(link.current()._store.connector.store_dir)")) / only("link.current().session")
     only(f"late = work.Late.remote(); result = late.give.remote({str(tmp_path / 'started')!r})")
     until((tmp_path / "started").exists)

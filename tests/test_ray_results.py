@@ -129,7 +129,9 @@ def test_a_call_waits_for_a_result_of_an_actor_that_is_no_more(how: str, stored:
     until(lambda: not stored())
 
 
-def test_a_call_of_a_third_process_waits_for_a_result_whose_producer_is_no_more() -> None:
+def test_a_call_of_a_third_process_waits_for_a_result_whose_producer_is_no_more(
+    cluster: Any,
+) -> None:
     out = script(
         """
 import gc, os, signal, sys, time
@@ -138,7 +140,7 @@ sys.path.insert(0, os.environ["TESTS"])
 import ray, ray_tasks as work
 from waiting import until
 from proxystore_integrations.ray import init, link
-init(**work.OPTIONS, threshold="100 kB", results="always")
+init(**work.JOINING, threshold="100 kB", results="always")
 
 @ray.remote
 class Third:
@@ -163,7 +165,8 @@ time.sleep(2.5)  # that one is looked at, too
 ray.get(gate.open.remote())
 print(ray.get(third.get.remote()))
 ray.shutdown()
-"""
+""",
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
     )
     assert "30000.0" in out.splitlines()  # Ray tells of the dead, too
 
