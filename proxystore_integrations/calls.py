@@ -26,6 +26,7 @@ from proxystore_integrations.carriers import (
     StoredResult,
     StoreFunction,
     Terms,
+    VersionError,
     owners,
 )
 from proxystore_integrations.functions import carries_large, name_of
@@ -84,6 +85,8 @@ class Call:
 
     def lacked(self, error: NotDeliveredError) -> bool:
         """Whether it was not made for want of its arguments; else it raised that of a call of its own."""
+        if isinstance(error, VersionError):
+            return self.is_stored or type(self.function) is StoreFunction
         return self.is_stored and (not error.key or self.names(str(error.key)))
 
     def done(self) -> None:
@@ -109,6 +112,8 @@ class Call:
         assert link is not None
         try:
             link.by_value.accept(error, "pass an argument")
+            if isinstance(error, VersionError):
+                link.elsewhere.setdefault("with another version", str(error))
             if self._outgoing is None:
                 return Call(link, _original(self.function), self.args, self.kwargs)
             packed: Packed = self.args[0]

@@ -21,7 +21,7 @@ from proxystore_core import Proxy, Reference, SerializationError, StoreError, re
 from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
-from proxystore_integrations import ledger
+from proxystore_integrations import __version__, ledger
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEPTH, ByValue, load
 
@@ -34,13 +34,37 @@ __all__ = [
     "StoredArgument",
     "StoredResult",
     "Terms",
+    "VersionError",
     "call_pickled",
+    "check_version",
     "plain",
 ]
 
 
 class NotDeliveredError(StoreError):
     """A worker could not have a call's arguments from the store, so the function was not called."""
+
+
+class VersionError(NotDeliveredError):
+    """Client and worker have versions of this package that do not understand each other."""
+
+
+def check_version(theirs: str, problem: str = "") -> None:
+    """Check that what another process has sent means here what it meant there.
+
+    Args:
+        theirs: the version of this package that it has; empty where it told none.
+        problem: why it cannot be read, whatever the versions are.
+
+    Raises:
+        VersionError: it does not, or nobody can tell. The last of three numbers makes no difference.
+    """
+    if problem or theirs.split(".")[:2] != __version__.split(".")[:2]:
+        text = f"the client has proxystore-integrations {theirs or 'of another version'}, "
+        text += f"{socket.gethostname()} has {__version__}"
+        raise VersionError(
+            f"{text}: {problem}" if problem else text, remedy="Install the same version on both."
+        )
 
 
 class StoredArgument:
@@ -91,8 +115,8 @@ class Packed:
         self.kwargs = kwargs
         self.references = references
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[Any, ...]]:
-        return Packed, (self.function, self.args, self.kwargs, self.references)
+    def __reduce__(self) -> tuple[Callable[..., Packed], tuple[Any, ...]]:
+        return _packed, (__version__, self.function, self.args, self.kwargs, self.references)
 
     def __repr__(self) -> str:
         return f"<{len(self.args) + len(self.kwargs)} arguments, {len(self.references)} to load>"
@@ -120,6 +144,8 @@ class Packed:
         """
         try:
             return self.filled()
+        except NotDeliveredError:
+            raise
         except StoreError as error:
             raise NotDeliveredError(
                 f"{socket.gethostname()} cannot have the arguments of {to}: {error.problem}",
@@ -127,6 +153,31 @@ class Packed:
                 key=error.key,
                 remedy=error.remedy,
             ) from error
+
+
+class _Unread(Packed):
+    """Arguments that another version has packed.
+
+    Args:
+        error: that says so, when they are asked for: an engine may not survive one as it unpickles.
+    """
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: VersionError) -> None:
+        super().__init__(None, (), {}, ())
+        self._error = error
+
+    def filled(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        raise self._error
+
+
+def _packed(version: str, /, *given: Any) -> Packed:
+    try:
+        check_version(version)
+        return Packed(*given)
+    except VersionError as error:
+        return _Unread(error)
 
 
 class Filling:
@@ -255,7 +306,7 @@ class StoreFunction:
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
-        given = (self.function, terms, self.__name__)
+        given = (__version__, self.function, terms, self.__name__)
         return _store_function, given if self.should_proxy is None else (*given, self.should_proxy)
 
     def __repr__(self) -> str:
@@ -293,22 +344,38 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
 
 @lru_cache(256)
 def _unpickled(pickled: bytes) -> StoreFunction:
-    made: StoreFunction = pickle.loads(pickled)
-    return made
+    made = pickle.loads(pickled)
+    return made if type(made) is StoreFunction else made()  # which raises
 
 
 @lru_cache(256)
-def _terms(encoded: bytes) -> Terms:
-    return msgspec.msgpack.decode(encoded, type=Terms)
+def _terms(version: str, encoded: bytes) -> Terms:
+    check_version(version)
+    try:
+        return msgspec.msgpack.decode(encoded, type=Terms)
+    except msgspec.MsgspecError as error:
+        check_version(version, str(error))
+        raise
 
 
-def _store_function(
-    function: Callable[..., Any] | None,
-    terms: bytes | None,
-    name: str,
-    should_proxy: Callable[[Any], bool] | None = None,
-) -> StoreFunction:
-    return StoreFunction(function, None if terms is None else _terms(terms), name, should_proxy)
+def _store_function(version: str, /, *given: Any) -> StoreFunction:
+    try:
+        check_version(version)
+        function, terms, *more = given
+        return StoreFunction(function, None if terms is None else _terms(version, terms), *more)
+    except VersionError as error:
+        return _UnreadFunction(error)
+
+
+class _UnreadFunction(StoreFunction):
+    """A function that another version has sent, as `_Unread`."""
+
+    def __init__(self, error: VersionError) -> None:
+        super().__init__(None, None, "a function")
+        self._error = error
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        raise self._error
 
 
 class Owner(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 
 from proxystore_core import Store
 from proxystore_core.connectors.base import has_scattered_leases, leased
+from proxystore_integrations import __version__
 from proxystore_integrations.dask.graph import DaskOutgoing
 from proxystore_integrations.link import Link
 from proxystore_integrations.settings import Settings
@@ -53,6 +54,7 @@ class DaskLink(Link):
         # Where leases do not travel they do not tell a worker either.
         self.marker = "" if tells else self._store.put(b"", session=session.name)
         return {
+            "version": __version__,
             "client": client,
             "session": session.name,
             "recipe": self.recipe,

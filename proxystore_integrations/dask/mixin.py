@@ -20,6 +20,7 @@ from proxystore_core import ConfigurationError, GoneError, Proxy, Reference, Sto
 from proxystore_core.ownership import borrows_in, end_with
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations import ledger
+from proxystore_integrations.carriers import VersionError
 from proxystore_integrations.dask.graph import substitute_graph
 from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.scatter import carried, named
@@ -72,6 +73,9 @@ class StoreMixin(distributed.Client):
                 StoreSchedulerPlugin(), name=StoreSchedulerPlugin.name, idempotent=True
             )
             elsewhere = await self.scheduler.proxystore_join(session=session)
+        except VersionError as error:
+            await asyncio.to_thread(link.close)
+            link.by_value.accept(error, "work")
         except Exception as error:
             await asyncio.to_thread(link.close)
             link.by_value.accept(

@@ -20,8 +20,9 @@ from dask.utils import funcname
 from proxystore_core import ConfigurationError, MissingExtraError, StoreError, store_for
 from proxystore_core.connectors.base import place_of
 from proxystore_core.pickling import Pickling
+from proxystore_integrations import __version__
 from proxystore_integrations.calls import CallLink
-from proxystore_integrations.carriers import Filling, NotDeliveredError, StoredArgument
+from proxystore_integrations.carriers import Filling, NotDeliveredError, StoredArgument, check_version
 from proxystore_integrations.outgoing import CallOutgoing
 from proxystore_integrations.transfer import load
 
@@ -55,8 +56,8 @@ class Filled:
         self.function = function
         self.__name__ = funcname(function)
 
-    def __reduce__(self) -> tuple[type[Filled], tuple[Any, ...]]:
-        return Filled, (self.function,)
+    def __reduce__(self) -> tuple[Callable[..., Filled], tuple[Any, ...]]:
+        return _filled, (__version__, self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         references = list(dict.fromkeys(_references([*args, *kwargs.values()])))
@@ -71,6 +72,11 @@ class Filled:
             ) from error
         fill = Filling(loaded)
         return self.function(*fill(args), **fill(kwargs))
+
+
+def _filled(version: str, function: Callable[..., Any]) -> Filled:
+    check_version(version)
+    return Filled(function)
 
 
 def _references(values: Iterable[Any]) -> Iterable[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from proxystore_integrations.carriers import check_version
 from proxystore_integrations.dask.gathering import Gathering
 from proxystore_integrations.dask.nodes import StoreTask, has_own_kind, stored_values
 from proxystore_integrations.dask.orders import Orders
@@ -73,7 +74,11 @@ class StoreSchedulerPlugin(SchedulerPlugin):
 
         Returns:
             For each worker that cannot reach the client's store, why not.
+
+        Raises:
+            VersionError: the client has another version of this package.
         """
+        check_version(session.get("version", ""))
         joined = ClientSession(**session)
         async with self._joining:
             await self.scheduler.register_worker_plugin(

@@ -28,6 +28,7 @@ class ClientSession:
     """What the scheduler knows of one client's session.
 
     Attributes:
+        version: of this package, as the client has it.
         client: Dask's id of the client.
         session: the session's name in the store.
         recipe: how a worker opens the store.
@@ -42,6 +43,7 @@ class ClientSession:
         here: whether the client is still connected.
     """
 
+    version: str
     client: str
     session: str
     recipe: str
@@ -63,7 +65,7 @@ class ClientSession:
     @property
     def terms(self) -> dict[str, Any]:
         """What a worker needs in order to try whether it reaches the store."""
-        return {name: getattr(self, name) for name in ("recipe", "session", "marker", "settings")}
+        return {name: getattr(self, name) for name in ("version", "recipe", "session", "marker", "settings")}
 
 
 class Sessions:

@@ -16,6 +16,7 @@ from distributed.protocol.pickle import dumps
 
 from proxystore_core import Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
+from proxystore_integrations.carriers import check_version
 from proxystore_integrations.dask.nodes import StoreTask
 from proxystore_integrations.dask.orders import Order, carry_out
 from proxystore_integrations.dask.reading import Loading, gather
@@ -110,7 +111,12 @@ class StoreWorkerPlugin(WorkerPlugin):
         return client
 
     async def probe(
-        self, recipe: str, session: str, marker: str, settings: dict[str, Any] | None = None
+        self,
+        recipe: str,
+        session: str,
+        marker: str,
+        settings: dict[str, Any] | None = None,
+        version: str = "",
     ) -> str:
         """Why this worker does not reach a client's store; empty when it does.
 
@@ -119,9 +125,11 @@ class StoreWorkerPlugin(WorkerPlugin):
             session: the client's session, whose lease is there.
             marker: key of an object that is there, where a store has no leases.
             settings: of the client, for those made inside tasks.
+            version: of this package, as the client has it.
         """
 
         def there() -> bool:
+            check_version(version)
             store = store_for(recipe)
             if store.secret is not None:
                 store.secret.check()

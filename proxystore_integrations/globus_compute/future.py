@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from proxystore_integrations.calls import Call
-from proxystore_integrations.carriers import NotDeliveredError, StoreFunction
+from proxystore_integrations.carriers import NotDeliveredError, StoreFunction, VersionError
 from proxystore_integrations.dependents import LaterFuture
 from proxystore_integrations.globus_compute.engine import ComputeFuture, TaskExecutionFailed
 
@@ -14,6 +14,7 @@ __all__ = ["GlobusFuture"]
 
 # Exceptions come back as text.
 _NOT_DELIVERED = re.compile(rf"\b{NotDeliveredError.__name__}: (?P<problem>.+)")
+_OTHER_VERSION = re.compile(rf"\b{VersionError.__name__}: (?P<problem>.+)")
 _OURS = "proxystore_integrations|proxystore_core|cloudpickle|msgspec|xxhash"
 _NOT_INSTALLED = re.compile(rf"ModuleNotFoundError: No module named '(?P<name>{_OURS})\b")
 
@@ -47,6 +48,9 @@ class GlobusFuture(LaterFuture, ComputeFuture):
         if not isinstance(error, TaskExecutionFailed):
             return error
         text = error.remote_data
+        found = _OTHER_VERSION.search(text)
+        if found and (call.is_stored or type(call.function) is StoreFunction):
+            return VersionError(found["problem"].strip())
         found = _NOT_DELIVERED.search(text)
         if found and call.names(text):
             return NotDeliveredError(found["problem"].strip())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -229,12 +228,12 @@ def _arrived(
 
 @functools.lru_cache(16)
 def _written(terms: Terms) -> str:
-    return json.dumps(terms)
+    return terms.written()
 
 
 @functools.lru_cache(16)
 def _read(terms: str) -> Terms:
-    return Terms(*json.loads(terms))
+    return Terms.read(terms)
 
 
 def _ticket(terms: str, guard: Any, adopt: bool) -> Ticket:

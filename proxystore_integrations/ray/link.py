@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 from proxystore_core import Session, Sharing, StoreError, forks, store_for
 from proxystore_core.connectors.base import leased, listed, place_of
+from proxystore_integrations import __version__
+from proxystore_integrations.carriers import check_version
 from proxystore_integrations.link import Evictions
 from proxystore_integrations.ray import joining, owners
 from proxystore_integrations.ray.cluster import ClusterLink
@@ -66,6 +69,21 @@ class Terms(NamedTuple):
     marker: str
     job: str = ""
     node: str = ""
+
+    def written(self) -> str:
+        """As text, for `read`."""
+        return json.dumps([__version__, *self])
+
+    @classmethod
+    def read(cls, text: str) -> Terms:
+        """The inverse of `written`.
+
+        Raises:
+            VersionError: another version of this package has written it.
+        """
+        version, *given = json.loads(text)
+        check_version(version)
+        return cls(*given)
 
 
 class _Part:

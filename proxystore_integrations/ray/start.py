@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import threading
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxystore_core import ConfigurationError, StoreError
+from proxystore_integrations.carriers import VersionError
 from proxystore_integrations.ray import engine, joining
 from proxystore_integrations.ray.cluster import check_address, settings_among
 from proxystore_integrations.ray.hooks import install
@@ -136,7 +136,11 @@ def worker_setup() -> None:
     _bequeath_no_more()
     if terms:
         install()
-        link = joined(Terms(*json.loads(terms)))
+        try:
+            link = joined(Terms.read(terms))
+        except VersionError as error:  # each value that is sent here will say so, too
+            warnings.warn(f"this worker works without a store: {error}", RuntimeWarning, stacklevel=2)
+            link = None
         if link is not None:
             use(link)  # which job's this process is may not be known yet
     theirs = os.environ.get(_THEIRS)
@@ -176,7 +180,7 @@ def _equipped(runtime_env: Any, link: RayLink, given: Mapping[str, Any] | None) 
     assert link.terms is not None, "the link is open"
     os.environ[engine.SETUP_HOOK] = _SETUP
     # Another job of such a cluster has workers that are equipped, too: its results stay Ray's.
-    os.environ[_TERMS] = json.dumps(link.terms._replace(job=engine.FIRST_JOB))
+    os.environ[_TERMS] = link.terms._replace(job=engine.FIRST_JOB).written()
     return runtime_env
 
 
@@ -193,7 +197,8 @@ def _merged(runtime_env: Any, link: RayLink) -> dict[str, Any]:
     variables = merged["env_vars"] = dict(merged.get("env_vars") or {})
     if engine.SETUP_HOOK in variables:
         return merged  # the cluster has chosen one for this job: workers join with their first argument
-    variables[_TERMS] = json.dumps(link.terms)
+    assert link.terms is not None, "the link is open"
+    variables[_TERMS] = link.terms.written()
     theirs = merged.get(_HOOK)
     if callable(theirs):
         merged[_HOOK] = _both(theirs)
