@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import math
 import pickle
 import secrets
@@ -179,6 +180,20 @@ def test_a_result_that_is_its_own_proxy(store: Store[Any]) -> None:
     future.set_result(other.proxy())
     other.set_result([1])
     assert future.proxy() == [1]
+
+
+def test_futures_that_are_each_others_results(store: Store[Any]) -> None:
+    ring: list[Future[Any]] = [store.future(deadline=30) for _ in range(3)]
+    for future, following in zip(ring, [*ring[1:], ring[0]], strict=True):
+        future.set_result(following.proxy())
+    for use in (lambda: ring[0].proxy() + 1, lambda: resolve(ring[1].proxy()), lambda: len(ring[2].result())):
+        with pytest.raises(ConfigurationError, match="stand for each other"):
+            use()
+    chain: list[Future[Any]] = [store.future(deadline=30) for _ in range(30)]
+    for future, following in itertools.pairwise(chain):
+        future.set_result(following.proxy())
+    chain[-1].set_result([1])
+    assert chain[0].proxy() == [1]
 
 
 def test_waits_without_an_end(store: Store[Any]) -> None:

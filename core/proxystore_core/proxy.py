@@ -27,6 +27,7 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, Union, runtime_checkable
 
 from proxystore_core.errors import ConfigurationError
@@ -374,10 +375,29 @@ def _load(p: Proxy[T], factory: Callable[[], T] | None = None) -> T:
     def fly() -> T:
         if not is_resolved(p):  # a flight may have landed since the slot was read
             target = make()
-            _settle(p, target.__proxy_target__ if type(target) in PROXIES else target)  # type: ignore[attr-defined]
+            _settle(p, _through(p, target) if type(target) in PROXIES else target)
         return p.__proxy_target__
 
     return _flights.run(("Proxy", id(p)), fly)
+
+
+_on_the_way: ContextVar[tuple[Any, ...]] = ContextVar("proxystore_on_the_way", default=())
+
+
+def _through(p: Proxy[Any], inner: Any) -> Any:
+    """The target of a proxy whose factory gave another proxy."""
+    passed = (*_on_the_way.get(), p.__proxy_factory__)
+    if not is_resolved(inner) and inner.__proxy_factory__ in passed:
+        raise ConfigurationError(
+            "these proxies stand for each other, and for no object",
+            key=getattr(inner.__proxy_factory__, "key", None),
+            remedy="Were futures set to each other's proxies? Set one of them to an object.",
+        )
+    token = _on_the_way.set(passed)
+    try:
+        return inner.__proxy_target__
+    finally:
+        _on_the_way.reset(token)
 
 
 def _known_class(p: Proxy[Any]) -> type | None:
