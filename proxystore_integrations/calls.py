@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from proxystore_core import Session, Store, StoreError, forks
-from proxystore_core.pickling import DEFAULT
+from proxystore_core.pickling import DEFAULT, Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
     Filling,
@@ -143,6 +143,8 @@ class CallLink(Link):
     """May keep a large value out of the store."""
 
     pickling = DEFAULT
+    results_pickling: Pickling | None = None
+    """As the engine pickles results; as all else if None."""
 
     def __init__(self, settings: Settings, store: Store[Any] | None = None, engine: str = "") -> None:
         super().__init__(settings, store, engine)
@@ -165,7 +167,7 @@ class CallLink(Link):
                 session.name,
                 settings.threshold,
                 settings.on_store_error,
-                self.pickling,
+                self.results_pickling or self.pickling,
                 self.place,
                 self.engine,
             )

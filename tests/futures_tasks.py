@@ -189,3 +189,33 @@ def lacking(value: Any, counted: str, key: str | None) -> None:
     with open(counted, "a") as file:
         file.write(".")
     raise NotDeliveredError("no such object", key=key)
+
+
+class Tagged:
+    """Tells by which way it came."""
+
+    def __init__(self, array: Any, tag: str) -> None:
+        self.array = array
+        self.tag = tag
+
+
+def tag_call(tagged: Any) -> Any:
+    return Tagged, (tagged.array, "call")
+
+
+def tag_result(tagged: Any) -> Any:
+    return Tagged, (tagged.array, "result")
+
+
+def tags(value: Any) -> list[str]:
+    """Of all that are in something."""
+    if isinstance(value, Tagged):
+        return [value.tag]
+    inside = value.values() if isinstance(value, dict) else array_of(value)
+    if isinstance(inside, np.ndarray):
+        return []
+    return tags(inside) if isinstance(inside, Tagged) else [tag for item in inside for tag in tags(item)]
+
+
+def same(value: Any) -> Any:
+    return value

@@ -87,6 +87,19 @@ def test_joblib_within_joblib() -> None:
     until(lambda: not left("joblib-test"))
 
 
+def test_lokys_own_reducers() -> None:
+    """What it was given reducers for is pickled by it, wherever it is in an argument or a result."""
+    calls, results = {tasks.Tagged: tasks.tag_call}, {tasks.Tagged: tasks.tag_result}
+    pool = loky.ProcessPoolExecutor(1, job_reducers=calls, result_reducers=results)
+    value = tasks.Tagged(tasks.big(), "none")
+    with StoreExecutor(pool, store="shm://loky-test") as executor:
+        for argument in (value, [value], {"a": (tasks.big(), value)}, tasks.Parcel(value)):
+            assert executor.submit(tasks.tags, argument).result(WAIT) == ["call"]
+            assert tasks.tags(executor.submit(tasks.same, argument).result(WAIT)) == ["result"]
+        assert executor.submit(tasks.add, tasks.big()).result(WAIT)[0] == 2
+    assert not left("loky-test")
+
+
 def test_lokys_reusable_executor() -> None:
     first = loky.get_reusable_executor(2)
     with StoreExecutor(first, store="shm://loky-test") as executor:

@@ -241,16 +241,24 @@ def test_a_keyword_named_self(executors: Any) -> None:
         assert executor.submit(functools.partial(dict, b=2), self=1).result(WAIT) == {"self": 1, "b": 2}
 
 
+def test_what_shutdown_takes_by_position() -> None:
+    for bare in (ProcessPoolExecutor(1), loky.ProcessPoolExecutor(1)):
+        with StoreExecutor(bare) as executor, pytest.raises(TypeError):
+            executor.shutdown(True, False, False)
+        assert not executor._link.is_open
+
+
 def test_chunks_that_threads_ignore() -> None:
     with ThreadPoolExecutor() as bare, StoreExecutor(bare) as executor:
         for one in (bare, executor):
             assert list(one.map(abs, [-1], chunksize=0)) == [1]
 
 
-def test_lokys_own_shutdown() -> None:
+@pytest.mark.parametrize(("args", "options"), [((), {"kill_workers": True}), ((True, True), {})])
+def test_lokys_own_shutdown(args: tuple[Any, ...], options: dict[str, Any]) -> None:
     executor = StoreExecutor(loky.ProcessPoolExecutor(1))
     running = executor.submit(tasks.slow, tasks.big(), 600)
     waiting = executor.submit(tasks.slow, running)
-    executor.shutdown(kill_workers=True)
+    executor.shutdown(*args, **options)
     assert isinstance(running.exception(WAIT), loky.process_executor.ShutdownExecutorError)
     assert waiting.cancelled()

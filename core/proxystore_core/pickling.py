@@ -10,6 +10,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from proxystore_core.reference import loaded_class
+
 __all__ = ["DEFAULT", "Pickling", "Reducer"]
 
 Reducer: TypeAlias = Callable[[Any], Any]
@@ -30,11 +32,14 @@ class Pickling(NamedTuple):
             below 5.
         multiprocessing: refuse what `multiprocessing` passes in its own way (connections, sockets, PyTorch's
             tensors, which both processes then share).
+        left: refuse these types too, which the engine's user has given reducers for: types, or
+            ``module:name`` of those that a process is told of.
     """
 
     main_by_value: bool = True
     writable: bool = False
     multiprocessing: bool = False
+    left: tuple[Any, ...] = ()
 
     def reducers(self) -> Mapping[type, Reducer]:
         """By exact type, how to reduce what is not pickled in its own way."""
@@ -44,11 +49,19 @@ class Pickling(NamedTuple):
             reducers[numpy.ndarray] = _reduce_array
         if self.multiprocessing:
             reducers.update(dict.fromkeys(_passed_its_own_way(), _refuse))
+        if self.left:
+            reducers.update(dict.fromkeys(self._left(), _leave))
         return reducers
 
     def takes(self, kind: type) -> bool:
         """Whether objects of exactly this type are not refused."""
+        if self.left and kind in self._left():
+            return False
         return not self.multiprocessing or kind not in _passed_its_own_way()
+
+    def _left(self) -> list[type]:
+        found = [loaded_class(kind) if isinstance(kind, str) else kind for kind in self.left]
+        return [kind for kind in found if kind is not None]
 
 
 DEFAULT = Pickling(writable=pickle.DEFAULT_PROTOCOL < 5)
@@ -62,6 +75,10 @@ def _passed_its_own_way() -> set[type]:
 
 def _refuse(obj: Any) -> Any:
     raise TypeError(f"multiprocessing has its own way to pass {type(obj).__qualname__!r} objects")
+
+
+def _leave(obj: Any) -> Any:
+    raise TypeError(f"the engine was given a reducer of its own for {type(obj).__qualname__!r} objects")
 
 
 class _Writable:

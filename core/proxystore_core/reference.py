@@ -9,7 +9,7 @@ from typing import Any
 
 from proxystore_core.connectors.base import Key
 
-__all__ = ["Reference", "class_name"]
+__all__ = ["Reference", "class_name", "loaded_class"]
 
 # Classes that are not where they say: "builtins:function".
 _UNNAMED = {
@@ -92,11 +92,7 @@ class Reference:
         return self._loaded_class
 
     def _loaded_class(self) -> type[Any] | None:
-        module, _, path = self.kind.partition(":")
-        found: Any = sys.modules.get(module)
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        return found if isinstance(found, type) else _UNNAMED.get(self.kind)
+        return loaded_class(self.kind)
 
     def describe(self) -> str:
         """What and where, for people: ``numpy.ndarray, 100.0 MB, shm://``."""
@@ -107,6 +103,15 @@ class Reference:
                 break
             size /= 1000
         return f"{kind}, {size:.3g} {unit}, {self.recipe}"
+
+
+def loaded_class(kind: str) -> type[Any] | None:
+    """The class that ``module:name`` names, if its module is loaded here."""
+    module, _, path = kind.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else _UNNAMED.get(kind)
 
 
 def class_name(obj: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -34,7 +35,11 @@ class FuturesLink(CallLink):
 
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
-        self.pickling = kind.pickling
+        jobs, results = kind.reducers
+        self.pickling = kind.pickling._replace(left=jobs)
+        # The worker is told of them by name.
+        names = tuple(f"{each.__module__}:{each.__qualname__}" for each in results)
+        self.results_pickling = kind.pickling._replace(left=names)
         self._shows_names = kind.shows_names
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
@@ -151,6 +156,14 @@ class StoreExecutor(CallExecutor):
     def release(self) -> None:
         """Leave the store, and the inner executor as it is: for one that somebody else shuts down."""
         self._link.close()
+
+    def shutdown(self, wait: bool = True, *others: Any, **options: Any) -> None:
+        """As the inner executor's, and `CallExecutor.shutdown`: loky takes ``kill_workers`` by position."""
+        if others:
+            signature = inspect.signature(self.executor.shutdown)
+            signature.bind(wait, *others, **options)  # raises what the executor's own does
+            options.update(zip(list(signature.parameters)[1:], others, strict=False))
+        super().shutdown(wait, **options)
 
     def _options_among(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {name: kwargs.pop(name) for name in self.kind.options if name in kwargs}

@@ -21,6 +21,7 @@ class Kind(NamedTuple):
         options: keyword arguments of ``submit`` that are its own and not the call's.
         shows_names: what it shows of a task is the name of its function.
         multiprocessing: `multiprocessing` pickles for it.
+        reducers: types that it was given reducers of its own for: in calls, and in results.
     """
 
     is_local: bool
@@ -29,6 +30,7 @@ class Kind(NamedTuple):
     options: tuple[str, ...] = ()
     shows_names: bool = False
     multiprocessing: bool = False
+    reducers: tuple[tuple[type, ...], tuple[type, ...]] = ((), ())
 
     @property
     def pickling(self) -> Pickling:
@@ -56,5 +58,12 @@ def kind_of(executor: Executor) -> Kind:
     for ancestor in type(executor).__mro__:
         kind = _KINDS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
         if kind is not None:
-            return kind
+            return kind._replace(reducers=_reducers(executor)) if kind.engine == "loky" else kind
     return Kind(False, True, type(executor).__module__.partition(".")[0], shows_names=True)
+
+
+def _reducers(executor: Executor) -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """The types that loky's ``job_reducers`` and ``result_reducers`` are for."""
+    queues = [getattr(executor, name, None) for name in ("_call_queue", "_result_queue")]
+    calls, results = [tuple(getattr(queue, "_reducers", None) or ()) for queue in queues]
+    return calls, results
