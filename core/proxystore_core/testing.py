@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from proxystore_core.connectors import own
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
@@ -352,6 +353,27 @@ class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
         assert other.get(theirs) == b"theirs"
         other.evict(sessions)
         other.close(clear=True)
+        other.close()
+
+    def test_what_others_evicted_is_forgotten(
+        self, connector: Connector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And what is there is cleared, also where a connector looks from time to time what that is."""
+        monkeypatch.setattr(own, "_MANY", 8)
+        known: own.OwnKeys | None = getattr(connector, "_own", None)
+        if isinstance(known, own.OwnKeys):
+            known._limit = own._MANY
+        other, kept = self.open_again(connector), []
+        for number in range(30):
+            key = connector.put([b"data"])
+            if number % 10:
+                other.evict(key)
+            else:
+                kept.append(key)
+        if isinstance(known, own.OwnKeys):
+            assert len(known) <= 8
+        connector.close(clear=True)
+        assert [other.get(key) for key in kept] == [None] * 3
         other.close()
 
     def test_close_leaves_what_it_put(self, connector: Connector) -> None:

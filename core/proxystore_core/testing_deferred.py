@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from proxystore_core.connectors import own
 from proxystore_core.connectors.base import (
     Connector,
     Deferred,
@@ -207,6 +208,26 @@ class DeferredContract:
         assert other.get(sessions) == b"data"
         other.evict(sessions)
         other.close(clear=True)
+
+    def test_reservations_are_cleared_whatever_others_evicted(
+        self, connector: Connector, setter: Deferred, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(own, "_MANY", 8)
+        known = getattr(connector, "_own", None)
+        if isinstance(known, own.OwnKeys):
+            known._limit = own._MANY
+        other = self.open_again(connector)  # type: ignore[attr-defined]
+        waited, done = setter.reserve(), setter.reserve()
+        other.set(done, [b"data"])
+        for _ in range(30):
+            other.evict(setter.reserve())
+        if isinstance(known, own.OwnKeys):
+            assert len(known) <= 8
+        connector.close(clear=True)
+        assert other.get(done) is None
+        with pytest.raises(RefusedError):
+            other.set(waited, [b"data"])
+        other.close()
 
     def test_a_killed_setter_leaves_all_or_nothing(
         self, connector: Connector, setter: Deferred, session: str

@@ -29,6 +29,7 @@ import pydaos
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
     ConfigurationError,
@@ -100,7 +101,7 @@ class DAOSConnector:
         self.prefix = prefix
         self._opened: dict[int, _Opened] = {}  # by process: a child cannot use its parent's handles
         self._leased: dict[tuple[int, str], float] = {}  # until when a session's lease need not be looked for
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -154,7 +155,7 @@ class DAOSConnector:
                     self._delete(bucket, keys)
                 raise
         if session == USER_SESSION:
-            self._own.update([(os.getpid(), key) for key in keys])
+            self._own.note(keys, self._keys_of_users)
         return keys
 
     def get(self, key: Key) -> Buffer | None:
@@ -194,13 +195,16 @@ class DAOSConnector:
         for bucket, places in self._by_bucket(keys):
             with self._translated():
                 self._delete(bucket, [keys[place] for place in places])
-        self._own.difference_update([(os.getpid(), key) for key in keys])
+        self._own.discard(keys)
 
     def keys(self, session: str) -> list[Key]:
         check_session(session, self.url)
         with self._translated():
             fields = [field for field in self._bucket(session) if field.startswith(f"{session}.")]
         return list({field.rpartition(".")[0] for field in fields})
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -257,7 +261,7 @@ class DAOSConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            self.evict_batch([key for process, key in list(self._own) if process == os.getpid()])
+            self.evict_batch(self._own.mine())
         self._opened.pop(os.getpid(), None)
 
     def _fetch(

@@ -33,6 +33,7 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import held_in, room_at
 from proxystore_core.connectors.watch import told_of, watching
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, StoreError, UnreachableError
@@ -70,7 +71,7 @@ class FileConnector:
     def __init__(self, store_dir: str | os.PathLike[str], *, grace: float | None = None) -> None:
         self.store_dir = os.path.abspath(store_dir)
         self._given_grace = grace
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
         self._unnamed = hasattr(os, "O_TMPFILE")
         self._is_local: bool | None = None
         with self._translated():
@@ -179,16 +180,21 @@ class FileConnector:
             if lapse_of(os.path.basename(os.path.dirname(path))) is not None:
                 with contextlib.suppress(OSError):  # it holds more
                     os.rmdir(os.path.dirname(path))
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
-    def keys(self, session: str) -> list[Key]:
+    def keys(self, session: str, *, reserved: bool = False) -> list[Key]:
         directory = self._directory(session)
         with self._translated():
             try:
                 names = os.listdir(directory)
             except FileNotFoundError:
                 return []
+        if reserved:
+            names = [name.removeprefix(".") if name.endswith(LATER) else name for name in names]
         return [self._key(session, name) for name in names if _OBJECT.fullmatch(name)]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION, reserved=True)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -278,9 +284,8 @@ class FileConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         self._remove_if_empty()
 
     # What a connector over another kind of file changes.
@@ -334,7 +339,7 @@ class FileConnector:
     def _note(self, session: str, name: str) -> Key:
         key = self._key(session, name)
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     @contextlib.contextmanager

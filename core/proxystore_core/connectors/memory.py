@@ -21,6 +21,7 @@ from proxystore_core.connectors.base import (
     check_session,
     never_comes,
     no_reservation,
+from proxystore_core.connectors.own import OwnKeys
 )
 from proxystore_core.errors import RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
@@ -73,7 +74,7 @@ class MemoryConnector:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self._closed = False
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
         with _lock:
             _spaces.setdefault(name, _Space()).open += 1
 
@@ -122,28 +123,27 @@ class MemoryConnector:
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         space, key = self._new(session)
         space.objects[key] = b"".join(data)
-        self._lease(space, session)
+        self._placed(space, session, key)
         return key
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
         space, key = self._new(session)
         with space.changed:
             space.reserved.add(key)
-        self._lease(space, session)
+        self._placed(space, session, key)
         return key
 
     def _new(self, session: str) -> tuple[_Space, Key]:
         check_session(session, self.url)
         space = self._space
         key = f"{_process}.{session}.{next(_numbers)}"
-        if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
         return space, key
 
-    @staticmethod
-    def _lease(space: _Space, session: str) -> None:
+    def _placed(self, space: _Space, session: str, key: Key) -> None:
         """After an object is there: an end beside us takes away the object, or leaves the lease to come."""
-        if session != USER_SESSION:
+        if session == USER_SESSION:
+            self._own.note([key], self._keys_of_users)
+        else:
             space.leases.setdefault(session, time.time() + _UNRENEWED)
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
@@ -178,7 +178,7 @@ class MemoryConnector:
         whole = await _copied(b"".join, data, sum(memoryview(buffer).nbytes for buffer in data))
         space, key = self._new(session)
         space.objects[key] = whole
-        self._lease(space, session)
+        self._placed(space, session, key)
         return key
 
     async def get_async(self, key: Key) -> bytearray | None:
@@ -198,11 +198,16 @@ class MemoryConnector:
             with space.changed:
                 space.reserved.discard(key)
                 space.changed.notify_all()
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
-    def keys(self, session: str) -> list[Key]:
+    def keys(self, session: str, *, reserved: bool = False) -> list[Key]:
         check_session(session, self.url)
-        return [key for key in list(self._space.objects) if key.split(".")[1] == session]
+        space = self._space
+        keys = [*space.objects, *(space.reserved.copy() if reserved else ())]
+        return [key for key in keys if key.split(".")[1] == session]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION, reserved=True)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -232,9 +237,8 @@ class MemoryConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         with _lock:
             space = _spaces.get(self.name)
             if self._closed or space is None:

@@ -37,6 +37,7 @@ from proxystore_core.connectors.objects_reader import (
     abreast_async,
     parts_of,
 )
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, StoreError
 from proxystore_core.moving import moved
@@ -92,7 +93,7 @@ class ObjectConnector(BucketReader):
             multipart=multipart or None,
             **options,
         )
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
 
     def config(self) -> dict[str, Any]:
         return {"bucket": self.bucket, "prefix": self.prefix, **self._given}
@@ -172,7 +173,7 @@ class ObjectConnector(BucketReader):
     def _put(self, name: str, session: str) -> Key:
         key = f"{session}.{name}"
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def _undo(self, paths: Sequence[str]) -> None:
@@ -184,12 +185,15 @@ class ObjectConnector(BucketReader):
         count = parts_of(name, size)
         if count <= _PAGE or self.exists(key):  # a forged key may exaggerate
             self._remove([f"{session}/{name}.{part}" for part in range(count)])
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
     def keys(self, session: str) -> list[Key]:
         check_session(session, self.url)
         paths = [path for page in self._listed(session) for path in page]
         return [path.removesuffix(".0").replace("/", ".") for path in paths if path.endswith(".0")]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -241,9 +245,8 @@ class ObjectConnector(BucketReader):
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         super().close()
 
     def _expiry(self, session: str) -> float | None:

@@ -35,6 +35,7 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
 from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, WAKE, channel_of, wait_for
 from proxystore_core.connectors.redis_login import Login, Options, TLSConnection, database
@@ -176,7 +177,7 @@ class RedisConnector:
         login = Login(self._url, username, password, options, self._tls)
         self._requests = Requests(self._url, login, options, self._connect, self._diagnosis)
         self._window = _LOCAL_WINDOW if local else _WINDOW
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         return self.put_batch([data], session=session)[0]
@@ -186,7 +187,7 @@ class RedisConnector:
         self._requests.warn_once_if_keys_may_be_dropped()
         keys = self._put(session, items)
         if session == USER_SESSION:
-            self._own.update([(os.getpid(), key) for key in keys])
+            self._own.note(keys, self._keys_of_users)
         return keys
 
     def _put(self, session: str, items: Sequence[Sequence[Buffer]]) -> list[Key]:
@@ -237,7 +238,7 @@ class RedisConnector:
         key = f"{session}.{secrets.token_hex(10)}{LATER}"
         self._requests.run(self._with_lease(session, ("HSET", *self._reservation(key), b"")))
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
@@ -312,13 +313,17 @@ class RedisConnector:
             if record:
                 names.append(self._name_in(key, record))
         self._requests.run(self._parts_of("HDEL", names))
-        self._own.difference_update([(os.getpid(), key) for key in keys])
+        self._own.discard(keys)
 
-    def keys(self, session: str) -> list[Key]:
+    def keys(self, session: str, *, reserved: bool = False) -> list[Key]:
         check_session(session, self.url)
         found = self._requests.run([("HKEYS", place) for place in self._hashes(session)])
         fields = [field.decode() for those in found for field in those]
-        return [f"{session}.{field.removesuffix('.0')}" for field in fields if field.endswith(".0")]
+        kinds = (".0", LATER) if reserved else ".0"
+        return [f"{session}.{field.removesuffix('.0')}" for field in fields if field.endswith(kinds)]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION, reserved=True)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -384,7 +389,7 @@ class RedisConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            self.evict_batch([key for process, key in list(self._own) if process == os.getpid()])
+            self.evict_batch(self._own.mine())
         self._requests.close()
 
     def _parse(self, key: Key) -> tuple[str, str, int]:

@@ -19,6 +19,7 @@ import asyncssh
 
 from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
@@ -105,7 +106,7 @@ class SFTPConnector:
         self._url = f"sftp://{user}{place}{urllib.parse.quote(self.store_dir)}{'?' if text else ''}{text}"
         self._login = Login(self._url, host, port, username, identity, known_hosts, connect_timeout)
         self._lines: dict[int, Line] = {}  # by process: the thread at its other end stays behind at a fork
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -168,7 +169,7 @@ class SFTPConnector:
 
         key = self._run(write, size)
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def get(self, key: Key) -> Buffer | None:
@@ -207,12 +208,15 @@ class SFTPConnector:
         path = self._path(key)
         with contextlib.suppress(FileNotFoundError):
             self._run(lambda sftp: sftp.remove(path), key=key)
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
     def keys(self, session: str) -> list[Key]:
         directory = self._directory(session)
         names = self._run(lambda sftp: _names(sftp, directory))
         return [f"{session}.{name}" for name in names if _OBJECT.fullmatch(name)]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION)
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -299,9 +303,8 @@ class SFTPConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         line = self._lines.pop(os.getpid(), None)
         if line is not None:
             line.close()

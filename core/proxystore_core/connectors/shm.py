@@ -151,9 +151,9 @@ class ShmConnector(FileConnector):
         if spilled is None or not key.endswith(_DISK):
             super().evict(key)
 
-    def keys(self, session: str) -> list[Key]:
+    def keys(self, session: str, *, reserved: bool = False) -> list[Key]:
         spilled = self._spill.keys(session) if self._has_spilled() else []
-        return [*super().keys(session), *(f"{self.node}.{key}.disk" for key in spilled)]
+        return [*super().keys(session, reserved=reserved), *(f"{self.node}.{key}.disk" for key in spilled)]
 
     def end(self, session: str) -> int:
         # The lease is here, and goes last.

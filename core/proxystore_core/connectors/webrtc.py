@@ -19,6 +19,7 @@ import aiortc  # noqa: F401 - so that a missing extra is found when the store is
 import websockets  # noqa: F401
 
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.endpoint.lines import Lines
 from proxystore_core.endpoint.settings import ENDPOINT, EndpointSettings, configured
 from proxystore_core.endpoint.wire import LONGEST_WAIT, Operation, Request, Status
@@ -71,7 +72,7 @@ class EndpointConnector:
             raise ConfigurationError(f"deadline is {deadline!r}: expected seconds, more than 0")
         self._deadline = min(deadline, _LONGEST)
         self._direct = direct
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
         self._lines: dict[int, Lines] = {}  # by process: a child shares no connection with its parent
 
     def __repr__(self) -> str:
@@ -107,7 +108,7 @@ class EndpointConnector:
         else:
             key = lines.put(data, session, self._deadline)
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def put_batch(self, items: Sequence[Sequence[Buffer]], *, session: str = USER_SESSION) -> list[Key]:
@@ -142,7 +143,7 @@ class EndpointConnector:
         far = [key for key in keys if self._place(key)[1] is None]
         if far:
             self._at_home().ask_each(Operation.EVICTS, far, self._deadline)
-            self._own.difference_update([(os.getpid(), key) for key in far])
+            self._own.discard(far)
         for key in set(keys).difference(far):
             self.evict(key)
 
@@ -171,7 +172,7 @@ class EndpointConnector:
             assert lines.memory is not None
             with self._named(key):
                 lines.memory.evict(inner)
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
         check_session(session, self.url)
@@ -184,7 +185,7 @@ class EndpointConnector:
             asked = Request(Operation.RESERVE, session=session, seconds=self._deadline)
             key = lines.ask(asked).data.decode()
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
@@ -218,6 +219,9 @@ class EndpointConnector:
         """Whether the object is on this host already."""
         return self._place(key)[1] is not None
 
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION, reserved=True)
+
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
         self._at_home().ask(Request(Operation.RENEW, session=session, seconds=seconds))
@@ -236,10 +240,11 @@ class EndpointConnector:
         found: list[str] = self._at_home().list(Request(Operation.SWEEP, seconds=self._deadline))
         return found
 
-    def keys(self, session: str) -> list[Key]:
+    def keys(self, session: str, *, reserved: bool = False) -> list[Key]:
         """The keys of what a session has at this host's endpoint."""
         check_session(session, self.url)
-        request = Request(Operation.KEYS, session=session, seconds=self._deadline)
+        data = b"reserved too" if reserved else b""
+        request = Request(Operation.KEYS, session=session, seconds=self._deadline, data=data)
         found: list[Key] = self._at_home().list(request)
         return found
 
@@ -263,9 +268,8 @@ class EndpointConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         lines = self._lines.pop(os.getpid(), None)
         if lines is not None:
             lines.close()

@@ -275,7 +275,10 @@ class Clients:
             case Operation.HELD:
                 found = store.held()
             case _:
-                found = [self._objects.outer(key) for key in store.keys(request.session)]
+                found = [
+                    self._objects.outer(key)
+                    for key in store.keys(request.session, reserved=bool(request.data))
+                ]
         return json.dumps(found).encode()
 
     async def _answer(self, request: Request) -> Answer:
