@@ -14,6 +14,7 @@ import pytest
 from mounts import mount_tmpfs, own_mounts
 
 from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
 from proxystore_core.testing import in_fork, in_new_process
 
@@ -286,6 +287,32 @@ def test_a_session_without_a_lease_goes_too(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (past, past))
     assert sorted(connector.sweep()) == ["begun", "ended"]
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # it may be anybody's
+
+
+@pytest.mark.parametrize("kind", [FileConnector, ShmConnector])
+def test_who_renews_beside_a_sweep_keeps_what_is_there(tmp_path: Path, kind: type[FileConnector]) -> None:
+    connector = kind(tmp_path) if kind is FileConnector else ShmConnector("beside-a-sweep")
+    others = [f"other{number}" for number in range(20)]
+    for turn in range(60):
+        for name in (*others, "s"):
+            connector.renew(name, 0.001)
+            connector.put([b"other"], session=name)
+        key = connector.put([b"data"], session="s")
+        time.sleep(0.002)
+        with ThreadPoolExecutor(1) as executor:
+            sweeping = executor.submit(connector.sweep)
+            time.sleep(turn * 2e-5)
+            connector.renew("s", 600)
+            late = connector.put([b"data"], session="s")
+            swept = sweeping.result()
+        # Whoever was too late has begun it anew.
+        assert connector.exists(key) == ("s" not in swept)
+        assert connector.exists(late)
+        assert connector.sessions()["s"] > 590
+        connector.end("s")
+    for name in others:
+        connector.end(name)
+    connector.close()
 
 
 def test_what_killed_writers_left_outside_of_sessions_goes(tmp_path: Path) -> None:

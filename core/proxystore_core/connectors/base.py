@@ -35,6 +35,7 @@ __all__ = [
     "check_lease",
     "check_session",
     "deferred",
+    "extend_lease",
     "holder_of",
     "is_far",
     "lapse_of",
@@ -227,6 +228,21 @@ class Leased(Protocol):
 def leased(connector: Connector) -> Leased | None:
     """The connector as one that keeps leases, or None when it cannot."""
     return cast(Leased, connector) if hasattr(connector, "renew") else None
+
+
+def extend_lease(keeper: Leased, session: str, seconds: float) -> bool:
+    """Extend a lease that is there, and begin no session anew; tells whether it is there.
+
+    A connector does so in one step with a method ``extend(session, seconds)``. Else a session that ends at
+    this very moment may begin anew. Raises as `Leased.renew`.
+    """
+    extend = getattr(keeper, "extend", None)
+    if extend is not None:
+        return bool(extend(session, seconds))
+    if session not in keeper.sessions():
+        return False
+    keeper.renew(session, seconds)
+    return True
 
 
 @runtime_checkable

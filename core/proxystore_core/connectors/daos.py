@@ -234,9 +234,14 @@ class DAOSConnector:
         A session that got an object after another process had ended it has no lease: it gets one.
         """
         leases = self.sessions()
-        lapsed = [session for session, left in leases.items() if left < 0]
-        for session in lapsed:
-            self.end(session)
+        ended = []
+        for session in [session for session, left in leases.items() if left < 0]:
+            again: dict[str, Any] = {session: None}
+            with self._translated():
+                self._leases.bget(again)
+            if again[session] and float(again[session]) < time.time():  # nobody has renewed it meanwhile
+                self.end(session)
+                ended.append(session)
         with self._translated():
             stray = {
                 field.partition(".")[0] for bucket in range(_BUCKETS) for field in self._named(str(bucket))
@@ -244,7 +249,7 @@ class DAOSConnector:
         for session in stray - leases.keys() - {USER_SESSION}:
             with contextlib.suppress(RefusedError):
                 self.renew(session, _UNRENEWED)
-        return lapsed
+        return ended
 
     def held(self) -> dict[str, Held]:
         found: dict[str, Held] = {}

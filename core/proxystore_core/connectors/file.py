@@ -200,17 +200,22 @@ class FileConnector:
         check_lease(session, seconds, self.url)
         if lapse_of(session) is not None:
             return
-        lease = os.path.join(self._directory(session), _LEASE)
-        expiry = time.time() + seconds
-        with self._translated():
-            for tries_left in reversed(range(_TRIES)):
-                try:
-                    os.utime(lease, (expiry, expiry))
-                    return
-                except FileNotFoundError:
-                    if not tries_left:
-                        raise
-                    self._begin(session, seconds)
+        for _ in range(_TRIES):
+            if self.extend(session, seconds):
+                return
+            with self._translated():
+                self._begin(session, seconds)
+        raise UnreachableError(f"the directory of session {session} goes again and again", store=self.url)
+
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`."""
+        check_lease(session, seconds, self.url)
+        if lapse_of(session) is not None:
+            return os.path.isdir(self._directory(session))
+        lease, expiry = os.path.join(self._directory(session), _LEASE), time.time() + seconds
+        with self._translated(), contextlib.suppress(FileNotFoundError):
+            os.utime(lease, (expiry, expiry))
+        return os.path.exists(lease)  # a sweep may have taken it away at that very moment
 
     def end(self, session: str) -> int:
         directory = self._directory(session)
@@ -267,10 +272,38 @@ class FileConnector:
 
     def sweep(self) -> list[str]:
         lapsed = [session for session, left in self.sessions().items() if left < 0]
-        for session in lapsed:
-            self.end(session)
+        ended = [session for session in lapsed if self._end_lapsed(session)]
         self._sweep_parts()
-        return lapsed
+        return ended
+
+    def _end_lapsed(self, session: str) -> bool:
+        """End a session unless it has been renewed since somebody looked; whether it has ended."""
+        if lapse_of(session) is not None:
+            self.end(session)
+            return True
+        directory, name = self._directory(session), f".{secrets.token_hex(10)}"
+        lease, taken = os.path.join(directory, _LEASE), os.path.join(directory, name)
+        with self._translated(), contextlib.suppress(FileNotFoundError):  # somebody else has ended it
+            names = os.listdir(directory)  # what comes later is of one who has renewed it by then
+            leased = _LEASE in names
+            lapse = os.stat(lease).st_mtime if leased else os.stat(directory).st_mtime + _UNRENEWED
+            if lapse > time.time():
+                return False
+            if leased:
+                # Until here who renews it has extended this very file; from here on he begins anew.
+                os.rename(lease, taken)
+                if os.stat(taken).st_mtime > time.time():
+                    with contextlib.suppress(FileExistsError):
+                        os.link(taken, lease)
+                    os.unlink(taken)
+                    return False
+            for each in (*names, name):
+                if each != _LEASE:
+                    self._remove(directory, each)
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+            return True
+        return False
 
     def _sweep_parts(self) -> None:
         """Remove what writers that were killed left in the user session, which never ends."""

@@ -266,7 +266,7 @@ class GlobusConnector:
                 left = self._elsewhere(here, session)
                 if left > 0:
                     files.renew(session, left)
-                else:
+                elif files.sessions_here(orphans=False).get(session, 0.0) < 0:  # nor here meanwhile
                     self.end(session)
                     ended.append(session)
         return ended

@@ -333,14 +333,16 @@ class KafkaConnector(KafkaTopicConnector):
         return {session: lapses - now for session, lapses in leases.items()}
 
     def sweep(self) -> list[str]:
-        lapsed = [session for session, left in self.sessions().items() if left < 0]
+        lapsed, ended = [session for session, left in self.sessions().items() if left < 0], []
         try:
             for session in lapsed:
-                self._end(session)
+                if self._leases().get(session, 0.0) < time.time():  # nobody has renewed it meanwhile
+                    self._end(session)
+                    ended.append(session)
         finally:
             if lapsed:
                 self._clients.let_producer_go()
-        return lapsed
+        return ended
 
     def _topic_of(self, session: str) -> str:
         return self._topic if session == USER_SESSION else f"{self._topic}.s.{session}"

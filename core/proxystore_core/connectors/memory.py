@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import threading
 import time
@@ -21,8 +20,8 @@ from proxystore_core.connectors.base import (
     check_session,
     never_comes,
     no_reservation,
-from proxystore_core.connectors.own import OwnKeys
 )
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
@@ -211,7 +210,19 @@ class MemoryConnector:
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
-        self._space.leases[session] = time.time() + seconds
+        space = self._space
+        with space.changed:
+            space.leases[session] = time.time() + seconds
+
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`."""
+        check_lease(session, seconds, self.url)
+        space = self._space
+        with space.changed:
+            there = session in space.leases
+            if there:
+                space.leases[session] = time.time() + seconds
+        return there
 
     def end(self, session: str) -> int:
         check_session(session, self.url)
@@ -230,10 +241,13 @@ class MemoryConnector:
         return {session: expiry - now for session, expiry in list(self._space.leases.items())}
 
     def sweep(self) -> list[str]:
-        lapsed = [session for session, left in self.sessions().items() if left < 0]
-        for session in lapsed:
-            self.end(session)
-        return lapsed
+        space, ended = self._space, []
+        for session in [session for session, left in self.sessions().items() if left < 0]:
+            with space.changed:
+                if space.leases.get(session, 0.0) < time.time():  # nobody has renewed it since
+                    self.end(session)
+                    ended.append(session)
+        return ended
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

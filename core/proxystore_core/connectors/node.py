@@ -280,8 +280,7 @@ class NodeConnector:
             here.memory.renew(session, seconds)
             members = members_of(here.process.directory, self.name, session)
         else:
-            if session in here.memory.sessions():
-                here.memory.renew(session, seconds)
+            here.memory.extend(session, seconds)
             members = bytes(self._client.ask(home, request())[1])
         self._tell(request, _places(members, place, home))
 

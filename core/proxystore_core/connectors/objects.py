@@ -238,10 +238,13 @@ class ObjectConnector(BucketReader):
         return None
 
     def sweep(self) -> list[str]:
-        lapsed = [session for session, left in self.sessions().items() if left < 0]
-        for session in lapsed:
-            self.end(session)
-        return lapsed
+        ended = []
+        for session in [session for session, left in self.sessions().items() if left < 0]:
+            expiry = self._expiry(session)  # it may have been renewed while others were ended
+            if expiry is not None and expiry < time.time():
+                self.end(session)
+                ended.append(session)
+        return ended
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

@@ -333,6 +333,14 @@ class RedisConnector:
         milliseconds = max(1, round(seconds * 1000))
         self._requests.run([("EVAL", _RENEW, 1, place, milliseconds) for place in self._hashes(session)])
 
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`."""
+        check_lease(session, seconds, self.url)
+        if self._transactions and lapse_of(session) is not None:
+            return any(self._requests.run([("EXISTS", place) for place in self._hashes(session)]))
+        milliseconds = max(1, round(seconds * 1000))
+        return any(self._requests.run([("PEXPIRE", place, milliseconds) for place in self._hashes(session)]))
+
     def end(self, session: str) -> int:
         check_session(session, self.url)
         places = self._hashes(session)

@@ -296,10 +296,18 @@ class SFTPConnector:
         return self._run(look)
 
     def sweep(self) -> list[str]:
-        lapsed = [session for session, left in self.sessions().items() if left < 0]
-        for session in lapsed:
-            self.end(session)
-        return lapsed
+        ended = []
+        for session in [session for session, left in self.sessions().items() if left < 0]:
+
+            async def look(sftp: Any, directory: str = self._directory(session)) -> float:
+                return await self._expiry(sftp, directory)
+
+            # It may have been renewed while others were ended, or be gone.
+            with contextlib.suppress(FileNotFoundError):
+                if self._run(look) < time.time():
+                    self.end(session)
+                    ended.append(session)
+        return ended
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

@@ -160,6 +160,15 @@ class ShmConnector(FileConnector):
         count = self._spill.end(session) if self._has_spilled() else 0
         return count + super().end(session)
 
+    def _end_lapsed(self, session: str) -> bool:
+        if not os.path.isdir(self._directory(session)):
+            return self._has_spilled() and self._spill._end_lapsed(session)
+        if not super()._end_lapsed(session):
+            return False
+        if self._has_spilled():
+            self._spill.end(session)
+        return True
+
     def sessions(self) -> dict[str, float]:
         # A session of the spill directory alone is one that got objects after its end.
         spilled = self._spill.sessions() if self._has_spilled() else {}

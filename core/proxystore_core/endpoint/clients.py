@@ -312,8 +312,8 @@ class Clients:
             case Operation.EVICT:
                 store.evict(self._objects.inner(request.key))
             case Operation.RENEW:
-                if request.data != b"if known" or request.session in store.sessions():
-                    store.renew(request.session, request.seconds)
+                renew = store.extend if request.data == b"if known" else store.renew
+                renew(request.session, request.seconds)
             case Operation.WAIT:
                 return await self._later.wait(request, ours=True)
             case Operation.WRITE:
