@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from globus_transfer_fake import CODE, GlobusFake, guard, now_is, serving_globus
 from waiting import until
 
@@ -30,6 +32,7 @@ from proxystore_core.moving import listening
 from proxystore_core.recipe import open_connector
 from proxystore_core.store import Store
 from proxystore_core.testing import ConnectorContract, in_new_process
+from proxystore_integrations.cli import stores
 
 HERE = "PROXYSTORE_GLOBUS_ENDPOINT"
 
@@ -333,6 +336,30 @@ def test_what_came_without_its_lease_is_nobody_s_to_end(sites):
     assert there.sessions() == {}
     assert there.sweep() == []
     assert there.get(key) == b"data"
+
+
+def test_gc_asks_the_other_sites(sites, monkeypatch):
+    here, there = sites.at(0), sites.at(1)
+    keys = {}
+    for session in ("live", "dead"):
+        here.renew(session, 600)
+        keys[session] = here.put([b"data"], session=session)
+        there.put([b"result"], session=session)
+    there.sweep()  # what came without a lease gets one
+    for session in keys:
+        now_is(sites.roots[1] / "store" / session / ".lease", -1)
+    now_is(sites.roots[0] / "store" / "dead" / ".lease", -1)
+    monkeypatch.setenv(HERE, sites.ids[1])
+    monkeypatch.setattr(stores, "open_connector", lambda url: there)
+    command = ["--store", there.url, "--json"]
+    shown = CliRunner().invoke(stores.gc, [*command, "--dry-run"])
+    assert json.loads(shown.stdout)["sessions"].keys() == {"live", "dead"}
+    done = CliRunner().invoke(stores.gc, command)
+    assert json.loads(done.stdout)["sessions"].keys() == {"dead"}
+    assert "1 session not removed" in done.stderr
+    assert "live" in done.stderr
+    assert here.get(keys["live"]) == b"data"
+    assert here.get(keys["dead"]) is None
 
 
 def test_a_site_that_cannot_be_asked_keeps_its_sessions(sites, service):

@@ -112,7 +112,8 @@ def top(store: str | None, interval: float, count: int | None) -> None:
 def gc(store: str | None, dry_run: bool, names: tuple[str, ...], as_json: bool) -> None:
     """Remove the objects of sessions whose lease has lapsed: their client was killed.
 
-    What you stored yourself, without a lifetime, is never touched.
+    What you stored yourself, without a lifetime, is never touched. Of a Globus store --dry-run shows what has
+    lapsed at this site; what another site's client renews stays.
 
     \b
     Examples:
@@ -135,7 +136,18 @@ def gc(store: str | None, dry_run: bool, names: tuple[str, ...], as_json: bool) 
             row for row in rows.values() if row.lease is not None and row.lease < 0
         ]
         shown = _table(connector, chosen)
-        removed = {row.session: (row.objects or 0) if dry_run else keeper.end(row.session) for row in chosen}
+        if dry_run:
+            removed = {row.session: row.objects or 0 for row in chosen}
+        elif names:
+            removed = {row.session: keeper.end(row.session) for row in chosen}
+        else:
+            # Not each by itself: who renews it now, or at another site, keeps it.
+            swept = keeper.sweep()
+            removed = {name: (rows[name].objects or 0) if name in rows else 0 for name in swept}
+        stay = sorted({row.session for row in chosen} - removed.keys())
+        if stay:
+            why = f"renewed elsewhere or just now, or another site cannot be asked: {', '.join(stay)}"
+            click.echo(f"proxystore: {counted(len(stay), 'session')} not removed, {why}", err=True)
         if as_json:
             click.echo(msgspec.json.encode({"dry_run": dry_run, "sessions": removed}))
             return
