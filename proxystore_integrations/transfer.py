@@ -6,6 +6,7 @@ box): it subclasses `Outgoing` and says how a reference travels and how a contai
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections import Counter
@@ -393,10 +394,15 @@ class Outgoing:
                 if sharing.closed:
                     sharing.take_back(reference.key)
                     return None
-        except SerializationError:
-            self._not_stored(value, "cannot be serialized")
-            return None  # the engine meets the same object and raises its own error
-        except StoreError as error:
+        except BaseException as error:
+            if sharing.closed:
+                with contextlib.suppress(StoreError):
+                    sharing.take_back()
+            if not isinstance(error, StoreError):
+                raise
+            if isinstance(error, SerializationError):
+                self._not_stored(value, "cannot be serialized")
+                return None  # the engine meets the same object and raises its own error
             self.by_value.accept(error, "pass an argument")
             self._not_stored(value, "the store failed")
             return None

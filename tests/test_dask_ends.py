@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import dask_tasks as tasks
 import distributed
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from waiting import until
 
-from proxystore_core import store_for
-from proxystore_integrations.dask import Client
+from proxystore_core import FullError, Session, Sharing, store_for
+from proxystore_integrations.dask import Client, results
+from proxystore_integrations.dask.orders import Order, carry_out
+from proxystore_integrations.policy import Policy
+from proxystore_integrations.transfer import ByValue, Outgoing
 
 BIG = 30_000
 
@@ -138,6 +142,50 @@ def test_a_lease_that_is_shorter_than_another_clients(cluster, array, tmp_path):
             assert alive or written
         assert float(path.read_text()) == tasks.total(array)
     until(lambda: name not in connector.sessions())
+
+
+@pytest.mark.parametrize("url", ["shm://renewals", "memory://renewals"])
+def test_a_renewal_beside_the_end_brings_no_session_back(url):
+    """A worker that was asked too long ago still renews while another ends the session."""
+    connector = store_for(url).connector
+    for number in range(50):
+        connector.renew(f"other{number}", 600)
+    with ThreadPoolExecutor(2) as executor:
+        for _ in range(200):
+            connector.renew("s", 600)
+            renewing = [executor.submit(carry_out, Order("renew", url, "s", lease=600.0)) for _ in range(2)]
+            connector.end("s")
+            for each in renewing:
+                each.result()
+            assert "s" not in connector.sessions()
+    for number in range(50):
+        connector.end(f"other{number}")
+
+
+@pytest.mark.parametrize("side", ["worker", "client"])
+def test_a_put_that_fails_beside_the_end_leaves_no_session(side, array, monkeypatch):
+    store = store_for("shm://failing")
+    session, connector = Session(store.connector), store.connector
+
+    def fail(data, *, session):
+        ending.end()
+        connector._begin(session, 600.0)  # as a put does that finds none
+        results.over[session] = None
+        sharing.close(ending)
+        raise FullError("no room")
+
+    ending = session
+    sharing = Sharing(store, session.name)
+    monkeypatch.setattr(connector, "put", fail)
+    if side == "worker":
+        with pytest.raises(FullError):
+            results.put(array, "shm://failing", session.name, "key", "result")
+    else:
+        outgoing = Outgoing(sharing, Policy(1), ByValue())
+        with pytest.warns(RuntimeWarning, match="no room"):
+            outgoing.reference(array)
+    assert session.name not in connector.sessions()
+    results.over.pop(session.name)
 
 
 def test_orders_do_not_hold_up_tasks(array, tmp_path):

@@ -105,9 +105,13 @@ class Sharing:
         self._ended = session
         self.closed = True
 
-    def take_back(self, key: Key) -> None:
-        """Evict an object whose put was under way while this was closed: its session may have begun again."""
-        self.store.evict(key)
+    def take_back(self, *keys: Key) -> None:
+        """Evict an object whose put was under way while this was closed: its session may have begun again.
+
+        Also when that put has failed, and there is none.
+        """
+        for key in keys:
+            self.store.evict(key)
         if self._ended is not None:
             self._ended.end()
 

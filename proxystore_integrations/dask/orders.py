@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxystore_core import store_for
-from proxystore_core.connectors.base import has_scattered_leases, leased
+from proxystore_core.connectors.base import extend_lease, has_scattered_leases, leased
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -57,11 +57,11 @@ def carry_out(order: Order) -> None:
         return
     if order.what == "end":
         keeper.end(order.session)
-    # An order that came late does not bring back a session that has ended since.
-    elif order.what == "renew" and (
-        has_scattered_leases(store.connector) or order.session in keeper.sessions()
-    ):
+    elif order.what == "renew" and has_scattered_leases(store.connector):
         keeper.renew(order.session, order.lease)
+    elif order.what == "renew":
+        # An order that came late does not bring back a session that has ended since, or ends just now.
+        extend_lease(keeper, order.session, order.lease)
 
 
 class Orders:

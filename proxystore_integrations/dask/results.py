@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 from dask.utils import key_split
 
-from proxystore_core import Reference, store_for
+from proxystore_core import Reference, StoreError, store_for
 from proxystore_integrations import ledger
 from proxystore_integrations.dask.orders import Order, carry_out
 
@@ -69,7 +70,13 @@ def put(value: Any, recipe: str, session: str, key: Any, what: str) -> Reference
     if session in over:
         return None
     start = time.perf_counter()
-    reference = store_for(recipe).reference(value, session=session)
+    try:
+        reference = store_for(recipe).reference(value, session=session)
+    except BaseException:
+        if session in over:  # it may have begun again, for nothing
+            with contextlib.suppress(StoreError):
+                carry_out(Order("end", recipe, session))
+        raise
     if session in over:
         carry_out(Order("end", recipe, session, [reference.key]))
         return None
