@@ -1,7 +1,7 @@
 """How alike are the ways in which adenylate kinase opens? Three simulated paths, compared with Parsl.
 
     pip install "proxystore-integrations[parsl]" MDAnalysis MDAnalysisTests
-    python examples/parsl_trajectory.py [--bare] [--compare] [--output results.npz]
+    python examples/parsl_trajectory.py [--bare] [--compare] [--every N] [--output results.npz]
 
 An ordinary Parsl script but for one `wrap`. Workers read the trajectories (real ones, which ship with
 MDAnalysisTests), superpose them and compare all their frames; the coordinates, about 8 MB a path, go
@@ -129,13 +129,13 @@ def run(bare: bool, output: str | None, every: int) -> None:
         np.savez(output, seconds=seconds, **results)
 
 
-def compare() -> bool:
+def compare(every: int) -> bool:
     """Run it bare and with a store, each as a process; whether the answers are the same, bit for bit."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, flags in (("bare Parsl", ["--bare"]), ("with a store", [])):
             output = Path(folder) / f"{name}.npz"
-            command = [sys.executable, __file__, *flags, "--output", str(output)]
+            command = [sys.executable, __file__, *flags, "--every", str(every), "--output", str(output)]
             subprocess.run(
                 command, check=True, stdout=None if flags else subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     if arguments.compare:
-        return 0 if compare() else 1
+        return 0 if compare(arguments.every) else 1
     run(arguments.bare, arguments.output, arguments.every)
     return 0
 

@@ -1,7 +1,7 @@
 """How sure are the motions of adenylate kinase? Resampled simulations of its opening, with Ray.
 
     pip install "proxystore-integrations[ray]" MDAnalysis MDAnalysisTests
-    python examples/ray_trajectory.py [--compare] [--output results.npz]
+    python examples/ray_trajectory.py [--compare] [--every N] [--output results.npz]
 
 An ordinary Ray script, which knows nothing of a store; the environment variable gives it one:
 
@@ -97,14 +97,14 @@ def run(output: str | None, every: int) -> None:
         np.savez(output, seconds=seconds, **results)
 
 
-def compare() -> bool:
+def compare(every: int) -> bool:
     """Run it bare and with a store, each as a process; whether the answers are the same, bit for bit."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, variables in (("bare Ray", {}), ("with a store", {"RAY_RUNTIME_ENV_HOOK": HOOK})):
             output = Path(folder) / f"{name}.npz"
             subprocess.run(
-                [sys.executable, __file__, "--output", str(output)],
+                [sys.executable, __file__, "--every", str(every), "--output", str(output)],
                 check=True,
                 env={**os.environ, **variables},
                 stdout=subprocess.DEVNULL if variables else None,
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th frame (default: all)")
     arguments = parser.parse_args()
     if arguments.compare:
-        return 0 if compare() else 1
+        return 0 if compare(arguments.every) else 1
     run(arguments.output, arguments.every)
     return 0
 
