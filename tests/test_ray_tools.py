@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PYTHON = [sys.executable, "-m", "proxystore_integrations"]
@@ -32,20 +33,24 @@ def proxystore(*words: str, **variables: str) -> tuple[int, Any]:
 
 def test_doctor_asks_the_nodes_of_a_cluster(tmp_path):
     open_to_all = {"RAY_AUTH_MODE": "disabled"}  # else one process' token is no other's
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **open_to_all},
-    ) as cluster:
+    words = ("doctor", "--engine", "loky", "--store", f"file://{tmp_path}/store", "--ray")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(
+            [sys.executable, "-c", CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **open_to_all},
+        ) as cluster,
+    ):
+        nobody = pool.submit(proxystore, *words, "127.0.0.1:1")
         address = cluster.stdout.readline().strip()
-        words = ("doctor", "--engine", "loky", "--store", f"file://{tmp_path}/store", "--ray")
         code, found = proxystore(*words, address, **open_to_all)
         (node,) = [one for one in found if one["what"].startswith("ray worker")]
         assert (code, node["level"], node["detail"]) == (0, "ok", "reaches the store")
         cluster.stdin.close()
-    code, found = proxystore(*words, "127.0.0.1:1")
+    code, found = nobody.result()
     (problem,) = [one for one in found if one["level"] == "problem"]
     assert (code, problem["what"]) == (1, "ray 127.0.0.1:1")
     assert "nothing answers there" in problem["detail"]

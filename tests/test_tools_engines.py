@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -79,14 +80,23 @@ nothing = 5
 def test_doctor_asks_parsls_workers(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     options = {"cwd": tmp_path, "RUNS": str(tmp_path / "runs")}
-    code, found = doctor("--parsl", "config.py", "--store", f"file://{tmp_path}/store", **options)
+    with ThreadPoolExecutor() as pool:
+        asked, *wrong = [
+            pool.submit(doctor, "--parsl", *words, **options)
+            for words in (
+                ("config.py", "--store", f"file://{tmp_path}/store"),
+                ("config.py:nothing",),
+                ("elsewhere.py",),
+            )
+        ]
+    code, found = asked.result()
     workers = {
         what.split()[2]: level for what, (level, _) in found.items() if what.startswith("parsl worker")
     }
     assert (code, workers) == (0, {"htex": "ok", "threads": "ok"})
-    code, found = doctor("--parsl", "config.py:nothing", **options)
+    code, found = wrong[0].result()
     assert "no Config named 'nothing' -> Expected config.py:NAME" in found["parsl config.py:nothing"][1]
-    code, found = doctor("--parsl", "elsewhere.py", **options)
+    code, found = wrong[1].result()
     said = "there is no file 'elsewhere.py' -> Expected FILE.py or module:NAME."
     assert found["parsl elsewhere.py"] == ("problem", said)
 
