@@ -74,13 +74,14 @@ def stored(link: Any) -> list[str]:
 
 
 class StoreRun:
-    """A loaded Parsl with the executors ``htex`` (wrapped), ``bare`` and ``threads``."""
+    """A loaded Parsl with the executors ``htex`` (wrapped), ``threads`` and, if wanted, ``bare``."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(self, directory: Path, *, bare: bool = True, **options: Any) -> None:
         self.executor = wrap(htex("htex"))
+        compared = [htex("bare")] if bare else []
         self.link = self.executor._link
         self.config = Config(
-            executors=[self.executor, htex("bare"), wrap(ThreadPoolExecutor(label="threads", max_threads=4))],
+            executors=[self.executor, *compared, wrap(ThreadPoolExecutor(label="threads", max_threads=4))],
             dependency_resolver=DEEP_DEPENDENCY_RESOLVER,
             run_dir=str(directory),
             strategy="none",

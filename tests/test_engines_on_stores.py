@@ -86,7 +86,7 @@ def forked(stores: AllStores) -> Iterator[Any]:
 def parsl_run(stores: AllStores, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from parsl_runs import StoreRun
 
-    with StoreRun(tmp_path_factory.mktemp("parsl")) as run:
+    with StoreRun(tmp_path_factory.mktemp("parsl"), bare=False) as run:
         yield run
 
 
