@@ -110,6 +110,9 @@ class Outgoing:
     unites = True
     """Whether what several values hold is one object in the task."""
 
+    rebuilds_once = True
+    """Whether a container with carriers in it is rebuilt once in the task, in however many places it is."""
+
     def __init__(
         self,
         sharing: Sharing,
@@ -127,6 +130,8 @@ class Outgoing:
         self._before: list[Any] = []
         self._shared: set[Reference] = set()
         self._rebuilt: dict[int, tuple[Any, Any]] = {}
+        self._any_rebuilt = False
+        self._repeated: dict[int, Any] = {}  # containers that go as one object, by id
         self._met: dict[int, Memo] = {}  # of values that were pickled, by id
         self._united: dict[int, tuple[Any, Any]] = {}
         self._made: list[Reference] = []  # of those made in this scope
@@ -187,6 +192,8 @@ class Outgoing:
             return self._carried(value) if self.policy.over(value) else self._small(value)
         if not depth or not self.policy.over(value):
             return self._small(value)
+        if self._repeated and id(value) in self._repeated:
+            return self._carried(value)
         seen = self._rebuilt.get(id(value))
         if seen is None:
             self._rebuilt[id(value)] = value, _BEGUN
@@ -213,7 +220,7 @@ class Outgoing:
         self,
         values: Sequence[Any],
         substitute: Callable[[], _T],
-        rows: Iterable[Sequence[Any]] | None = None,
+        rows: Sequence[Sequence[Any]] | None = None,
     ) -> _T:
         """What ``substitute`` makes of values that the engine pickles at once.
 
@@ -229,6 +236,11 @@ class Outgoing:
         try:
             with remembering() as memos:
                 result = substitute()
+                if self.unites and self._any_rebuilt and not self.rebuilds_once:
+                    self._repeated = self._in_several_places(values, rows or ())
+                    if self._repeated:
+                        self._again()
+                        result = substitute()
             if self.unites:
                 self._met.update(memos)
             if not self._met:
@@ -238,9 +250,7 @@ class Outgoing:
             else:
                 groups = united_by_row(self._parts(values), map(self._parts, rows))
             if groups:
-                self._made.clear()
-                self._rebuilt.clear()
-                self._unused = True
+                self._again()
                 for group in groups:
                     reference = self._put_once(group) if rows is None else None
                     for item, value in enumerate(group):
@@ -252,6 +262,39 @@ class Outgoing:
             return result
         finally:
             self._made = outer
+            self._repeated = {}
+
+    def _again(self) -> None:
+        self._made.clear()
+        self._rebuilt.clear()
+        self._unused = True
+
+    def _in_several_places(self, values: Sequence[Any], rows: Iterable[Sequence[Any]]) -> dict[int, Any]:
+        """Containers with carriers in them, by id, that one call has more than once."""
+        found: dict[int, Any] = {}
+
+        def look(value: Any, *seen: set[int]) -> None:
+            if (inner := self.inside(value)) is None:
+                made = self._rebuilt.get(id(value), (value, value))[1]
+                if made is value or id(value) in self._stored:
+                    return
+                inner = value.values() if type(value) is dict else value
+                before = any(id(value) in places for places in seen)
+                if before and not self._holds_engine_values(value, DEPTH, set()):
+                    found[id(value)] = value
+                    return
+                seen[0].add(id(value))
+            for item in inner:
+                look(item, *seen)
+
+        in_all: set[int] = set()
+        for value in values:
+            look(value, in_all)
+        for row in rows:
+            in_row: set[int] = set()
+            for value in row:
+                look(value, in_row, in_all)
+        return found
 
     def apart(self) -> None:
         """What is substituted from now on is not what was before, be it the same object."""
@@ -324,6 +367,7 @@ class Outgoing:
             items = type(value)(self.substitute(item, depth) for item in value)
             changed = any(new is not old for new, old in zip(items, value, strict=True))
         if changed:
+            self._any_rebuilt = True
             return self.rebuilt(value, items)
         # Nothing in it is large, but all of it is.
         return self._whole_or_not(value, depth)

@@ -15,7 +15,7 @@ import pytest
 from proxystore_core import Store, get_factory, is_resolved
 from proxystore_integrations.dask import Client
 from proxystore_integrations.dask.nodes import StoreTask
-from proxystore_integrations.testing.tasks import VALUES
+from proxystore_integrations.testing.tasks import VALUES, places
 
 BIG = 30_000  # floats: 240 kB, over the threshold
 
@@ -110,6 +110,16 @@ def test_map_over_many_items_with_one_large_argument(client, array, stored):
     distributed.wait(futures)
     assert len(stored()) == 1
     assert client.gather(futures) == [float(i) for i in range(1000)]
+
+
+def test_a_container_in_several_places_of_a_map(client, bare_client, array, stored):
+    def answers(client):
+        some = [array, 1]
+        futures = client.map(places, [some, [some], 3], [1, some, 2], again=some, pure=False)
+        return client.gather(futures)
+
+    assert answers(client) == answers(bare_client)
+    stored.becomes(0)
 
 
 def test_tasks_change_copies_of_their_own(client, array):

@@ -40,6 +40,8 @@ class DaskOutgoing(Outgoing):
         lazy: give tasks lazy proxies instead of values (``inputs = "proxy"``).
     """
 
+    rebuilds_once = False
+
     def __init__(self, *args: Any, lazy: bool = False) -> None:
         super().__init__(*args)
         self.lazy = lazy
@@ -188,7 +190,7 @@ def _substitute_map(expr: Any, outgoing: DaskOutgoing) -> Any:
             "kwargs": {name: outgoing.substitute(value) for name, value in expr.kwargs.items()},
         }
 
-    rows = zip(*expr.iterables, strict=False)
+    rows = list(zip(*expr.iterables, strict=False))
     operands |= outgoing.together((expr.func, *expr.kwargs.values()), substitute, rows)
     changed.operands = list(operands.values())
     return changed

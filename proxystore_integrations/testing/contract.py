@@ -66,6 +66,18 @@ class EngineContract:
         ours = engine.submit(tasks.same, small, small, (small, array)).result(WAIT)
         assert ours == engine.bare_submit(tasks.same, small, small, (small, array)).result(WAIT)
 
+    @pytest.mark.parametrize("name", ["list", "dict", "tuple"])
+    def test_one_container_stays_one(self, engine: Engine, name: str) -> None:
+        def arguments() -> Any:
+            some = tasks.VALUES[name]()
+            inner = some if name == "list" else [some]
+            return (some, some), (inner, inner, [inner]), ([inner], {"a": inner}, (inner, some))
+
+        for ours, bare in zip(arguments(), arguments(), strict=True):
+            assert engine.submit(tasks.places, *ours).result(WAIT) == engine.bare_submit(
+                tasks.places, *bare
+            ).result(WAIT)
+
     def test_equal_objects_stay_two(self, engine: Engine) -> None:
         def equal() -> list[float]:
             return [1.0] * tasks.BIG

@@ -199,6 +199,22 @@ def same(first: Any, second: Any, inside: Any = None) -> bool:
     return first is second and (inside is None or inside[0] is first)
 
 
+def places(*values: Any) -> list[int]:
+    """For each list, dict and array in some values, at which place it was first."""
+    first: dict[int, int] = {}
+    found: list[int] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, list | dict | np.ndarray):
+            found.append(first.setdefault(id(value), len(found)))
+        if isinstance(value, list | tuple | dict):
+            for item in value.values() if isinstance(value, dict) else value:
+                look(item)
+
+    look(values)
+    return found
+
+
 def grow_first(first: Any, second: Any = None) -> tuple[int, int]:
     """Makes one of two lists longer, and gives back how long they are then."""
     if second is None:
