@@ -10,6 +10,7 @@ import dask.bag as db
 import dask_tasks as tasks
 import distributed
 import numpy as np
+import pandas as pd
 import pytest
 
 from proxystore_core import Store, get_factory, is_resolved
@@ -112,14 +113,38 @@ def test_map_over_many_items_with_one_large_argument(client, array, stored):
     assert client.gather(futures) == [float(i) for i in range(1000)]
 
 
-def test_a_container_in_several_places_of_a_map(client, bare_client, array, stored):
-    def answers(client):
-        some = [array, 1]
-        futures = client.map(places, [some, [some], 3], [1, some, 2], again=some, pure=False)
-        return client.gather(futures)
-
-    assert answers(client) == answers(bare_client)
+def test_a_container_in_several_places_of_a_map(client, array, stored):
+    some = [array, 1]
+    futures = client.map(places, [some, [some], 3], [1, some, 2], pure=False)
+    assert client.gather(futures) == [places(some, 1), places([some], some), places(3, 2)]
+    del futures
     stored.becomes(0)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        {"a": 1, "b": 2},
+        {"a": 1, "b": 2}.values(),
+        {1, 2},
+        pd.DataFrame({"x": [1, 2], "y": [3, 4]}),
+        pd.Series([1, 2], index=[3, 4]),
+    ],
+    ids=["dict", "values of a dict", "set", "frame", "series"],
+)
+def test_what_a_map_goes_over_need_not_be_a_sequence(items, client, array):
+    futures = client.map(lambda item, of: (item, float(of[0])), items, of=array, pure=False)
+    assert client.gather(futures) == [(item, 0.0) for item in items]
+
+
+def test_futures_as_keys_of_a_dict_stay_futures(client, bare_client, array):
+    def shape(some):
+        return [(type(key).__name__, tasks.shape(value)) for key, value in some.items()]
+
+    def answer(client):
+        return client.submit(shape, {client.submit(tasks.identity, 1): array, "x": 2}, pure=False).result(60)
+
+    assert answer(client) == answer(bare_client)
 
 
 def test_tasks_change_copies_of_their_own(client, array):

@@ -21,6 +21,7 @@ try:
         List,
         NestedContainer,
         Task,
+        TaskRef,
         Tuple,
         convert_legacy_graph,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "NestedContainer",
     "Serialized",
     "Task",
+    "TaskRef",
     "check_release",
     "containers",
     "convert_legacy_graph",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +22,7 @@ from proxystore_integrations.dask.engine import (
     NestedContainer,
     Serialized,
     Task,
+    TaskRef,
     containers,
     convert_legacy_graph,
     graph_expr,
@@ -64,6 +67,9 @@ class DaskOutgoing(Outgoing):
 
     def rebuilt(self, container: Any, items: Any) -> Any:
         # Dask evaluates its own container nodes; a plain container it hands over as it is.
+        if type(items) is dict and any(isinstance(key, TaskRef) for key in items):
+            # A key that is a future stays one, and the task does not wait for it.
+            return Task(None, functools.partial(_dict, tuple(items)), containers[list](list(items.values())))
         return containers[type(items)](items if type(items) is dict else list(items))
 
     def engine_value(self, value: Any) -> Any:
@@ -117,6 +123,10 @@ class DaskOutgoing(Outgoing):
         return StoredFunction.of(function, reference)
 
 
+def _dict(keys: tuple[Any, ...], values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(keys, values, strict=True))
+
+
 def _identity(value: Any) -> Any:
     return value
 
@@ -157,7 +167,10 @@ def substitute_graph(expr: Any, outgoing: DaskOutgoing) -> Any:
         ]
     elif kind is MapExpr:
         expr.keys  # noqa: B018  made from the values, before they are replaced
-        visible = [*expr.kwargs.values(), *(items[0] for items in expr.iterables if len(items))]
+        visible = [
+            *expr.kwargs.values(),
+            *(item for items in expr.iterables for item in itertools.islice(items, 1)),
+        ]
     else:
         visible = []
     if not any(map(outgoing.plainly_large, visible)):

@@ -131,7 +131,7 @@ class NarrowMixin(distributed.Client):
                     [outgoing.substitute_all(items) for items in lists],
                     {name: outgoing.substitute(value) for name, value in kwargs.items()},
                 ),
-                zip(*lists, strict=False),
+                list(zip(*lists, strict=False)),
             )
             outgoing.settle()
             if outgoing.references:
