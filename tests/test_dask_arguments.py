@@ -15,7 +15,7 @@ import pytest
 
 from proxystore_core import Store, get_factory, is_resolved
 from proxystore_integrations.dask import Client
-from proxystore_integrations.dask.nodes import StoreTask
+from proxystore_integrations.dask._task_spec import StoreTask
 from proxystore_integrations.testing.tasks import VALUES, places
 
 BIG = 30_000  # floats: 240 kB, over the threshold

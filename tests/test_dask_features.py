@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import traceback
 
 import dask
 import dask_tasks as tasks
@@ -142,6 +143,28 @@ def test_tracebacks_and_callbacks(client, array):
     client.submit(tasks.total, array, pure=False).add_done_callback(lambda done: called.append(done.status))
     assert client.submit(tasks.total, array, pure=False).result() == tasks.total(array)
     assert client.run(lambda: 1)
+
+
+@pytest.mark.parametrize("large", ["argument", "function"])
+def test_tracebacks_begin_with_the_users_code(large, client, bare_client, array):
+    def fail(value, data=array if large == "function" else None):
+        raise ValueError("what")
+
+    async def fail_soon(value):
+        raise ValueError("what")
+
+    def frames(client, function):
+        future = client.submit(function, array, pure=False)
+        with pytest.raises(ValueError, match="what") as raised:
+            future.result()
+        return [
+            [frame.name for frame in traceback.extract_tb(one)][-3:]
+            for one in (future.traceback(), raised.value.__traceback__)
+        ]
+
+    for function in (fail, fail_soon):
+        assert frames(client, function) == frames(bare_client, function)
+        assert frames(client, function)[0] == [function.__name__]
 
 
 def test_plugins_beside_ours(client, array):

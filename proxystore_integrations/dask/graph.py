@@ -13,6 +13,7 @@ import cloudpickle
 
 from proxystore_core import Reference
 from proxystore_integrations import ledger
+from proxystore_integrations.dask._task_spec import StoredFunction, StoredValue
 from proxystore_integrations.dask.engine import (
     DataNode,
     GraphNode,
@@ -28,7 +29,6 @@ from proxystore_integrations.dask.engine import (
     graph_expr,
     serialize_graph,
 )
-from proxystore_integrations.dask.nodes import StoredFunction, StoredValue
 from proxystore_integrations.functions import carries_large
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import Outgoing

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from proxystore_integrations.carriers import check_version
+from proxystore_integrations.dask._task_spec import StoreTask, has_own_kind, stored_values
 from proxystore_integrations.dask.gathering import Gathering
-from proxystore_integrations.dask.nodes import StoreTask, has_own_kind, stored_values
 from proxystore_integrations.dask.orders import Orders
 from proxystore_integrations.dask.page import add_page
 from proxystore_integrations.dask.sessions import ClientSession, Sessions

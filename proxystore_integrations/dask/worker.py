@@ -17,7 +17,7 @@ from distributed.protocol.pickle import dumps
 from proxystore_core import Reference, StoreError, forks, store_for
 from proxystore_core.connectors.base import Leased, leased
 from proxystore_integrations.carriers import check_version
-from proxystore_integrations.dask.nodes import StoreTask
+from proxystore_integrations.dask._task_spec import StoreTask
 from proxystore_integrations.dask.orders import Order, carry_out
 from proxystore_integrations.dask.reading import Loading, gather
 from proxystore_integrations.dask.results import StoredResult, over, put, unclaimed

@@ -1,4 +1,7 @@
-"""What stands in Dask's task graphs for values that are in the store."""
+"""What stands in Dask's task graphs for values that are in the store.
+
+Dask leaves its own frames out of tracebacks by the name of their file, and so ours: hence the name.
+"""
 
 from __future__ import annotations
 
