@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from proxystore_core import Session, Store, StoreError, forks
+from proxystore_core import SerializationError, Session, Store, StoreError, forks
 from proxystore_core.pickling import DEFAULT, Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
@@ -107,6 +107,7 @@ class Call:
 
         Raises:
             NotDeliveredError: ``error``: settings want it raised, or nobody has the arguments any more.
+            Exception: an argument's own code raises it where it is unpickled, here as there.
         """
         link = self.link
         assert link is not None
@@ -119,9 +120,14 @@ class Call:
             packed: Packed = self.args[0]
             try:
                 function, args, kwargs = packed.filled()
-            except StoreError:
-                raise error from None
-            return Call(link, function or _original(self.function), args, kwargs)
+            except StoreError as here:
+                own = here.__cause__ if isinstance(here, SerializationError) else None
+            else:
+                return Call(link, function or _original(self.function), args, kwargs)
+            try:
+                raise own or error
+            finally:
+                del own  # its traceback has this frame
         finally:
             self.done()
 

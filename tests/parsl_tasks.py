@@ -12,6 +12,16 @@ import numpy as np
 BIG = 30_000
 
 
+class Unwilling:
+    """Cannot be unpickled."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __setstate__(self, state: Any) -> None:
+        raise ZeroDivisionError("not here")
+
+
 def big(value: float = 1.0) -> Any:
     return np.full(BIG, float(value))
 

@@ -174,6 +174,13 @@ def test_a_retry_has_its_arguments(run: StoreRun, tmp_path: Path) -> None:
     assert once(str(tmp_path / "reference"), array).result(WAIT) == tasks.BIG
 
 
+def test_an_argument_that_raises_where_it_is_unpickled(run: StoreRun) -> None:
+    with pytest.warns(RuntimeWarning, match="cannot pass an argument"):
+        ours = run.app(tasks.total)(tasks.Unwilling(tasks.big())).exception(WAIT)
+    bare = run.app(tasks.total, "bare")(tasks.Unwilling(tasks.big())).exception(WAIT)
+    assert (type(ours), str(ours)) == (type(bare), str(bare)) == (ZeroDivisionError, "not here")
+
+
 def test_a_killed_worker(run: StoreRun, tmp_path: Path) -> None:
     array = run.app(tasks.big)(1)
     assert run.app(tasks.die_once)(str(tmp_path / "died"), array).result(WAIT) == tasks.BIG
