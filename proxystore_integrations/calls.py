@@ -192,6 +192,7 @@ class CallLink(Link):
         kwargs: dict[str, Any],
         *,
         wrapped: bool = True,
+        results: bool = False,
     ) -> Call:
         """A call as the engine is to make it: large values in the store, where that can be.
 
@@ -201,6 +202,8 @@ class CallLink(Link):
             kwargs: its keyword arguments.
             wrapped: whether the engine may be given another function: else the engine fills `Packed`
                 arguments in, and results are what the function returns.
+            results: whether stored results of earlier calls may be anywhere in the arguments: a size that is
+                an estimate does not tell.
 
         Raises:
             StoreError: the store failed, and settings want that raised.
@@ -208,9 +211,9 @@ class CallLink(Link):
         if not self.reached:
             fill = Filling()
             return Call(self, function, fill(args), fill(kwargs))
-        if wrapped and self.is_small(function, args, kwargs):
+        if wrapped and not results and self.is_small(function, args, kwargs):
             return Call(self, self.small(function), args, kwargs)
-        outgoing, (stored, new_args, new_kwargs) = outgoing_of(self, function, args, kwargs, wrapped)
+        outgoing, (stored, new_args, new_kwargs) = outgoing_of(self, function, args, kwargs, wrapped, results)
         if not outgoing.references and not outgoing.results:
             return Call(self, self.small(function) if wrapped else function, new_args, new_kwargs)
         packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))

@@ -23,7 +23,7 @@ from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
 from proxystore_integrations.policy import Policy
-from proxystore_integrations.transfer import DEPTH, ByValue, load
+from proxystore_integrations.transfer import ByValue, load
 
 __all__ = [
     "Filling",
@@ -39,6 +39,10 @@ __all__ = [
     "check_version",
     "plain",
 ]
+
+
+_DEEPEST = 60
+"""Levels of containers in which something may stand for a value."""
 
 
 class NotDeliveredError(StoreError):
@@ -194,7 +198,7 @@ class Filling:
         # By id; the containers are kept so that no id is used again.
         self._seen: dict[int, tuple[Any, Any]] = {}
 
-    def __call__(self, value: Any, depth: int = DEPTH + 1) -> Any:
+    def __call__(self, value: Any, depth: int = _DEEPEST) -> Any:
         kind = type(value)
         if kind is StoredArgument:
             if value.lazy:

@@ -39,9 +39,15 @@ class CallExecutor(Executor):
         self._waiting: weakref.WeakSet[LaterFuture] = weakref.WeakSet()
         self._shut = False
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The call as it is to be sent."""
-        return self._link.call(function, args, kwargs)
+    def _call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: bool = False,
+    ) -> Call:
+        """The call as it is to be sent, with stored results anywhere in its arguments if there are any."""
+        return self._link.call(function, args, kwargs, results=results)
 
     def _send(self, call: Call, **options: Any) -> Future[Any]:
         """Hand a call to the engine, with options of its own; its future."""
@@ -105,7 +111,7 @@ class CallExecutor(Executor):
         try:
             if error is not None:
                 raise error
-            future.begin(self._call(function, *search.results()))
+            future.begin(self._call(function, *search.results(), results=True))
         except BaseException as raised:
             future.set_exception(raised)
 

@@ -126,7 +126,12 @@ class CallOutgoing(Outgoing):
 
 
 def outgoing_of(
-    link: CallLink, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], wrapped: bool
+    link: CallLink,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wrapped: bool,
+    results: bool = False,
 ) -> tuple[CallOutgoing, Sent]:
     """What is stored of a call, and what stands for its function and arguments.
 
@@ -138,11 +143,13 @@ def outgoing_of(
         args: its positional arguments.
         kwargs: its keyword arguments.
         wrapped: whether the function may be stored, too.
+        results: whether stored results may be anywhere in the arguments.
 
     Raises:
         StoreError: the store failed, and settings want that raised.
     """
     outgoing = CallOutgoing(link)
+    outgoing.exact = results
     send = outgoing.sent_apart if link.pickles_apart else outgoing.sent
     try:
         return outgoing, send(function if wrapped else None, args, kwargs)

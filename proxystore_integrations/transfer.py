@@ -30,6 +30,7 @@ _CONTAINERS = frozenset({list, tuple, dict})
 DEPTH = 8
 """Levels of containers in which large values are looked for."""
 
+_DEEPEST = 50  # levels more in which an engine's values are looked for
 
 _BEGUN = object()
 
@@ -109,6 +110,9 @@ class Outgoing:
     label = ""
     unites = True
     """Whether what several values hold is one object in the task."""
+
+    exact = False
+    """Whether an engine's values may be anywhere: small containers are looked into as well, and deep ones."""
 
     rebuilds_once = True
     """Whether a container with carriers in it is rebuilt once in the task, in however many places it is."""
@@ -190,7 +194,7 @@ class Outgoing:
             return own
         if kind not in _CONTAINERS:
             return self._carried(value) if self.policy.over(value) else self._small(value)
-        if not depth or not self.policy.over(value):
+        if depth < -_DEEPEST or (not self.exact and (not depth or not self.policy.over(value))):
             return self._small(value)
         if self._repeated and id(value) in self._repeated:
             return self._carried(value)
@@ -374,6 +378,8 @@ class Outgoing:
 
     def _whole_or_not(self, value: Any, depth: int) -> Any:
         """A container as one object, or as it is where that would hide an engine's values."""
+        if self.exact and not self.policy.over(value):
+            return self._small(value)
         return value if self._holds_engine_values(value, depth, set()) else self._carried(value)
 
     def _holds_engine_values(self, value: Any, depth: int, seen: set[int]) -> bool:

@@ -22,6 +22,19 @@ class Unwilling:
         raise ZeroDivisionError("not here")
 
 
+class Items(list):  # type: ignore[type-arg]
+    """A list of a class of its own."""
+
+
+def kinds_in(*values: Any) -> list[str]:
+    """Of all that is in lists, tuples and dicts."""
+    found: set[str] = set()
+    for value in values:
+        inner = value.values() if isinstance(value, dict) else value
+        found.update(kinds_in(*inner) if isinstance(value, list | tuple | dict) else [type(value).__name__])
+    return sorted(found)
+
+
 def big(value: float = 1.0) -> Any:
     return np.full(BIG, float(value))
 

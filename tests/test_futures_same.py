@@ -21,6 +21,7 @@ import pytest
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.futures import StoreExecutor
 from proxystore_integrations.outgoing import outgoing_of
+from proxystore_integrations.testing import tasks as contract_tasks
 
 WAIT = 60
 
@@ -199,6 +200,15 @@ def test_results_are_never_part_of_another_object(executors: Any) -> None:
     result = executor.submit(tasks.big)
     for args in ((some, some[7], result), (some, result, some[7]), ([result, some], some[7], 1)):
         assert tasks.name_of_array(executor.submit(tasks.shape_of, *args).result(WAIT))
+
+
+def test_a_result_among_many_small_values(executors: Any) -> None:
+    executor = executors[1]
+    large = executor.submit(tasks.big)
+    many: list[Any] = [np.zeros(1) for _ in range(900)]
+    many[501] = large
+    expected = float(large.result(WAIT).sum())
+    assert executor.submit(contract_tasks.total_of, many).result(WAIT) == expected
 
 
 def test_data_frames_of_one_index_are_stored_apart(executors: Any) -> None:

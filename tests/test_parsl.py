@@ -66,6 +66,17 @@ def test_futures_anywhere(run: StoreRun) -> None:
     assert run.app(tasks.lengths)({text(200_000), text(300_000)}).result(WAIT) == [200_000, 300_000]
 
 
+def test_a_stored_result_is_found_anywhere(run: StoreRun) -> None:
+    large, kinds = run.app(tasks.big)(1), run.app(tasks.kinds_in)
+    deep: Any = large
+    for _ in range(12):
+        deep = [deep]
+    assert kinds(deep).result(WAIT) == ["ndarray"]
+    assert kinds([*range(3333), large, *range(2000)]).result(WAIT) == ["int", "ndarray"]
+    assert kinds(tasks.Items([1, [large]])).result(WAIT) == ["int", "ndarray"]
+    assert kinds({"a": (tasks.Items([large]), 1)}).result(WAIT) == ["int", "ndarray"]
+
+
 def test_items_and_attributes_of_futures(run: StoreRun) -> None:
     pair = run.app(tasks.pair)(tasks.big(3))
     assert pair[1].result(WAIT) == 3 * tasks.BIG

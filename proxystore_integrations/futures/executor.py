@@ -196,9 +196,15 @@ class StoreExecutor(CallExecutor):
             return self.executor.submit(function, *args, **kwargs, **options)
         return super()._begin(function, args, kwargs, options)
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: bool = False,
+    ) -> Call:
         if not self.kind.is_local:
-            return super()._call(function, args, kwargs)
+            return super()._call(function, args, kwargs, results)
         fill = Filling()
         return Call(self._link, function, fill(args), fill(kwargs))
 

@@ -152,7 +152,9 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
             for future in super().reload_tasks(task_group_id)
         ]
 
-    def _call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _call(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: bool = False
+    ) -> Call:
         if isinstance(function, ShellFunction):
             return Call(self._link, function, args, kwargs)
         if self.endpoint_id is not None and self.endpoint_id not in self._reached:
@@ -161,7 +163,7 @@ class Executor(CallExecutor, SurvivingExecutor):  # type: ignore[misc]
         if not carried.arguments:
             return Call(self._link, function, args, kwargs)
         wrapped = carried.functions and type(function) is not Registered and function not in self._registered
-        return self._link.call(function, args, kwargs, wrapped=wrapped)
+        return self._link.call(function, args, kwargs, wrapped=wrapped, results=results)
 
     def _reach(self) -> None:
         endpoint_id = self.endpoint_id

@@ -27,7 +27,7 @@ from proxystore_integrations.parsl.engine import (
     shallow_traverse_to_unwrap,
 )
 
-__all__ = ["StoreMixin", "install"]
+__all__ = ["StoreMixin", "install", "takes_results"]
 
 
 class StoreMixin:
@@ -51,7 +51,8 @@ def install() -> None:
     # Dependencies: the two resolvers that Parsl ships.
     shallow_traverse_to_unwrap.register(AppFuture, _as_it_came)
     deep_traverse_to_unwrap.register(AppFuture, _as_it_came)
-    deep_traverse_to_unwrap.register(set, _deep_set)
+    for kind in (list, tuple, set):
+        deep_traverse_to_unwrap.register(kind, _deep_items)
     deep_traverse_to_unwrap.register(dict, _deep_dict)
     # Memoization and checkpoints: by content, and of the value.
     id_for_memo.register(StoredResult, lambda result, output_ref=False: id_for_memo(result.value, output_ref))
@@ -103,13 +104,16 @@ def _as_it_came(future: Any) -> Any:
     return Future.result(future)
 
 
-def _deep_set(items: Any) -> Any:
-    return type(items)(plain(deep_traverse_to_unwrap(item)) for item in items)
+def _deep_items(items: Any) -> Any:
+    inner = map(deep_traverse_to_unwrap, items)
+    # Stored results are looked for in exact lists, tuples and dicts only.
+    return type(items)(inner if type(items) in (list, tuple) else map(Filling(), inner))
 
 
 def _deep_dict(items: Any) -> Any:
+    fill = Filling()
     return {
-        plain(deep_traverse_to_unwrap(key)): deep_traverse_to_unwrap(value) for key, value in items.items()
+        fill(deep_traverse_to_unwrap(key)): deep_traverse_to_unwrap(value) for key, value in items.items()
     }
 
 
@@ -135,9 +139,18 @@ def _launching(launch_task: Callable[..., Any]) -> Callable[..., Any]:
             fill = Filling()
             task_record["args"] = fill(list(task_record["args"]))
             task_record["kwargs"] = fill(task_record["kwargs"])
-        return launch_task(self, task_record)
+        _internal.takes_results = any(map(_is_stored, task_record["depends"]))
+        try:
+            return launch_task(self, task_record)
+        finally:
+            _internal.takes_results = False
 
     return launching
+
+
+def takes_results() -> bool:
+    """Whether the task that this thread launches takes stored results, anywhere in its arguments."""
+    return getattr(_internal, "takes_results", False)
 
 
 def _showing(handle: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from proxystore_integrations.parsl.engine import (
     SimpleLauncher,
     SingleNodeLauncher,
 )
-from proxystore_integrations.parsl.flow import StoreMixin
+from proxystore_integrations.parsl.flow import StoreMixin, takes_results
 
 __all__ = ["StoreExecutorMixin"]
 
@@ -39,7 +39,7 @@ class StoreExecutorMixin(StoreMixin, ParslExecutor):
         link = self._opened()
         borrowed = borrows_in((args, kwargs))
         send = super().submit  # type: ignore[safe-super]
-        call = link.call(func, args, kwargs)
+        call = link.call(func, args, kwargs, results=takes_results())
         first = call
 
         def submit(call: Call) -> Future[Any]:
