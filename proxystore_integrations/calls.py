@@ -20,6 +20,7 @@ from proxystore_core import SerializationError, Session, Store, StoreError, fork
 from proxystore_core.pickling import DEFAULT, Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.carriers import (
+    NAMED,
     Filling,
     NotDeliveredError,
     Packed,
@@ -119,7 +120,7 @@ class Call:
                 return Call(link, _original(self.function), self.args, self.kwargs)
             packed: Packed = self.args[0]
             try:
-                function, args, kwargs = packed.filled()
+                function, args, kwargs = packed.filled(self.kwargs.get(NAMED))
             except StoreError as here:
                 own = here.__cause__ if isinstance(here, SerializationError) else None
             else:
@@ -216,12 +217,17 @@ class CallLink(Link):
         outgoing, (stored, new_args, new_kwargs) = outgoing_of(self, function, args, kwargs, wrapped, results)
         if not outgoing.references and not outgoing.results:
             return Call(self, self.small(function) if wrapped else function, new_args, new_kwargs)
-        packed = Packed(stored, new_args, new_kwargs, tuple(outgoing.loads))
+        named: dict[str, Any] = {}
+        if wrapped and self.pickles_apart and new_kwargs:
+            named[NAMED] = Packed(None, (), new_kwargs, tuple(outgoing.named_loads))
+            packed = Packed(stored, new_args, {}, tuple(outgoing.loads))
+        else:
+            packed = Packed(stored, new_args, new_kwargs, (*{**outgoing.loads, **outgoing.named_loads},))
         if stored is not None:
             sent: Any = StoreFunction(None, self._terms, name_of(function), self.should_proxy)
         else:
             sent = self._wrapped(function) if wrapped else function
-        return Call(self, sent, (packed,), {}, outgoing)
+        return Call(self, sent, (packed,), named, outgoing)
 
     def is_small(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call needs nothing of the store until it has a result.

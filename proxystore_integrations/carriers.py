@@ -26,6 +26,7 @@ from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import ByValue, load
 
 __all__ = [
+    "NAMED",
     "Filling",
     "NotDeliveredError",
     "Owner",
@@ -40,6 +41,9 @@ __all__ = [
     "plain",
 ]
 
+
+NAMED = "__proxystore_named__"
+"""The keyword argument that has all others, where an engine pickles keyword arguments by themselves."""
 
 _DEEPEST = 60
 """Levels of containers in which something may stand for a value."""
@@ -125,29 +129,34 @@ class Packed:
     def __repr__(self) -> str:
         return f"<{len(self.args) + len(self.kwargs)} arguments, {len(self.references)} to load>"
 
-    def filled(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    def filled(self, named: Packed | None = None) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """Function, arguments and keyword arguments with all values in their places.
 
         Each is loaded once: one that appears twice is one object, as it is without a store.
+
+        Args:
+            named: has the keyword arguments, where they came by themselves.
 
         Raises:
             StoreError: a value cannot be had.
         """
         loaded = dict(zip(self.references, load(self.references), strict=True))
         fill = Filling(loaded)
-        return fill(self.function, 0), fill(self.args), fill(self.kwargs)
+        kwargs = fill(self.kwargs) if named is None else named.filled()[2]
+        return fill(self.function, 0), fill(self.args), kwargs
 
-    def delivered(self, to: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    def delivered(self, to: str, named: Packed | None = None) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """`filled`, in a worker.
 
         Args:
             to: what they are for.
+            named: as for `filled`.
 
         Raises:
             NotDeliveredError: a value cannot be had.
         """
         try:
-            return self.filled()
+            return self.filled(named)
         except NotDeliveredError:
             raise
         except StoreError as error:
@@ -172,7 +181,7 @@ class _Unread(Packed):
         super().__init__(None, (), {}, ())
         self._error = error
 
-    def filled(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    def filled(self, named: Packed | None = None) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         raise self._error
 
 
@@ -319,7 +328,7 @@ class StoreFunction:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         function: Any = self.function
         if args and type(args[0]) is Packed:
-            stored, args, kwargs = args[0].delivered(f"{self.__name__}()")
+            stored, args, kwargs = args[0].delivered(f"{self.__name__}()", kwargs.get(NAMED))
             function = stored or function
         result = function(*args, **kwargs)
         if self.terms is None:

@@ -26,12 +26,14 @@ class CallOutgoing(Outgoing):
 
     Attributes:
         loads: references of what the worker is to load before it calls the function.
+        named_loads: those of keyword arguments that the engine pickles by themselves.
         results: earlier calls' that this one takes: kept in the store until this one is done.
     """
 
     def __init__(self, link: CallLink) -> None:
         super().__init__(link.sharing, link.policy, link.by_value, link.should_proxy)
         self.loads: dict[Reference, None] = {}
+        self.named_loads: dict[Reference, None] = {}
         self.results: list[StoredResult] = []
         self._link = link
         self._lenders: list[Owner] = []
@@ -91,8 +93,10 @@ class CallOutgoing(Outgoing):
             self.settle()
             return stored, positional, {}
         self.apart()
+        loads, self.loads = self.loads, {}
         values = tuple(kwargs.values())
         named = self.together(values, lambda: self.substitute_all(values))
+        self.named_loads, self.loads = self.loads, loads
         self.settle()
         return stored, positional, dict(zip(kwargs, named, strict=True))
 
@@ -104,6 +108,7 @@ class CallOutgoing(Outgoing):
         super().settle()
         for reference in before.difference(self.references):
             self.loads.pop(reference, None)
+            self.named_loads.pop(reference, None)
 
     def over(self) -> None:
         """The call is: what was stored for it, and other sessions' results, may go."""

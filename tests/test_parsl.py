@@ -17,6 +17,7 @@ from waiting import until
 
 from proxystore_core import Store, get_key
 from proxystore_integrations.carriers import StoredResult
+from proxystore_integrations.testing.tasks import places
 
 WAIT = 60
 
@@ -75,6 +76,12 @@ def test_a_stored_result_is_found_anywhere(run: StoreRun) -> None:
     assert kinds([*range(3333), large, *range(2000)]).result(WAIT) == ["int", "ndarray"]
     assert kinds(tasks.Items([1, [large]])).result(WAIT) == ["int", "ndarray"]
     assert kinds({"a": (tasks.Items([large]), 1)}).result(WAIT) == ["int", "ndarray"]
+
+
+def test_a_result_that_is_named_too_is_two(run: StoreRun) -> None:
+    for label in ("htex", "bare"):
+        large = run.app(tasks.big, label)(1)
+        assert run.app(places, label)(large, [large], again=large).result(WAIT) == [0, 1, 0, 3]
 
 
 def test_items_and_attributes_of_futures(run: StoreRun) -> None:

@@ -78,6 +78,14 @@ class EngineContract:
                 tasks.places, *bare
             ).result(WAIT)
 
+    def test_a_small_object_beside_a_large_one(self, engine: Engine) -> None:
+        small = [1]
+        outcomes = [
+            submit(tasks.places, tasks.big(1), small, (small, 2), again=small, more=[small]).result(WAIT)
+            for submit in (engine.submit, engine.bare_submit)
+        ]
+        assert outcomes[0] == outcomes[1]
+
     def test_equal_objects_stay_two(self, engine: Engine) -> None:
         def equal() -> list[float]:
             return [1.0] * tasks.BIG

@@ -199,7 +199,7 @@ def same(first: Any, second: Any, inside: Any = None) -> bool:
     return first is second and (inside is None or inside[0] is first)
 
 
-def places(*values: Any) -> list[int]:
+def places(*values: Any, **named: Any) -> list[int]:
     """For each list, dict and array in some values, at which place it was first."""
     first: dict[int, int] = {}
     found: list[int] = []
@@ -211,7 +211,7 @@ def places(*values: Any) -> list[int]:
             for item in value.values() if isinstance(value, dict) else value:
                 look(item)
 
-    look(values)
+    look((*values, *named.values()))
     return found
 
 
