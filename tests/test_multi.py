@@ -407,3 +407,39 @@ def test_one_that_comes_back_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(opened) == 1
     assert all(connector.get(key) == b"data" for key in keys)
     connector.close()
+
+
+def test_the_others_are_cleared_when_one_is_down(tmp_path: Path) -> None:
+    with serving(tmp_path / "r") as server:
+        disk = MemoryConnector("cleared")
+        store = MultiConnector(
+            {
+                "far": {
+                    "url": f"redis://{server.address}?connect_timeout=0.2&deadline=1",
+                    "max_size": 10,
+                },
+                "disk": (disk, Policy(min_size=11)),
+            }
+        )
+        store.put([b"small"])
+        key = store.put([b"something larger"])
+        assert store.get(key)
+        server.kill()
+        with pytest.raises(StoreError):
+            store.close(clear=True)
+        assert store.get(key) is None
+        server.start()
+
+
+def test_a_session_ends_in_the_others_when_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = MemoryConnector("refuses"), MemoryConnector("ends")
+    store = MultiConnector({"one": (one, Policy(max_size=10)), "other": other})
+    key = store.put([b"something larger"], session="some")
+
+    def refuse(session: str) -> int:
+        raise RefusedError("no right to that")
+
+    monkeypatch.setattr(one, "end", refuse)
+    with pytest.raises(RefusedError, match="no right"):
+        store.end("some")
+    assert store.get(key) is None

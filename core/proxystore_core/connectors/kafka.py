@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from proxystore_core.buffers import byte_views, fresh_buffer, split
+from proxystore_core.connectors.arguments import check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
@@ -98,16 +99,24 @@ class KafkaTopicConnector:
         password: str | None = None,
         **options: Any,
     ) -> None:
-        hosts = [hosts] if isinstance(hosts, str) else list(hosts)
+        if not isinstance(hosts, Sequence):
+            raise ConfigurationError(f"hosts is {hosts!r}: expected host:port, or several in a list")
+        hosts = hosts.split(",") if isinstance(hosts, str) else list(hosts)
+        check_text("topic", topic)
+        for what, given in {"username": username, "password": password}.items():
+            if given is not None:
+                check_text(what, given, shown=False)
+        for host in hosts:
+            check_text("a broker of hosts", host)
         if not _TOPIC.fullmatch(topic):
             raise ConfigurationError(f"{topic!r} is no topic: use at most 180 letters, digits, - _ and .")
         self._options = Options(**options)
         self._topic = topic
-        given = self._options.given()
-        self._config = {"hosts": hosts, "topic": topic, "username": username, **given, **self._marks}
+        own = self._options.given()
+        self._config = {"hosts": hosts, "topic": topic, "username": username, **own, **self._marks}
         user = f"{urllib.parse.quote(username, safe='')}@" if username else ""
         marks = {name: str(value).lower() for name, value in self._marks.items()}
-        query = urllib.parse.urlencode({**given, **marks}, safe="/:")
+        query = urllib.parse.urlencode({**own, **marks}, safe="/:")
         self._url = f"kafka://{user}{','.join(hosts)}/{topic}{'?' if query else ''}{query}"
         self._settings = client_settings(self._url, hosts, username, password, self._options)
         self._clients = Clients(self._url, self._settings, self._options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import random
 import time
 import weakref
@@ -32,6 +33,7 @@ _TICK = 0.005  # seconds that a thread waits for its confirmations while another
 _SILENCE = 0.5  # seconds without a record, after which brokers are asked what they have
 _GLANCE = 0.3  # seconds after which a client that has no answer looks whether it was refused
 _KNOWN = 1.0  # seconds for which a topic that was there is believed to be
+_HOUR = 3600.0  # seconds that librdkafka lets a request of an administrator take at most
 _NEVER = 1 << 62  # no log has so many records
 _instances: weakref.WeakSet[Clients] = weakref.WeakSet()
 
@@ -181,7 +183,9 @@ class Clients:
         # Not with a request for its records on the way: librdkafka does not survive what Tansu answers then.
         _forget(topic)
         with self.failures():
-            removed = self._administrator().delete_topics([topic], request_timeout=self._options.deadline)
+            removed = self._administrator().delete_topics(
+                [topic], request_timeout=min(self._options.deadline, _HOUR)
+            )
             self._done(removed[topic], "the topic was not removed in time", KafkaError.UNKNOWN_TOPIC_OR_PART)
         _forget(topic)
 
@@ -203,7 +207,9 @@ class Clients:
 
         where = TopicPartition(topic, partition, offset)
         try:
-            asked = self._administrator().delete_records([where], request_timeout=self._options.deadline)
+            asked = self._administrator().delete_records(
+                [where], request_timeout=min(self._options.deadline, _HOUR)
+            )
         except KafkaException:
             self._truncates = False
         else:
@@ -223,9 +229,10 @@ class Clients:
         # A segment is cleaned or dropped once it is full or old, and not before.
         settings = {"cleanup.policy": "compact,delete", "segment.ms": "600000"}
         if options.retention is not None:
-            settings["retention.ms"] = str(round(options.retention * 1000))
+            endless = math.isinf(options.retention)
+            settings["retention.ms"] = "-1" if endless else str(round(options.retention * 1000))
         new = NewTopic(topic, partitions, -1, config=settings)
-        made = self._administrator().create_topics([new], request_timeout=options.deadline)
+        made = self._administrator().create_topics([new], request_timeout=min(options.deadline, _HOUR))
         # Another process may be faster.
         self._done(made[topic], "the topic was not made in time", KafkaError.TOPIC_ALREADY_EXISTS)
         until = time.monotonic() + options.deadline

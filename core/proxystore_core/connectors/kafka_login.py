@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from proxystore_core.connectors.arguments import check_seconds, check_text
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
@@ -62,11 +63,16 @@ class Options:
     }
 
     def __post_init__(self) -> None:
-        for name in ("deadline", "connect_timeout", "partitions", "retention"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}: expected more than 0")
-        if not _SMALLEST <= self.part <= _LARGEST:
+        for name in ("deadline", "connect_timeout"):
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        if self.retention is not None:
+            check_seconds("retention", self.retention)
+        if type(self.partitions) is not int or self.partitions < 1:
+            raise ConfigurationError(f"partitions is {self.partitions!r}: expected a number, more than 0")
+        for name in ("protocol", "mechanism", "ca", "cert", "key"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        if type(self.part) is not int or not _SMALLEST <= self.part <= _LARGEST:
             raise ConfigurationError(f"part is {self.part!r}: expected {_SMALLEST} to {_LARGEST} bytes")
         if self.protocol not in _PROTOCOLS:
             raise ConfigurationError(f"protocol is {self.protocol!r}: expected {', '.join(_PROTOCOLS)}")
@@ -95,6 +101,8 @@ def client_settings(
     Raises:
         ConfigurationError: a host is none, or the file of properties cannot be read.
     """
+    if not hosts:
+        raise ConfigurationError("no broker is named: expected host:port")
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise ConfigurationError(f"{host!r} names no broker: expected host:port")

@@ -59,8 +59,8 @@ _DOWN = (UnreachableError, DeadlineError)
 class _Part:
     """One of the stores. It is opened when the whole is, or later if that could not be done."""
 
-    def __init__(self, name: str, source: str | Connector, policy: Policy) -> None:
-        if not _NAME.fullmatch(name):
+    def __init__(self, name: Any, source: str | Connector, policy: Policy) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise _misnamed(name)
         self.name = name
         self.policy = policy
@@ -119,6 +119,8 @@ class MultiConnector:
     routes: ClassVar[bool] = True
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
+        if not isinstance(parts, Mapping):
+            raise ConfigurationError(f"{parts!r} are no stores: expected a dict of connectors by name")
         self._parts = {name: _part(name, given) for name, given in parts.items()}
         if not self._parts:
             raise ConfigurationError(
@@ -304,9 +306,16 @@ class MultiConnector:
         return sorted({session for swept in self._each(lambda keeper: keeper.sweep()) for session in swept})
 
     def close(self, *, clear: bool = False) -> None:
+        first: StoreError | None = None
         for part in self._order:
             if part._connector is not None:
-                part._connector.close(clear=clear)
+                try:
+                    part._connector.close(clear=clear)
+                except StoreError as error:  # it is down: the others are closed, and cleared, all the same
+                    first = first or error
+                    part._connector.close()
+        if first is not None:
+            raise first
 
     def _whose(self, key: Key) -> tuple[_Part, Key]:
         name, _, inner = key.partition(".")
@@ -325,7 +334,8 @@ class MultiConnector:
         Raises:
             StoreError: nobody could be asked, or one refuses.
         """
-        answers, asked, first = [], 0, None
+        answers, asked = [], 0
+        first: StoreError | None = None
         for part in self._order:
             if not hasattr(part.kind, "renew"):
                 continue
@@ -337,6 +347,10 @@ class MultiConnector:
             except (*_DOWN, FullError) as error:
                 first = first or error
                 part.rest()
+            except StoreError as error:  # it refuses, say: what is the others' is done all the same
+                if not all_of_them:
+                    raise
+                first = first or error
         if first is not None and (all_of_them or not answers):
             raise first
         return answers
@@ -363,7 +377,7 @@ def multi_url(parts: Mapping[str, Mapping[str, Any]]) -> str:
     return f"multi://{','.join(parts)}?{query}"
 
 
-def _misnamed(name: str) -> ConfigurationError:
+def _misnamed(name: object) -> ConfigurationError:
     return ConfigurationError(f"{name!r} is no name of a store: use at most 16 letters, digits, - and _")
 
 
@@ -391,8 +405,8 @@ def _part(name: str, given: Any) -> _Part:
     if isinstance(given, Mapping):
         url, options = _split(name, given)
         return _Part(name, url, Policy.of(options, name))
-    connector, policy = given if isinstance(given, tuple) else (given, Policy())
-    if not hasattr(connector, "config") or not isinstance(policy, Policy):
+    connector, policy = given if isinstance(given, tuple) and len(given) == 2 else (given, Policy())
+    if not hasattr(connector, "config") or isinstance(connector, type) or not isinstance(policy, Policy):
         raise ConfigurationError(
             f"the store {name!r} is {given!r}: expected a connector, or one and a Policy"
         )

@@ -37,9 +37,14 @@ class Policy:
         for name in ("hosts", "kinds", "tags"):
             value = getattr(self, name)
             words = value.split(",") if isinstance(value, str) else value
-            if not all(isinstance(word, str) and word and "," not in word for word in words):
+            several = words if isinstance(words, Collection) else [words]
+            if not all(isinstance(word, str) and word and "," not in word for word in several):
                 raise ConfigurationError(f"{name} is {value!r}: expected texts without commas")
             object.__setattr__(self, name, tuple(words))
+        for name in ("priority", "min_size", "max_size"):
+            value = getattr(self, name)
+            if type(value) is not int and (name, value) != ("max_size", None):
+                raise ConfigurationError(f"{name} is {value!r}: expected a whole number")
         if self.min_size < 0 or (self.max_size is not None and self.max_size < self.min_size):
             raise ConfigurationError(
                 f"min_size is {self.min_size!r} and max_size {self.max_size!r}: nothing has such a size"

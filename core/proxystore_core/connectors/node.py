@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
@@ -124,18 +125,24 @@ class NodeConnector:
         stock: int = _STOCK,
         spill: str | os.PathLike[str] | None = None,
     ) -> None:
+        check_text("name", name)
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
                 f"{name!r} is no name of a store: use at most 32 letters, digits, - and _",
                 remedy="An address goes into ?address=, an interface into ?interface=.",
             )
-        if not 0 <= port <= 65535:
-            raise ConfigurationError(f"{port} is no port: expected 1 to 65535, or 0 for a free one")
+        check_port(port, least=0)
+        texts = {"interface": interface, "address": address, "secret": secret}
+        paths = {"secret_file": secret_file, "spill": spill}
+        for what, given in {**texts, **paths}.items():
+            if given is not None:
+                check_text(what, given, path=what in paths, shown=what != "secret")
+                if not os.fspath(given):
+                    raise ConfigurationError(f"{what} is empty: leave it out, or say which")
         if interface is not None and address is not None:
             raise ConfigurationError("a node has an interface or an address, not both")
-        for seconds, what in ((deadline, "deadline"), (connect_timeout, "connect_timeout")):
-            if not seconds > 0:
-                raise ConfigurationError(f"{what} is {seconds!r}: expected seconds, more than 0")
+        deadline = check_seconds("deadline", deadline)
+        connect_timeout = check_seconds("connect_timeout", connect_timeout)
         self.name = name
         self._given = {
             "name": name,

@@ -32,6 +32,7 @@ __all__ = [
 ADDRESS = "PROXYSTORE_NODE_ADDRESS"  # the variable's name
 SECRET = "PROXYSTORE_NODE_SECRET"
 LOOPBACK = "127.0.0.1"
+_GROUPS = ipaddress.IPv4Address("224.0.0.0")  # from here on addresses are of several hosts, or of none
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _SHORTEST = 16  # characters of a secret: whoever listens to the network may guess shorter ones
 _PLACE = re.compile(r"([a-z0-9][a-z0-9.-]{0,63}):([1-9][0-9]{0,4})")
@@ -124,6 +125,8 @@ def address_of(interface: str | None, address: str | None, store: str) -> str:
         return LOOPBACK
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
+            if found == "0.0.0.0" or ipaddress.IPv4Address(found) >= _GROUPS:
+                raise OSError("it is that of all, or of several hosts")
             probe.bind((found, 0))
         except OSError as error:
             raise ConfigurationError(

@@ -27,6 +27,7 @@ from contextvars import Context, copy_context
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import byte_views, split
+from proxystore_core.connectors.arguments import check_flag, check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.objects_reader import (
     ABREAST,
@@ -78,6 +79,9 @@ class ObjectConnector(BucketReader):
     _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "multipart": flag}
 
     def __init__(self, bucket: str, prefix: str = PREFIX, *, multipart: bool = False, **options: Any) -> None:
+        check_text("bucket", bucket)
+        check_text("prefix", prefix)
+        check_flag("multipart", multipart)
         self.bucket = bucket
         self.multipart = multipart
         self.prefix = prefix.strip("/") or PREFIX
@@ -407,11 +411,12 @@ def _checked(endpoint: str | None) -> str | None:
     """
     if endpoint is None:
         return None
-    parts = urllib.parse.urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"endpoint is {endpoint!r}: expected http://host:port or https://host")
-    if parts.username or parts.password:
+    check_text("endpoint", endpoint)
+    told = StoreURL.parse(endpoint)  # a port that is none lets the library panic
+    if told.username or told.password:
         raise ConfigurationError("endpoint has credentials in it: put them into the environment")
+    if told.scheme not in ("http", "https") or not told.host or told.query or "#" in endpoint:
+        raise ConfigurationError(f"endpoint is {told.url!r}: expected http://host:port or https://host")
     return endpoint.rstrip("/")
 
 

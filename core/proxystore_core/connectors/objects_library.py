@@ -175,6 +175,7 @@ _TABLE: Sequence[tuple[Sequence[str], type[StoreError], str, str]] = (
         "Wait, or see the server's log.",
     ),
 )
+_TRIES = re.compile(r"max_retries: \d+, retry_timeout: \S+")  # whose numbers are no status
 _URL = re.compile(r"https?://[^/\s]*")
 
 
@@ -182,7 +183,7 @@ def diagnosis(error: BaseException) -> Diagnosis:
     """What an error of obstore means; a missing object is none."""
     said, _, details = str(error).partition("\n\nDebug source")
     said = " ".join(said.split())[:300]
-    low = _URL.sub("", said + details.partition("inner:")[2]).lower()
+    low = _TRIES.sub("", _URL.sub("", said + details.partition("inner:")[2])).lower()
     for words, kind, problem, remedy in _TABLE:
         # Connecting takes time, too: who does not get there in time is not there, rather than slow.
         if kind is DeadlineError and "kind: connect" in low:

@@ -17,6 +17,7 @@ from contextvars import copy_context
 from typing import Any, ClassVar, TypeVar
 
 from proxystore_core.buffers import fresh_buffer
+from proxystore_core.connectors.arguments import check_seconds, check_text
 from proxystore_core.connectors.base import Buffer, Key
 from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
@@ -74,10 +75,11 @@ class BucketReader:
         ca: str | None = None,
         **given: Any,
     ) -> None:
+        deadline = check_seconds("deadline", deadline)
+        connect_timeout = check_seconds("connect_timeout", connect_timeout)
         options = {"deadline": deadline, "connect_timeout": connect_timeout}
-        for name, value in options.items():
-            if not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}: expected seconds, more than 0")
+        if ca is not None:
+            check_text("ca", ca)  # a number would be taken for a file that somebody has open
         self.deadline = deadline
         self.connect_timeout = connect_timeout
         self.ca = ca

@@ -49,9 +49,9 @@ class RedisClusterConnector(RedisConnector):
         password: str | None = None,
         **options: Any,
     ) -> None:
-        self._given = {"hosts": list(hosts)}
-        self._addresses = addresses_of(hosts, 6379)
-        self._open(",".join(hosts), _are_local(self._addresses), username, password, options)
+        self._given = {"hosts": _several(hosts)}
+        self._addresses = addresses_of(self._given["hosts"], 6379)
+        self._open(",".join(self._given["hosts"]), _are_local(self._addresses), username, password, options)
 
     @classmethod
     def _place(cls, parts: StoreURL) -> dict[str, Any]:
@@ -110,9 +110,9 @@ class RedisSentinelConnector(RedisConnector):
         db: int = 0,
         **options: Any,
     ) -> None:
-        self._given = {"hosts": list(hosts), "service": service, "db": db}
-        self._addresses = addresses_of(hosts, 26379)
-        place = f"{','.join(hosts)}/{service}" + (f"/{db}" if db else "")
+        self._given = {"hosts": _several(hosts), "service": service, "db": db}
+        self._addresses = addresses_of(self._given["hosts"], 26379)
+        place = f"{','.join(self._given['hosts'])}/{service}" + (f"/{db}" if db else "")
         self._open(place, _are_local(self._addresses), username, password, options)
 
     @classmethod
@@ -151,6 +151,18 @@ class RedisSentinelTLSConnector(RedisSentinelConnector):
 
     schemes: ClassVar[tuple[str, ...]] = ("rediss+sentinel",)
     _tls: ClassVar[bool] = True
+
+
+def _several(hosts: Any) -> list[str]:
+    """The servers that are named, one text or several.
+
+    Raises:
+        ConfigurationError: they are none.
+    """
+    found = hosts.split(",") if isinstance(hosts, str) else hosts
+    if not isinstance(found, Sequence) or not all(isinstance(host, str) for host in found):
+        raise ConfigurationError(f"hosts is {hosts!r}: expected host:port, or several in a list")
+    return list(found)
 
 
 def _are_local(addresses: Sequence[tuple[str, int]]) -> bool:

@@ -17,6 +17,7 @@ from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
+from proxystore_core.connectors.arguments import check_seconds
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import StoreURL
 
@@ -56,8 +57,7 @@ class Options:
                 f"{self.prefix!r} is no prefix of keys: use at most 32 letters, digits, - _ and ."
             )
         for name in ("deadline", "connect_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected seconds, more than 0")
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
 
     def given(self) -> dict[str, Any]:
         """Those that are no default."""

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import asyncssh
 
 from proxystore_core.buffers import byte_views, fresh_buffer
+from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
@@ -84,6 +85,11 @@ class SFTPConnector:
         deadline: float = 30.0,
         connect_timeout: float = 5.0,
     ) -> None:
+        check_port(port)
+        texts = {"username": username, "identity": identity, "known_hosts": known_hosts}
+        given = {name: text for name, text in texts.items() if text is not None}
+        for name, text in {"host": host, "store_dir": store_dir, **given}.items():
+            check_text(name, text)
         self.store_dir = "/" + store_dir.strip("/")
         if not host or self.store_dir == "/":
             raise ConfigurationError(
@@ -91,18 +97,17 @@ class SFTPConnector:
             )
         self._given = {"host": host, "store_dir": self.store_dir, "port": port, "username": username}
         options = {"identity": identity, "known_hosts": known_hosts}
+        deadline = check_seconds("deadline", deadline)
+        connect_timeout = check_seconds("connect_timeout", connect_timeout)
         seconds = {"deadline": deadline, "connect_timeout": connect_timeout}
-        for name, value in seconds.items():
-            if not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}: expected seconds, more than 0")
         self._given |= {**options, **seconds}
         usual = {"deadline": 30.0, "connect_timeout": 5.0}
-        given = {name: value for name, value in {**options, **seconds}.items() if value != usual.get(name)}
+        query = {name: value for name, value in {**options, **seconds}.items() if value != usual.get(name)}
         self.deadline = deadline
         user = f"{urllib.parse.quote(username, safe='')}@" if username else ""
         place = f"[{host}]" if ":" in host else host
         place += f":{port}" if port != 22 else ""
-        text = urllib.parse.urlencode(given, safe="/:")
+        text = urllib.parse.urlencode(query, safe="/:")
         self._url = f"sftp://{user}{place}{urllib.parse.quote(self.store_dir)}{'?' if text else ''}{text}"
         self._login = Login(self._url, host, port, username, identity, known_hosts, connect_timeout)
         self._lines: dict[int, Line] = {}  # by process: the thread at its other end stays behind at a fork

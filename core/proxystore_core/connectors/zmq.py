@@ -21,6 +21,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from proxystore_core import forks
+from proxystore_core.connectors.arguments import check_flag
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_protocol import LONGEST_REQUEST, REPLY_HEAD, Guard, guard_of
@@ -68,6 +69,8 @@ class ZeroMQConnector(NodeConnector):
         curve: bool | None = None,
         **options: Any,
     ) -> None:
+        if curve is not None:
+            check_flag("curve", curve)
         self._curve = bool(curve)
         super().__init__(port, interface, address, {"curve": curve or None}, **options)
 

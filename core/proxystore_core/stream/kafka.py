@@ -19,6 +19,7 @@ from typing import Any
 import confluent_kafka as kafka
 
 from proxystore_core import forks
+from proxystore_core.connectors.arguments import check_seconds, check_text
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -58,6 +59,8 @@ class KafkaPublisher:
         deadline: float = 30.0,
         options: dict[str, Any] | None = None,
     ) -> None:
+        check_text("bootstrap", bootstrap)
+        deadline = check_seconds("deadline", deadline)
         self.bootstrap = bootstrap
         self._deadline = deadline
         self._transactional = transactional_id is not None
@@ -225,6 +228,11 @@ class KafkaSubscriber:
         publisher: KafkaPublisher | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        check_text("bootstrap", bootstrap)
+        check_text("group", group)
+        if not group:  # confluent-kafka would end the process
+            raise ConfigurationError("group is empty: expected a name")
+        deadline = check_seconds("deadline", deadline)
         self.bootstrap = bootstrap
         self._topics = topics_of(topics)
         self._joint = publisher

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxystore_core.connectors.arguments import check_text
 from proxystore_core.connectors.base import is_far
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.recipe import open_connector
+from proxystore_core.stream.broker import check_timeout
 
 __all__ = ["RedisBroker"]
 
 _KEEP = 7 * 24 * 3600.0
+_LONGEST = 1e9  # seconds, thirty years; servers take no more than some
+_BLOCK = 5.0  # seconds that the server is asked to wait at a time, at most
 
 
 class RedisBroker:
@@ -39,6 +43,7 @@ class RedisBroker:
         keep: float | None = _KEEP,
         **options: Any,
     ) -> None:
+        check_text("hostname", hostname)
         if "://" in hostname:
             connector: Any = open_connector(hostname)
         else:
@@ -48,12 +53,18 @@ class RedisBroker:
             raise ConfigurationError(
                 f"{hostname!r} is no Redis server: expected a host, or redis://host:6379"
             )
-        if keep is not None and not keep > 0:
-            raise ConfigurationError(f"keep is {keep!r}: expected seconds, more than 0, or None")
+        if keep is not None:
+            check_timeout("keep", keep)
+            if not keep > 0:
+                raise ConfigurationError(f"keep is {keep!r}: expected seconds, more than 0, or None")
+            if keep > _LONGEST:
+                keep = None
         self.prefix = prefix
         self.keep = keep
         self._connector = connector
         self._requests = connector._requests
+        # Not longer than its connection waits for any answer.
+        self._block = min(_BLOCK, connector._options.deadline / 2)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connector.url!r})"

@@ -22,6 +22,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from proxystore_core import forks
+from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
 from proxystore_core.connectors.node_place import load_secret
 from proxystore_core.errors import (
     ConfigurationError,
@@ -31,12 +32,13 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
-from proxystore_core.stream.broker import Message, Unacknowledged, is_closed
+from proxystore_core.stream.broker import Message, Unacknowledged, check_count, is_closed
 
 __all__ = ["ZeroMQPublisher", "ZeroMQSubscriber"]
 
 _LINGER = 5000  # milliseconds for what is not sent yet when the publisher closes
 _LONGEST = 64 << 10, 4 << 20  # bytes of what a publisher takes (names of topics), and a subscriber
+_LONGEST_WAIT = 1e6  # seconds: milliseconds are counted in 32 bits
 _BROKEN = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _NONE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH  # ZeroMQ tries no more
 _REFUSALS = 3  # handshakes in a row that break: a publisher that is killed may break one
@@ -102,6 +104,10 @@ class ZeroMQPublisher(_Wire):
         timeout: float = 60.0,
         secret: str | None = None,
     ) -> None:
+        check_text("hostname", hostname)
+        check_port(port, least=0)
+        check_count("subscribers", subscribers, least=0)
+        timeout = check_seconds("timeout", timeout)
         pair = _pair(secret, b"server", f"zmq://{hostname}:{port}")
         super().__init__(zmq.XPUB, pair, _LONGEST[0], _LINGER)
         self._socket.curve_server = True
@@ -196,8 +202,8 @@ class ZeroMQSubscriber(Unacknowledged, _Wire):
     def __init__(
         self, hostname: str, port: int, topics: str | Sequence[str], *, secret: str | None = None
     ) -> None:
-        if not 0 < port < 65536:
-            raise ConfigurationError(f"{port!r} is no TCP port of a publisher")
+        check_text("hostname", hostname)
+        check_port(port)
         Unacknowledged.__init__(self, topics)
         self._where = f"zmq://{hostname}:{port}"
         serverkey, _ = _pair(secret, b"server", self._where)
@@ -215,7 +221,11 @@ class ZeroMQSubscriber(Unacknowledged, _Wire):
             self._poller.register(each, zmq.POLLIN)
         for topic in self._topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode() + b"\0")
-        self._socket.connect(f"tcp://{hostname}:{port}")
+        try:
+            self._socket.connect(f"tcp://{hostname}:{port}")
+        except zmq.ZMQError as error:
+            self._close()
+            raise ConfigurationError(f"{hostname!r} names no host: {error}", store=self._where) from error
 
     def receive(self, timeout: float | None) -> Message | None:
         with self._receiving:  # nobody closes what is waited at
@@ -227,13 +237,16 @@ class ZeroMQSubscriber(Unacknowledged, _Wire):
                 raise is_closed("subscriber")
             if self._over:
                 raise self._refused()
-            patience = None if until is None else max(0, round((until - time.monotonic()) * 1000))
+            left = None if until is None else min(_LONGEST_WAIT, max(0.0, until - time.monotonic()))
+            patience = None if left is None else round(left * 1000)
             ready = dict(self._poller.poll(patience))
             if self._closed:
                 continue
             if self._socket in ready:
                 return self._message(self._socket.recv_multipart())
             if not ready:
+                if left == _LONGEST_WAIT:
+                    continue
                 return None
             event = recv_monitor_message(self._monitor)["event"]
             self._over = bool(event & _NONE)
