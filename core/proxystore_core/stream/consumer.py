@@ -340,9 +340,12 @@ class StreamConsumer(Generic[T]):
                     key=event.key,
                     remedy="Name the store in stores=, if you trust who writes to the broker.",
                 )
-        wanted = [event for event in batch if self._filter is None or not self._filter(event.metadata)]
+        wanted: list[Event] = []
+        dropped: list[Event] = []
+        for event in batch:
+            drop = self._filter is not None and self._filter(event.metadata)
+            (dropped if drop else wanted).append(event)
         arrived = _Arrived(message, len(wanted))
-        dropped = [event for event in batch if event not in wanted]
         for event in dropped:
             if event.evict:
                 store_for(event.recipe).evict(event.key)

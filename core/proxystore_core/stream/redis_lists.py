@@ -15,8 +15,6 @@ from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisQueuePublisher", "RedisQueueSubscriber"]
 
-_BLOCK = 5.0  # seconds that the server is asked to wait at a time
-
 
 class RedisQueuePublisher(RedisBroker):
     """Appends to one list a topic. Arguments as `RedisBroker`."""
@@ -45,10 +43,10 @@ class RedisQueueSubscriber(Unacknowledged, RedisBroker):
     def receive(self, timeout: float | None) -> Message | None:
         until = float("inf") if timeout is None else time.monotonic() + timeout
         while self._topics:
-            left = min(until - time.monotonic(), _BLOCK)
+            left = min(until - time.monotonic(), self._block)
             if left <= 0:
                 return None
-            command = ("BLPOP", *map(self._key, self._topics), f"{left:.3f}")
+            command = ("BLPOP", *map(self._key, self._topics), f"{max(left, 0.001):.3f}")  # 0: for ever
             (found,) = self._requests.run([command], time.monotonic() + left + 30.0)
             if found is not None:
                 return Message(self._topic(found[0]), found[1])

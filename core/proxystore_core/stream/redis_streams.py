@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from proxystore_core.connectors.arguments import check_seconds, check_text
+from proxystore_core.errors import StoreError
 from proxystore_core.stream.broker import Message, check_count, topics_of
 from proxystore_core.stream.redis_broker import RedisBroker
 
 __all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
 
-_BLOCK = 5.0  # seconds that the server is asked to wait at a time
 _AGAIN = 16  # messages that are taken over at a time
+_NO_GROUP = "NOGROUP", "UNBLOCKED"  # what servers say of a group that is not there any more
 _LOOK = 1.0  # seconds between two looks for what dead consumers had
 
 _Entries: TypeAlias = list[tuple[bytes, dict[bytes, bytes] | None]]
@@ -64,7 +66,10 @@ class RedisStreamSubscriber(RedisBroker):
         super().__init__(hostname, port, **options)
         self.group = group
         self.consumer = consumer or secrets.token_hex(6)
+        check_text("group", group)
+        check_text("consumer", self.consumer)
         check_count("prefetch", prefetch)
+        check_seconds("idle", idle)
         self.prefetch = prefetch
         self.idle = idle
         self._topics = topics_of(topics)
@@ -73,8 +78,7 @@ class RedisStreamSubscriber(RedisBroker):
         self._looked = 0.0
         # Where to read on, of each topic, in what a consumer of this name had not acknowledged.
         self._had = {} if consumer is None else dict.fromkeys(self._topics, b"0")
-        for topic in self._topics:
-            self._requests.persist(lambda client, topic=topic: self._make_group(client, topic))
+        self._make_groups()
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ class RedisStreamSubscriber(RedisBroker):
             left = until - now
             if left <= 0 or not self._topics:
                 return None
-            self._read(dict.fromkeys(self._topics, b">"), min(left, _BLOCK, _LOOK))
+            self._read(dict.fromkeys(self._topics, b">"), min(left, self._block, _LOOK))
         return self._ready.popleft()
 
     def acknowledge(self, message: Message) -> None:
@@ -109,7 +113,7 @@ class RedisStreamSubscriber(RedisBroker):
 
     def drained(self, topic: str, producers: int) -> bool:
         self.flush()
-        (pending,) = self._requests.run([("XPENDING", self._key(topic), self.group)])
+        (pending,) = self._run([("XPENDING", self._key(topic), self.group)])
         count = pending["pending"] if isinstance(pending, dict) else pending[0]
         return int(count) <= 1  # the end itself
 
@@ -122,6 +126,20 @@ class RedisStreamSubscriber(RedisBroker):
     def leave(self, topic: str) -> None:
         self._topics = tuple(other for other in self._topics if other != topic)
         self._had.pop(topic, None)
+
+    def _run(self, commands: Sequence[tuple[Any, ...]], until: float | None = None) -> Any:
+        """The replies. A group that has gone with its topic (old, or of a server in memory) is made again."""
+        try:
+            return self._requests.run(commands, until)
+        except StoreError as error:
+            if not any(word in error.problem for word in _NO_GROUP):
+                raise
+        self._make_groups()
+        return self._requests.run(commands, until)
+
+    def _make_groups(self) -> None:
+        for topic in self._topics:
+            self._requests.persist(lambda client, topic=topic: self._make_group(client, topic))
 
     def _make_group(self, client: Any, topic: str) -> None:
         import redis
@@ -139,7 +157,7 @@ class RedisStreamSubscriber(RedisBroker):
         places = ("STREAMS", *map(self._key, starts), *starts.values())
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *block, *places)
         until = time.monotonic() + (seconds or 0.0) + 30.0
-        *_, found = self._requests.run([*self._acknowledged, command], until)
+        *_, found = self._run([*self._acknowledged, command], until)
         self._acknowledged = []
         read = {
             self._topic(key): _entries(those)
@@ -163,7 +181,7 @@ class RedisStreamSubscriber(RedisBroker):
                 "COUNT",
                 _AGAIN,
             )
-            (found,) = self._requests.run([command])
+            (found,) = self._run([command])
             self._take_in(topic, _entries(found[1]), again=True)
 
     def _take_in(self, topic: str, entries: _Entries, *, again: bool) -> None:
