@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import kafka_broker
 import pytest
+import redis_servers
 
 from proxystore_core.connectors.arguments import check_seconds
 from proxystore_core.connectors.base import Connector
@@ -14,11 +16,12 @@ from proxystore_core.connectors.kafka import KafkaConnector
 from proxystore_core.connectors.memory import MemoryConnector
 from proxystore_core.connectors.multi import MultiConnector, Policy
 from proxystore_core.connectors.objects import AzureConnector, GCSConnector, S3Connector
+from proxystore_core.connectors.redis import RedisConnector
 from proxystore_core.connectors.redis_cluster import RedisClusterConnector, RedisSentinelConnector
 from proxystore_core.connectors.sftp import SFTPConnector
 from proxystore_core.connectors.ucx import UCXConnector
 from proxystore_core.connectors.zmq import ZeroMQConnector
-from proxystore_core.errors import ConfigurationError, UnreachableError
+from proxystore_core.errors import ConfigurationError, FullError, UnreachableError
 from proxystore_core.recipe import open_connector
 from proxystore_core.stream.kafka import KafkaPublisher, KafkaSubscriber
 from proxystore_core.stream.redis_lists import RedisQueuePublisher
@@ -162,3 +165,18 @@ def test_who_gives_up_after_half_a_second_was_told_of_no_failing_server(
     connector = AzureConnector("b", account="me", endpoint=f"http://{NOBODY}", connect_timeout=0.5)
     with pytest.raises(UnreachableError, match="no connection"):
         connector.put([b"data"])
+
+
+def test_a_key_of_redis_that_boasts(tmp_path: Path) -> None:
+    """There is no memory for a tebibyte, which nobody stored either: it is not there, and the others are."""
+    with redis_servers.serving(tmp_path / "r") as server:
+        connector = RedisConnector("127.0.0.1", server.port)
+        key, boast = connector.put([b"data"]), f"user.{'0' * 20}.ffffffffff"
+        assert connector.get(boast) is None
+        assert connector.get_batch([boast, key, boast]) == [None, b"data", None]
+        field = boast.removeprefix("user.")
+        for place in connector._hashes("user"):
+            server.witness.hset(place, f"{field}.0", b"x")
+        with pytest.raises(FullError, match="no memory here"):
+            connector.get(boast)
+        connector.close()

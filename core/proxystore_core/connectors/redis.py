@@ -281,11 +281,14 @@ class RedisConnector:
             return [next(set_ones) if name else None for name in names]
         parsed = [self._parse(key) for key in keys]
         until = self._requests.until(sum(size for _, _, size in parsed))
-        wholes = [fresh_buffer(size) for _, _, size in parsed]
+        wholes = [self._room(key, *each) for key, each in zip(keys, parsed, strict=True)]
         parts: list[Part] = []
         places: list[int] = []  # of each part: which object it is of
         for place, (session, name, size) in enumerate(parsed):
-            whole = memoryview(wholes[place])
+            room = wholes[place]
+            if room is None:
+                continue
+            whole = memoryview(room)
             for part in range(_parts(size)):
                 view = whole[part * _PART : (part + 1) * _PART]
                 parts.append(Part(keys[place], ("HGET", *self._field(session, name, part)), view))
@@ -295,6 +298,15 @@ class RedisConnector:
             if not there:
                 found[place] = None
         return found
+
+    def _room(self, key: Key, session: str, name: str, size: int) -> Buffer | None:
+        """Memory for an object; None where there is none for one that is not there: a forged key's."""
+        try:
+            return fresh_buffer(size)
+        except (MemoryError, OSError) as error:
+            if not all(self._requests.run([("HEXISTS", *self._field(session, name, 0))])):
+                return None
+            raise FullError(f"no memory here for {size} bytes", store=self.url, key=key) from error
 
     def exists(self, key: Key) -> bool:
         (name,) = self._set_names([key])
