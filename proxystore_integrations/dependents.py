@@ -13,10 +13,19 @@ from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import StoredResult
 
-__all__ = ["LaterFuture", "Search", "StoreFuture", "in_place", "may_hold_futures", "when_done"]
+__all__ = [
+    "LaterFuture",
+    "Search",
+    "StoreFuture",
+    "in_place",
+    "may_hide_futures",
+    "may_hold_futures",
+    "when_done",
+]
 
 _CONTAINERS = frozenset({list, tuple, dict})
 _DEPTH = 8
+_MEASURED = 256  # items of a container up to which its size is no estimate
 _ITEMS = 1000
 """Items of containers that are looked at, in each argument, in search of futures."""
 
@@ -76,6 +85,19 @@ def may_hold_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         kind = type(value)
         if kind in _CONTAINERS or issubclass(kind, StoreFuture):
             return True
+    return False
+
+
+def may_hide_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a `Search` could find any where sizes, which are estimates, tell of none."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if type(value) not in _CONTAINERS:
+            continue
+        if len(value) > _MEASURED:
+            return True
+        for item in value.values() if type(value) is dict else value:
+            if type(item) in _CONTAINERS:
+                return True
     return False
 
 

@@ -211,6 +211,12 @@ def test_a_result_among_many_small_values(executors: Any) -> None:
     assert executor.submit(contract_tasks.total_of, many).result(WAIT) == expected
 
 
+def test_a_result_far_down_in_containers(executors: Any) -> None:
+    large = executors[1].submit(tasks.big)
+    nested: Any = {"a": [[[[[large]]]]]}
+    assert len(executors[1].submit(contract_tasks.places, nested).result(WAIT)) == 7
+
+
 def test_data_frames_of_one_index_are_stored_apart(executors: Any) -> None:
     frame = pd.DataFrame({"a": tasks.big(), "b": tasks.big()})
     frame.index = pd.Index([f"row {number}" for number in range(len(frame))])

@@ -17,7 +17,7 @@ from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_core.borrowing import alive
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
-from proxystore_integrations.dependents import in_place
+from proxystore_integrations.dependents import in_place, may_hide_futures
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.functions import goes_by_name
 from proxystore_integrations.futures.instrumentation import STORE
@@ -171,9 +171,9 @@ class StoreExecutor(CallExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
         link = self._link
-        # No future of ours is small, nor what holds one: this call waits for no other. Options of the
-        # executor's own are among kwargs here, as it takes them.
-        if alive or self.kind.is_local:
+        # No future of ours is small, nor what is seen to hold one: this call waits for no other. Options of
+        # the executor's own are among kwargs here, as it takes them.
+        if alive or self.kind.is_local or may_hide_futures(args, kwargs):
             return super().submit(fn, *args, **kwargs)
         pickled = link.pickled(fn)
         if pickled is not None and link.are_small(args, kwargs):
