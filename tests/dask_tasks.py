@@ -337,7 +337,7 @@ def evict_after(path):
 
 def note_threads_that_load():
     """Have a worker note the threads in which it loads values."""
-    from proxystore_integrations.dask import nodes
+    from proxystore_integrations.dask import _task_spec
 
     threads = []
 
@@ -345,15 +345,15 @@ def note_threads_that_load():
         threads.append(threading.get_ident())
         return load(references)
 
-    load = nodes.load
-    vars(nodes).update(load=loading, threads=threads)
+    load = _task_spec.load
+    vars(_task_spec).update(load=loading, threads=threads)
 
 
 def loaded_in_the_loop():
     """For each of them whether it is that of the event loop, as this one."""
-    from proxystore_integrations.dask import nodes
+    from proxystore_integrations.dask import _task_spec
 
-    return [thread == threading.get_ident() for thread in vars(nodes)["threads"]]
+    return [thread == threading.get_ident() for thread in vars(_task_spec)["threads"]]
 
 
 async def probe_when_over(terms, dask_worker):
