@@ -171,7 +171,7 @@ if __name__ == "__main__":
             with StoreExecutor(inner, store="shm://mpi-test") as executor:
                 seen = []
                 call = executor._link.call
-                executor._link.call = lambda *args: seen.append(args) or call(*args)
+                executor._link.call = lambda *args, **how: seen.append(args) or call(*args, **how)
                 assert executor.num_workers == 2
                 assert not executor.kind.main_by_value and not executor.kind.is_local, executor.kind
                 first = executor.submit(tasks.add, tasks.big())

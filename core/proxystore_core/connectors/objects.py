@@ -78,12 +78,15 @@ class ObjectConnector(BucketReader):
 
     _OPTIONS: ClassVar = {**BucketReader._OPTIONS, "multipart": flag}
 
-    def __init__(self, bucket: str, prefix: str = PREFIX, *, multipart: bool = False, **options: Any) -> None:
+    def __init__(
+        self, bucket: str, prefix: str = PREFIX, *, multipart: bool | None = None, **options: Any
+    ) -> None:
         check_text("bucket", bucket)
         check_text("prefix", prefix)
-        check_flag("multipart", multipart)
+        if multipart is not None:
+            check_flag("multipart", multipart)
         self.bucket = bucket
-        self.multipart = multipart
+        self.multipart = bool(multipart)
         self.prefix = prefix.strip("/") or PREFIX
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", bucket):
             raise ConfigurationError(
