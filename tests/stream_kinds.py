@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import kafka_broker
@@ -25,7 +25,8 @@ GROUP = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 200}
 
 def left(store: Store[Any]) -> list[str]:
     """The files of such a store: objects, records of sessions, anything."""
-    return [path.name for path in Path(store.connector.store_dir).rglob("*") if path.is_file()]
+    # Somebody may remove them meanwhile.
+    return [name for _, _, names in os.walk(store.connector.store_dir) for name in names]
 
 
 class Broker:

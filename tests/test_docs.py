@@ -28,7 +28,7 @@ import pytest
 from stream_kinds import GROUP
 
 import proxystore_core
-from proxystore_core import ConfigurationError, MissingExtraError, Store, get_key
+from proxystore_core import ConfigurationError, MissingExtraError, StaticLifetime, Store, get_key
 from proxystore_integrations.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,10 @@ def test_multi(redis_page: Page) -> None:
 def test_ownership(page: Page, store: Store[Any]) -> None:
     with pool() as executor:
         page.run(0, store=store, executor=executor, array=np.ones(10), read=np.sum, change=change)
-        page.run(1, array=np.ones(10))
+        try:
+            page.run(1, array=np.ones(10))
+        finally:
+            StaticLifetime().close()  # else its session is renewed for as long as tests run
 
 
 def test_parsl(page: Page, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_maps_at_exit_are_no_crash(mapped_file: Path) -> None:
 def known_file(mapped_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file that was mapped before."""
     monkeypatch.setattr(maps, "_UNUSED", 0.2)
+    monkeypatch.setattr(maps, "_UNUSED_MODEST", 0.2)
     wait_for(lambda: not maps._dropping)
     mapped(mapped_file).release()
     gc.collect()
