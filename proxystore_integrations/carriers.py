@@ -23,7 +23,7 @@ from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
 from proxystore_integrations.policy import Policy
-from proxystore_integrations.transfer import ByValue, load
+from proxystore_integrations.transfer import DEEPEST, ByValue, load
 
 __all__ = [
     "NAMED",
@@ -44,9 +44,6 @@ __all__ = [
 
 NAMED = "__proxystore_named__"
 """The keyword argument that has all others, where an engine pickles keyword arguments by themselves."""
-
-_DEEPEST = 60
-"""Levels of containers in which something may stand for a value."""
 
 
 class NotDeliveredError(StoreError):
@@ -207,7 +204,7 @@ class Filling:
         # By id; the containers are kept so that no id is used again.
         self._seen: dict[int, tuple[Any, Any]] = {}
 
-    def __call__(self, value: Any, depth: int = _DEEPEST) -> Any:
+    def __call__(self, value: Any, depth: int = DEEPEST + 2) -> Any:
         kind = type(value)
         if kind is StoredArgument:
             if value.lazy:

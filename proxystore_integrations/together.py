@@ -81,9 +81,10 @@ class Part:
         if self._holds is None:
             if self._memo is not None:
                 self._holds = self._memo.objects()
+            elif self._whole:
+                self._holds = held_by(self.value, main_by_value=self._main_by_value)
             else:
-                held = held_by(self.value, main_by_value=self._main_by_value) if self._whole else {}
-                self._holds = held or {id(self.value): self.value}
+                self._holds = {id(self.value): self.value}
         return self._holds
 
     def having(self, objects: dict[int, Any]) -> dict[int, Any]:

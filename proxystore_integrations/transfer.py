@@ -20,7 +20,7 @@ from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.together import Part, united, united_by_row
 
-__all__ = ["DEPTH", "ByValue", "Outgoing", "load"]
+__all__ = ["DEEPEST", "DEPTH", "ByValue", "Outgoing", "load"]
 
 _T = TypeVar("_T")
 _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
@@ -30,7 +30,8 @@ _CONTAINERS = frozenset({list, tuple, dict})
 DEPTH = 8
 """Levels of containers in which large values are looked for."""
 
-_DEEPEST = 50  # levels more in which an engine's values are looked for
+DEEPEST = DEPTH + 50
+"""Those in which an engine's values are looked for."""
 
 _BEGUN = object()
 
@@ -194,7 +195,7 @@ class Outgoing:
             return own
         if kind not in _CONTAINERS:
             return self._carried(value) if self.policy.over(value) else self._small(value)
-        if depth < -_DEEPEST or (not self.exact and (not depth or not self.policy.over(value))):
+        if depth < DEPTH - DEEPEST or (not self.exact and (not depth or not self.policy.over(value))):
             return self._small(value)
         if self._repeated and id(value) in self._repeated:
             return self._carried(value)

@@ -57,10 +57,8 @@ class Sharing:
         self.closed = False
         self._ended: Session | None = None
         self._flights = Flights()
-        self._seen: tuple[Key, float] = (
-            "",
-            0.0,
-        )  # what the store was asked for last, and until when that holds
+        # What the store was asked for last, and until when that holds.
+        self._seen: tuple[Key, float] = ("", 0.0)
 
     def reference(self, obj: Any) -> Reference:
         """The reference of an object that is in the store, pinned once for this call.
