@@ -21,6 +21,7 @@ from waiting import until
 from proxystore_core.connectors import globus_login
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.globus import GlobusConnector, GlobusEndpoint
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
@@ -102,6 +103,12 @@ class TestGlobusConnector(ConnectorContract):
 
     def raw_objects(self, connector: Connector) -> Mapping[str, bytes] | None:
         return None  # keys name tasks, which files do not
+
+    def test_its_own_keys_are_kept_as_everywhere(self, connector: Connector) -> None:
+        assert isinstance(connector, GlobusConnector)
+        assert isinstance(
+            connector._own, OwnKeys
+        )  # so the contract looks whether those of the gone are forgotten
 
     def corrupt(self, connector: Connector, key: Key) -> bool:
         assert isinstance(connector, GlobusConnector)

@@ -28,6 +28,7 @@ from proxystore_core.connectors import kafka_clients
 from proxystore_core.connectors.base import leased
 from proxystore_core.connectors.kafka import KafkaConnector, KafkaTopicConnector, Place
 from proxystore_core.connectors.kafka_errors import failure
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import (
     ConfigurationError,
     CorruptError,
@@ -62,6 +63,11 @@ class KafkaContract(ConnectorContract):
 
     def make(self) -> KafkaTopicConnector:
         return KafkaConnector(self.address.split(","), f"t{secrets.token_hex(4)}")
+
+    def test_its_own_keys_are_kept_as_everywhere(self, connector: KafkaConnector) -> None:
+        assert isinstance(
+            connector._own, OwnKeys
+        )  # so the contract looks whether those of the gone are forgotten
 
     def test_objects_are_records_of_the_topic(self, connector: KafkaConnector) -> None:
         data = os.urandom(2 * PART + 5)

@@ -30,6 +30,7 @@ from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, che
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, StoreError
 from proxystore_core.urls import StoreURL, flag
 
@@ -101,7 +102,7 @@ class GlobusConnector:
         self._tasks = Tasks(
             self._url, deadline=deadline, polling=polling_interval, access=access, encrypt=encrypt
         )
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
         self._late: list[_Late] = []
         self._timer: tuple[int, threading.Timer | None] = 0, None
         self._lock = forks.lock()
@@ -177,7 +178,7 @@ class GlobusConnector:
             for name, data in zip(written, items, strict=True)
         ]
         if session == USER_SESSION:
-            self._own.update([(os.getpid(), key) for key in keys])
+            self._own.note(keys, self._own_that_are_here)
         return keys
 
     def get(self, key: Key) -> Buffer | None:
@@ -217,7 +218,7 @@ class GlobusConnector:
         with self._named():
             for place in places:
                 files.evict(place.name)
-        self._own.difference_update([(os.getpid(), key) for key in keys])
+        self._own.discard(keys)
         with self._lock:
             self._late += [
                 (os.getpid(), index, place.task(index) or "", place.path)
@@ -226,6 +227,11 @@ class GlobusConnector:
                 if index != here or place.origin != here
             ]
             self._delete_soon()
+
+    def _own_that_are_here(self) -> list[Key]:
+        """Of the keys of own objects, which were all written here, those whose files nobody has removed."""
+        there = set(self._here()[1].keys(USER_SESSION))
+        return [key for key in self._own.mine() if self._parse(key).name in there]
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
@@ -282,7 +288,7 @@ class GlobusConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            mine = [key for process, key in list(self._own) if process == os.getpid()]
+            mine = self._own.mine()
             if mine:
                 self.evict_batch(mine)
         timer = self._timer[1]

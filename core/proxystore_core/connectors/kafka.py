@@ -19,7 +19,6 @@ parts. What there is, is for those who look: it is written without waiting for i
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import time
@@ -32,6 +31,7 @@ from proxystore_core.connectors.arguments import check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
+from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
 from proxystore_core.moving import moved
@@ -120,7 +120,7 @@ class KafkaTopicConnector:
         self._url = f"kafka://{user}{','.join(hosts)}/{topic}{'?' if query else ''}{query}"
         self._settings = client_settings(self._url, hosts, username, password, self._options)
         self._clients = Clients(self._url, self._settings, self._options)
-        self._own: set[tuple[int, Key]] = set()  # with the process that put it: a fork owns nothing
+        self._own = OwnKeys()
         self._dead: dict[tuple[str, int], _Dead] = {}
 
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ class KafkaTopicConnector:
         key = str(Place(session, partition, offsets[0], offsets[-1] - offsets[0], size, name))
         self._clients.note(topic, _entry(key), b"1")
         if session == USER_SESSION:
-            self._own.add((os.getpid(), key))
+            self._own.note([key], self._keys_of_users)
         return key
 
     def get(self, key: Key) -> Buffer | None:
@@ -199,11 +199,14 @@ class KafkaTopicConnector:
             while len(_evicted) >= _REMEMBERED:
                 _evicted.pop(next(iter(_evicted)), None)
             _evicted[place.name] = None
-        self._own.discard((os.getpid(), key))
+        self._own.discard([key])
 
     def keys(self, session: str) -> list[Key]:
         check_session(session, self._url)
         return [str(place) for place in self._places(session) if place.session == session]
+
+    def _keys_of_users(self) -> list[Key]:
+        return self.keys(USER_SESSION)
 
     def held(self) -> dict[str, Held]:
         found: dict[str, Held] = {}
@@ -217,9 +220,8 @@ class KafkaTopicConnector:
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
-            for process, key in list(self._own):
-                if process == os.getpid():
-                    self.evict(key)
+            for key in self._own.mine():
+                self.evict(key)
         self._clients.close()
 
     # Where things are.
