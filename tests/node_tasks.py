@@ -22,6 +22,7 @@ from redis_servers import free_port
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_place import SECRET, Place
+from proxystore_core.connectors.node_protocol import Request
 from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
@@ -320,6 +321,24 @@ class NodeTests:
             for number, key in enumerate(keys):
                 assert afar.get(key) in (None, bytes([number]) * size)
         thread.join()
+
+    def test_what_is_asked_after_an_object_went_midway(
+        self, near: Any, afar: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was asked for ahead is answered, too: those are no answers to who comes next."""
+        key, other = near.put([bytes(20_000_000)]), near.put([b"data"])
+        reply, evicted = afar._client._reply, []
+
+        def evict_after_first(channel: Any, request: Request, *rest: Any) -> Any:
+            answer = reply(channel, request, *rest)
+            if not evicted:
+                evicted.append(key)
+                afar.evict(key)
+            return answer
+
+        monkeypatch.setattr(afar._client, "_reply", evict_after_first)
+        assert afar.get(key) is None
+        assert afar.get(other) == b"data"
 
 
 class TwoHostsTests:

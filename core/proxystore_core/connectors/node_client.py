@@ -161,8 +161,10 @@ class NodeClient:
                 request = asked.popleft()
                 part = view[request.offset : request.offset + CHUNK]
                 more, got = self._reply(channel, request, part, until)
-                if more.status is Status.MISSING:
-                    return None  # evicted meanwhile
+                if more.status is Status.MISSING:  # evicted meanwhile
+                    while asked:  # else whoever has the connection next takes those answers for his
+                        self._reply(channel, asked.popleft(), None, until)
+                    return None
                 if got is not part:
                     raise CorruptError("a chunk has another length than was asked for")
                 arrived += part.nbytes
