@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dis
 import functools
-import operator
-import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
-import cloudpickle
-
+from proxystore_core.insides import goes_by_name
 from proxystore_integrations.policy import Policy
 
-__all__ = ["asked", "carries_large", "goes_by_name", "name_of", "named_globals", "users_function"]
+__all__ = ["asked", "carries_large", "name_of", "named_globals", "users_function"]
 
 _DEPTH = 3
 _GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
@@ -32,11 +29,11 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
     if isinstance(function, type):
         return False
     if isinstance(function, types.FunctionType):
+        if goes_by_name(function, main_by_value):
+            return False
         inside = function.__closure__ or function.__defaults__ or function.__kwdefaults__
         if inside and policy.over(function):
             return True
-        if not main_by_value and function.__module__ == "__main__" and "<" not in function.__qualname__:
-            return False
         return any(map(policy.over, named_globals(function)))
     if isinstance(function, _BUILTIN):
         owner = function.__self__
@@ -47,21 +44,6 @@ def carries_large(function: Any, policy: Policy, main_by_value: bool = True) -> 
     return isinstance(inner, types.FunctionType | types.MethodType) and carries_large(
         inner, policy, main_by_value
     )
-
-
-def goes_by_name(function: Any, main_by_value: bool) -> bool:
-    """Whether pickle takes only a function's name; cloudpickle, where ``__main__`` goes by value."""
-    if not isinstance(function, types.FunctionType) or "<" in function.__qualname__:
-        return False
-    name = function.__module__
-    if main_by_value:
-        packages = cloudpickle.list_registry_pickle_by_value()
-        if name == "__main__" or any(f"{name}.".startswith(f"{package}.") for package in packages):
-            return False
-    try:
-        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
-    except (AttributeError, KeyError):
-        return False
 
 
 def users_function(function: Any) -> Any:
@@ -94,21 +76,16 @@ def named_globals(function: types.FunctionType, depth: int = _DEPTH) -> Iterator
         function: any.
         depth: of functions that are named in functions.
     """
-    if not _by_value(function):
+    if goes_by_name(function):
         return
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
         if isinstance(value, types.FunctionType):
-            if depth and _by_value(value):
+            if depth and not goes_by_name(value):
                 yield value
                 yield from named_globals(value, depth - 1)
         elif value is not None and not isinstance(value, types.ModuleType | type):
             yield value
-
-
-def _by_value(function: types.FunctionType) -> bool:
-    """Whether cloudpickle takes the function's code and the globals that it names, not just its name."""
-    return function.__module__ == "__main__" or "<" in function.__qualname__
 
 
 @functools.lru_cache(1000)

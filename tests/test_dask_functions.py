@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
+import sys
+import types
 
+import cloudpickle
 import dask
 import dask_tasks as tasks
 import numpy as np
 import pytest
 
+from proxystore_core import Store, sizeof, store_for
+from proxystore_core.testing import in_new_process
 from proxystore_integrations.dask import Client
 from proxystore_integrations.functions import carries_large
 from proxystore_integrations.policy import Policy
+from proxystore_integrations.together import held_by
 
 BIG = 30_000
 
@@ -98,6 +105,51 @@ def test_a_function_of_a_script_that_names_a_large_global(client, array):
     future = client.submit(namespace["look"], 7, pure=False)
     assert future.result() == 17.0
     assert client.run_on_scheduler(_pickled_size, key=future.key) < 1_000
+
+
+def _look(i):
+    return i + BIG
+
+
+def test_a_function_that_its_module_does_not_have_names_a_large_global(array):
+    """cloudpickle takes it by value, whatever its module."""
+    replaced = types.FunctionType(_look.__code__, {"BIG": array}, "total")
+    replaced.__module__, replaced.__qualname__ = tasks.__name__, "total"
+    assert carries_large(replaced, Policy(100_000))
+
+
+def test_functions_of_a_module_that_goes_by_value(array, tmp_path, monkeypatch):
+    """`cloudpickle.register_pickle_by_value`: what they name goes with them, as with those of a script."""
+    (tmp_path / "by_value_here.py").write_text(
+        "table = None\n"
+        "def look(i):\n    return float(table[i])\n"
+        "def through(i):\n    return look(i)\n"
+        "def with_default(i, table=None):\n    return float(table[i])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("by_value_here")
+    monkeypatch.setitem(sys.modules, "by_value_here", module)  # it goes with the test
+    module.table = array
+    module.with_default.__defaults__ = (array,)
+    functions = (module.look, module.through, module.with_default)
+    policy = Policy(100_000)
+    assert not any(carries_large(function, policy) for function in functions)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert all(carries_large(function, policy) for function in functions)
+        assert all(id(array) in held_by(function, main_by_value=True) for function in functions)
+        assert sizeof(module.with_default) > array.nbytes
+        with Store.from_url("shm://by-value-here") as store:
+            for function in functions:
+                reference = store.reference(function)
+                assert in_new_process(_called, reference.recipe, reference.key) == 17.0
+                store.evict(reference.key)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _called(recipe, key):
+    return store_for(recipe).get(key)(7)
 
 
 def test_plain_functions_carry_nothing():

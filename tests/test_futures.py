@@ -36,8 +36,8 @@ import pytest
 from waiting import until
 
 from proxystore_core import ConfigurationError, Store
+from proxystore_core.insides import goes_by_name
 from proxystore_integrations.dependents import Search
-from proxystore_integrations.functions import goes_by_name
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
 from proxystore_integrations.futures.executor import THRESHOLD
 from proxystore_integrations.testing.tasks import wait_for

@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
-__all__ = ["LEAVES", "REFERENCE_BYTES", "Inside", "Leaf", "inside_of", "register_sizeof", "shallow", "spread"]
+__all__ = [
+    "LEAVES",
+    "REFERENCE_BYTES",
+    "Inside",
+    "Leaf",
+    "goes_by_name",
+    "inside_of",
+    "register_sizeof",
+    "shallow",
+    "spread",
+]
 
 REFERENCE_BYTES = 200
 """What a proxy, an engine's future and any other stand-in for an object count, in bytes."""
@@ -129,10 +139,33 @@ def _method(obj: types.MethodType, k: int) -> tuple[int, int, Sequence[object]]:
     return _whole((obj.__self__, obj.__func__), k)
 
 
+def goes_by_name(function: object, main_by_value: bool = True) -> bool:
+    """Whether what is pickled of a function is its name alone; about a microsecond.
+
+    Args:
+        function: anything; what is no Python function does not.
+        main_by_value: whether cloudpickle pickles it, which takes what ``__main__`` defines, and modules
+            registered with it, by value, with the globals that are named there; else pickle.
+    """
+    if not isinstance(function, types.FunctionType) or "<" in function.__qualname__:
+        return False
+    name = function.__module__
+    if main_by_value:
+        if name == "__main__":
+            return False
+        cloudpickle: Any = sys.modules.get("cloudpickle")
+        registered = () if cloudpickle is None else cloudpickle.list_registry_pickle_by_value()
+        if registered and any(f"{name}.".startswith(f"{package}.") for package in registered):
+            return False
+    try:
+        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
+    except Exception:  # what is missing, or a module's own code says so with any error
+        return False
+
+
 def _function(obj: types.FunctionType, k: int) -> tuple[int, int, Sequence[object]]:
-    module = sys.modules.get(obj.__module__)
-    if module and module.__name__ != "__main__" and vars(module).get(obj.__qualname__) is obj:
-        return 64, 0, ()  # It travels by name.
+    if goes_by_name(obj):
+        return 64, 0, ()
     parts: list[object] = [*(obj.__defaults__ or ()), *(obj.__kwdefaults__ or {}).values()]
     for cell in obj.__closure__ or ():
         try:

@@ -15,11 +15,11 @@ import msgspec
 
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_core.borrowing import alive
+from proxystore_core.insides import goes_by_name
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
 from proxystore_integrations.dependents import in_place, may_hide_futures
 from proxystore_integrations.executor import CallExecutor
-from proxystore_integrations.functions import goes_by_name
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
