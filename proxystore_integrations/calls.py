@@ -115,7 +115,7 @@ class Call:
         try:
             link.by_value.accept(error, "pass an argument")
             if isinstance(error, VersionError):
-                link.elsewhere.setdefault("with another version", str(error))
+                link.elsewhere.setdefault("with another version", "")  # which has just been said
             if self._outgoing is None:
                 return Call(link, _original(self.function), self.args, self.kwargs)
             packed: Packed = self.args[0]

@@ -51,7 +51,7 @@ class NotDeliveredError(StoreError):
 
 
 class VersionError(NotDeliveredError):
-    """Client and worker have versions of this package that do not understand each other."""
+    """Client and worker have versions of this package that do not understand each other, or one has none."""
 
 
 def check_version(theirs: str, problem: str = "") -> None:

@@ -34,7 +34,7 @@ class Link:
         engine: whose client it is.
 
     Attributes:
-        elsewhere: workers that do not reach the store, with the reason.
+        elsewhere: workers that do not reach the store, with the reason; an empty one has been told already.
         marker: key of an object by which workers tell that they reach the store, or that the session is not
             over; it is no value of anybody's. Empty where none is needed.
     """
@@ -163,7 +163,8 @@ class Link:
             return False
         if self.elsewhere:
             worker, reason = next(iter(self.elsewhere.items()))
-            self.by_value.warn(f"the worker {worker} does not reach the store: {reason}")
+            if reason:
+                self.by_value.warn(f"the worker {worker} does not reach the store: {reason}")
             return False
         return True
 

@@ -282,6 +282,11 @@ print(stored())
 objects = np.array([{"a": 1}, "b"], dtype=object)
 print(ray.get(ray.put(objects)).tolist(), ray.get(ray.put(np.ones(3)[::2])))
 print(ray.get(work.add.remote(array))[0])
+narrow.__version__ = "97.3.1"
+try:
+    ray.get(work.total.remote(work.big(3)))
+except ray.exceptions.RayError as error:
+    print("the client has proxystore-integrations 97.3.1" in str(error))
 ray.shutdown()
 print(narrow._current, stored())
 """,
@@ -295,6 +300,7 @@ print(narrow._current, stored())
         "2",
         "[{'a': 1}, 'b'] [1. 1.]",
         "2.0",
+        "True",
         "None 0",
     ]
 

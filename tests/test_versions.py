@@ -19,6 +19,7 @@ from engines import ENGINES, on_dask, on_pool
 from globus_fakes import FakeService, process_pool
 
 import proxystore_integrations
+from proxystore_core import Reference
 from proxystore_integrations import carriers
 from proxystore_integrations.carriers import (
     NotDeliveredError,
@@ -66,8 +67,8 @@ def test_what_the_store_cannot_carry_goes_by_value(engine: Any, stack: ExitStack
     with pytest.warns(RuntimeWarning, match=BOTH):
         submit = engine(stack, threshold="100 kB")
         assert submit(len, array).result(WAIT) == 200_000
-    with warnings.catch_warnings():  # no worker is tried again
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings.catch_warnings():  # no worker is tried again, and what has been said is not said again
+        warnings.simplefilter("error", RuntimeWarning)
         assert submit(np.dot, array, array).result(WAIT) == 200_000
         assert submit(abs, -5).result(WAIT) == 5
 
@@ -150,6 +151,14 @@ def test_ray(other: Any) -> None:
         assert f"has {OURS}" in str(raised.value)
     finally:
         ray.shutdown()
+
+
+def test_a_ray_that_is_not_tested() -> None:
+    narrow = pytest.importorskip("proxystore_integrations.ray.narrow")
+    form = narrow._sent(np.arange(3.0))
+    assert narrow._received(form).tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(VersionError, match=BOTH):
+        narrow._received((THEIRS, Reference("key", "shm://nowhere", 10, "numpy:ndarray")))
 
 
 def test_a_serializer_of_parsl(other: pytest.MonkeyPatch) -> None:

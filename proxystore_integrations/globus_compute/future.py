@@ -55,9 +55,9 @@ class GlobusFuture(LaterFuture, ComputeFuture):
         if found and call.names(text):
             return NotDeliveredError(found["problem"].strip())
         found = _NOT_INSTALLED.search(text)
-        if found and (call.is_stored or type(call.function) is StoreFunction) and call.link is not None:
-            problem = f"the endpoint's Python has no {found['name']}"
-            remedy = "Install proxystore-integrations there."
-            call.link.elsewhere.setdefault("of the endpoint", f"{problem}. {remedy}")
-            return NotDeliveredError(problem, remedy=remedy)
+        if found and (call.is_stored or type(call.function) is StoreFunction):
+            return VersionError(
+                f"the endpoint's Python has no {found['name']}",
+                remedy="Install proxystore-integrations there.",
+            )
         return error

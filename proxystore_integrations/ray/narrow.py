@@ -15,7 +15,8 @@ from typing import Any
 import ray
 
 from proxystore_core import ConfigurationError, MissingExtraError, Reference, SerializationError, StoreError
-from proxystore_integrations.carriers import NotDeliveredError
+from proxystore_integrations import __version__
+from proxystore_integrations.carriers import NotDeliveredError, check_version
 from proxystore_integrations.ray.cluster import ClusterLink, check_address, settings_among
 from proxystore_integrations.ray.instrumentation import made_by_theirs
 from proxystore_integrations.ray.releases import check_minimum
@@ -118,11 +119,11 @@ def _leave() -> None:
 
 
 def _sent(array: Any) -> Any:
-    """A large array's reference; for any other what pickle makes of it, its buffer out of band."""
+    """Our version and a large array's reference; of others what pickle makes of them, buffers out of band."""
     link = _current
     if link is not None and link.policy.over(array) and not link.leaves(array) and link.reached:
         try:
-            return link.sharing.reference(array)
+            return __version__, link.sharing.reference(array)
         except SerializationError:
             pass  # Ray meets the same object and raises its own error
         except StoreError as error:
@@ -131,14 +132,15 @@ def _sent(array: Any) -> Any:
 
 
 def _received(form: Any) -> Any:
-    if type(form) is not Reference:
-        function, args, *state = form
-        array = function(*args)
+    first, second, *state = form
+    if type(second) is not Reference:
+        array = first(*second)
         if state:
             array.__setstate__(state[0])
         return array
+    check_version(first)
     try:
-        return form()
+        return second()
     except StoreError as error:
         raise NotDeliveredError(
             f"a value of this task or object cannot be had in process {os.getpid()}: {error.problem}",
