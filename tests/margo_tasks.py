@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from node_tasks import AsFromAfar
+from afar import AsFromAfar
 
 FAKE = str(Path(__file__).parent / "margo_fake")
 try:

@@ -94,20 +94,10 @@ class NodeContract(ConnectorContract):
         return stored(connector)
 
 
-class AsFromAfar:
-    """Makes a connector get its own node's objects as those of another node."""
-
-    def _look_here(self, place: Place, session: str, name: str) -> tuple[bool, Key | None]:
-        return False, None
-
-    def holds(self, key: Key) -> bool:
-        return False
-
-
 class FarContract(NodeContract):
     """The contract where every object is fetched from, and evicted by, the node's server.
 
-    `kind` is a class of `AsFromAfar` in a module that other processes can import.
+    `kind` is a class of `afar.AsFromAfar` in a module that other processes can import.
     """
 
 
@@ -155,7 +145,7 @@ class NodeTests:
 
     kind: ClassVar[type[Any]]
     far: ClassVar[type[Any]]
-    """As `kind`, of `AsFromAfar`."""
+    """As `kind`, of `afar.AsFromAfar`."""
 
     @pytest.fixture
     def name(self) -> str:

@@ -8,14 +8,16 @@ import secrets
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from listening import listening
 from node_tasks import FarContract, NodeContract, NodeTests, TwoHostsTests, server_of
-from ucx_tasks import FarUCX, OverUCX
+from ucx_tasks import FarUCX
 
 from proxystore_core.connectors import ucx_library
-from proxystore_core.connectors.node_place import LOOPBACK, Place
+from proxystore_core.connectors.node_place import LOOPBACK, SECRET, Place
 from proxystore_core.connectors.node_protocol import (
     CHUNK,
     LONGEST_REQUEST,
@@ -42,6 +44,31 @@ class TestFromAfar(FarContract):  # type: ignore[misc]
 class TestUCXNodes(NodeTests):  # type: ignore[misc]
     kind = UCXConnector
     far = FarUCX
+
+
+class OverUCX:
+    """Has UCX move the data of a class's tests, which without devices for RDMA it does when it is told to."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _told(cls) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("UCX_TLS", "tcp,sm")
+            patch.setenv(SECRET, secrets.token_hex(32))  # a node, and a server, of its own
+            yield
+
+    @pytest.fixture
+    def moved_by_ucx(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Bytes of each piece of data that comes by UCX."""
+        found: list[int] = []
+        receive = Channel._receive
+
+        def watched(channel: Channel, view: memoryview, *others: Any) -> None:
+            receive(channel, view, *others)
+            found.append(view.nbytes)
+
+        monkeypatch.setattr(Channel, "_receive", watched)
+        return found
 
 
 class TestFromAfarOverUCX(OverUCX, FarContract):  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node_tasks import AsFromAfar
+from afar import AsFromAfar
 
 from proxystore_core.connectors.zmq import ZeroMQConnector
 

@@ -20,13 +20,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from proxystore_core import testing_elsewhere
 from proxystore_core.connectors import own
 from proxystore_core.connectors.base import (
     USER_SESSION,
@@ -64,38 +65,6 @@ FORGED = (
     "k" * 100_000,
 )
 _BIG = 5_000_000
-_WRITER = f"""
-import pickle, sys
-path, call = pickle.load(sys.stdin.buffer)
-sys.path[:] = path
-from {__name__} import _put_for_ever
-_put_for_ever(*pickle.loads(call))
-"""
-
-
-def _put_for_ever(kind: type[Any], url: str, session: str, size: int, started: int) -> None:
-    connector = kind.from_url(url)
-    data = [bytes([part]) * (size // 16) for part in range(16)]
-    while True:
-        connector.put(data, session=session)
-        if started >= 0:
-            os.write(started, b".")
-            os.close(started)
-            started = -1
-
-
-def _get(kind: type[Any], url: str, keys: Sequence[Key]) -> list[bytes | None]:
-    connector = kind.from_url(url)
-    found = [connector.get(key) for key in keys]
-    connector.close()
-    return [None if data is None else bytes(data) for data in found]
-
-
-def _put(kind: type[Any], url: str, data: Sequence[bytes]) -> list[Key]:
-    connector = kind.from_url(url)
-    keys = [connector.put([item]) for item in data]
-    connector.close()
-    return keys
 
 
 class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
@@ -303,10 +272,10 @@ class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
         keys = [connector.put([item]) for item in data]
         if self.process_local:
             with pytest.raises(UnreachableError):
-                in_new_process(_get, type(connector), connector.url, keys)
+                in_new_process(testing_elsewhere.get, type(connector), connector.url, keys)
             return
-        assert in_new_process(_get, type(connector), connector.url, keys) == data
-        theirs = in_new_process(_put, type(connector), connector.url, data)
+        assert in_new_process(testing_elsewhere.get, type(connector), connector.url, keys) == data
+        theirs = in_new_process(testing_elsewhere.put, type(connector), connector.url, data)
         assert [connector.get(key) for key in theirs] == data
 
     def test_fork(self, connector: Connector) -> None:
@@ -428,7 +397,7 @@ class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
 
     def _writer(self, connector: Connector, session: str, size: int, started: int) -> subprocess.Popen[bytes]:
         call = pickle.dumps((type(connector), connector.url, session, size, started))
-        return start([sys.executable, "-c", _WRITER], call, started)
+        return start([sys.executable, "-c", testing_elsewhere.main("put_for_ever")], call, started)
 
     def _all_whole(self, connector: Connector, whole: bytes) -> None:
         for name in self.raw_objects(connector) or ():

@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
+from proxystore_core import testing_elsewhere
 from proxystore_core.connectors import own
 from proxystore_core.connectors.base import (
     Connector,
@@ -30,40 +30,6 @@ from proxystore_core.errors import GoneError, RefusedError, UnreachableError
 from proxystore_core.testing_processes import in_fork, in_new_process, start, until
 
 __all__ = ["DeferredContract"]
-
-_SETTER = f"""
-import pickle, sys
-path, call = pickle.load(sys.stdin.buffer)
-sys.path[:] = path
-from {__name__} import _set_for_ever
-_set_for_ever(*pickle.loads(call))
-"""
-
-
-def _set(kind: type[Any], url: str, key: Key, data: Sequence[bytes]) -> None:
-    connector = kind.from_url(url)
-    connector.set(key, data)
-    connector.close()
-
-
-def _set_for_ever(kind: type[Any], url: str, keys: Sequence[Key], size: int, started: int) -> None:
-    connector = kind.from_url(url)
-    data = [bytes([part]) * (size // 16) for part in range(16)]
-    for key in keys:
-        connector.set(key, data)
-        if started >= 0:
-            os.write(started, b".")
-            os.close(started)
-            started = -1
-    time.sleep(600)
-
-
-def _wait(kind: type[Any], url: str, key: Key) -> bytes:
-    connector = kind.from_url(url)
-    assert connector.wait(key, 20)
-    data = bytes(connector.get(key))
-    connector.close()
-    return data
 
 
 class DeferredContract:
@@ -166,9 +132,9 @@ class DeferredContract:
         call = type(connector), connector.url, keys[0], [b"theirs", b"+" * 2_000_000]
         if self.process_local:
             with pytest.raises(UnreachableError):
-                in_new_process(_set, *call)
+                in_new_process(testing_elsewhere.set_once, *call)
             return
-        in_new_process(_set, *call)
+        in_new_process(testing_elsewhere.set_once, *call)
         assert connector.get(keys[0]) == b"theirs" + b"+" * 2_000_000
         assert in_fork(lambda: setter.set(keys[1], [b"child's"])) is None
         assert connector.get(keys[1]) == b"child's"
@@ -239,7 +205,7 @@ class DeferredContract:
         keys = [setter.reserve(session=session) for _ in range(5)]
         reading, writing = os.pipe()
         call = pickle.dumps((type(connector), connector.url, keys, size, writing))
-        child = start([sys.executable, "-c", _SETTER], call, writing)
+        child = start([sys.executable, "-c", testing_elsewhere.main("set_for_ever")], call, writing)
         os.close(writing)
         assert os.read(reading, 1) == b"."
         os.close(reading)
@@ -284,9 +250,11 @@ class DeferredContract:
             pytest.skip("no other process sees it")
         key, theirs = setter.reserve(), setter.reserve()
         with ThreadPoolExecutor(2) as executor:
-            waiting_there = executor.submit(in_new_process, _wait, type(connector), connector.url, key)
+            waiting_there = executor.submit(
+                in_new_process, testing_elsewhere.wait, type(connector), connector.url, key
+            )
             waiting_here = executor.submit(waiter.wait, theirs, 20)
-            in_new_process(_set, type(connector), connector.url, theirs, [b"theirs"])
+            in_new_process(testing_elsewhere.set_once, type(connector), connector.url, theirs, [b"theirs"])
             assert waiting_here.result()
             setter.set(key, [b"mine" * 500_000])
             assert waiting_there.result() == b"mine" * 500_000
