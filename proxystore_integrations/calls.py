@@ -38,7 +38,6 @@ from proxystore_integrations.settings import Settings
 __all__ = ["Call", "CallLink"]
 
 _FUNCTIONS = 256  # wrapped functions kept
-_SENT = 1000  # futures of small calls that are remembered before those which are done are forgotten
 
 
 class Call:
@@ -158,8 +157,7 @@ class CallLink(Link):
         self._lock = forks.lock()
         self._calls = 0
         self._closing = self._keep = False
-        self._sent: list[weakref.ref[Future[Any]]] = []
-        self._sent_most = _SENT
+        self._sent: list[weakref.ref[Future[Any]]] = []  # of calls that nobody counts
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
         self._functions: dict[int, tuple[Any, StoreFunction, bytes | None]] = {}
@@ -234,11 +232,19 @@ class CallLink(Link):
 
         Nearly every call of a fine-grained workflow is: what is spared there is a share of its time.
         """
-        by_value = carries_large(function, self.policy, self.pickling.main_by_value)
-        return not by_value and self.are_small(args, kwargs)
+        return self.is_light(function) and self.are_small(args, kwargs)
+
+    def is_light(self, function: Callable[..., Any]) -> bool:
+        """Whether nothing large travels with a function."""
+        return not carries_large(function, self.policy, self.pickling.main_by_value)
+
+    def are_leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """`are_small` of arguments that hold no others either; says False where the ledger wants to know."""
+        values = (*args, *kwargs.values()) if kwargs else args
+        return self.policy.leaves(values) and ledger.book is None and self.reached
 
     def are_small(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """`is_small` of a call whose function travels by its name alone."""
+        """Whether nothing of a call's arguments is to be stored."""
         if not self.reached:
             return False
         over = self.policy.over
@@ -345,18 +351,6 @@ class CallLink(Link):
         """One call more is on its way: the session lasts until it has `ended`."""
         with self._lock:
             self._calls += 1
-
-    def sent(self, future: Future[Any]) -> None:
-        """A small call is on its way: the session lasts until its future is done.
-
-        Cheaper than `began` and `ended`: nobody is told when it is done, closing looks.
-        """
-        self._sent.append(weakref.ref(future))
-        if len(self._sent) > self._sent_most:
-            with self._lock:
-                seen = list(self._sent)
-                self._sent[: len(seen)] = [kept for kept in seen if (call := kept()) and not call.done()]
-                self._sent_most = 2 * len(self._sent) + _SENT
 
     def ended(self) -> None:
         """A call that `began` is over."""

@@ -313,6 +313,7 @@ class StoreFunction:
         self.terms = terms
         self.__name__ = name
         self.should_proxy = should_proxy
+        self.policy = _policy(0 if terms is None else terms.threshold)
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
@@ -328,6 +329,18 @@ class StoreFunction:
             stored, args, kwargs = args[0].delivered(f"{self.__name__}()", kwargs.get(NAMED))
             function = stored or function
         result = function(*args, **kwargs)
+        return self.outgoing(result, function)
+
+    def outgoing(self, result: Any, function: Any) -> Any:
+        """What to return for what the function returned.
+
+        Args:
+            result: of it.
+            function: that did, for the ledger.
+
+        Raises:
+            StoreError: the store failed, and settings want that raised.
+        """
         if self.terms is None:
             return result
         return self.terms.outgoing(result, function, self.__name__, self.should_proxy)
@@ -345,11 +358,10 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
         **kwargs: for it.
     """
     sent = _unpickled(pickled)
-    function, terms = sent.function, sent.terms
-    result = function(*args, **kwargs)  # type: ignore[misc]
-    if terms is None:
+    result = sent.function(*args, **kwargs)  # type: ignore[misc]
+    if sent.policy.leaves((result,)) and ledger.book is None:
         return result
-    return terms.outgoing(result, function, sent.__name__, sent.should_proxy)
+    return sent.outgoing(result, sent.function)
 
 
 @lru_cache(256)
@@ -450,7 +462,7 @@ class StoredResult:
 
 
 # A container that holds any is to be looked into, whatever else is in it.
-register_sizeof(StoredResult, lambda result: 1 << 62)
+register_sizeof(StoredResult, lambda result: 1 << 64)
 
 _flights = Flights()
 

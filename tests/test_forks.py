@@ -38,3 +38,8 @@ def test_what_is_to_be_done_in_a_child() -> None:
     with lock:
         assert in_fork(lambda: done != [] and done == [os.getpid()])
     assert done == []
+
+
+def test_each_process_knows_its_number() -> None:
+    assert forks.process == os.getpid()
+    assert in_fork(lambda: forks.process == os.getpid() != os.getppid())

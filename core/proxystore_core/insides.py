@@ -190,7 +190,10 @@ def _stand_in(obj: object, k: int) -> tuple[int, int, Sequence[object]]:
 def _ndarray(obj: Any) -> int:
     if obj.dtype.char in "OT":  # Python objects, strings of any length: nbytes counts pointers.
         return -1
-    return _held(obj) if 0 in obj.strides else cast(int, obj.nbytes)
+    if 0 in obj.strides:
+        return _held(obj)
+    size: int = obj.nbytes
+    return size
 
 
 def _held(obj: Any) -> int:

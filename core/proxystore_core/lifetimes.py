@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import datetime as dt
 import numbers
-import os
 import sys
 import threading
 import time
@@ -46,6 +45,9 @@ class Session:
         lease: seconds after which a session that nobody renews is dead; renewed four times as often.
         name: unique name; made up when not given.
 
+    Attributes:
+        owner: number of the process that it belongs to.
+
     Raises:
         ConfigurationError: the lease is no positive number of seconds.
         StoreError: the connector cannot be reached, or refuses the name.
@@ -59,7 +61,7 @@ class Session:
         self.name = name or new_session(connector)
         self.lease = lease
         self.connector = connector
-        self._owner = os.getpid()
+        self.owner = forks.process
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         keeper = leased(connector)
@@ -79,7 +81,7 @@ class Session:
     @property
     def owned(self) -> bool:
         """Whether this process is the session's owner (and not a fork of it)."""
-        return self._owner == os.getpid()
+        return self.owner == forks.process
 
     def release(self) -> None:
         """Renew no more, and leave the objects to whoever else renews the lease."""
@@ -124,7 +126,7 @@ class Lifetime:
     """
 
     def __init__(self) -> None:
-        self._owner = os.getpid()
+        self._owner = forks.process
         self._lock = forks.lock()
         self._sessions: dict[str, Session] = {}  # by the store's recipe
         self._keys: list[tuple[Store[Any], Key]] = []
@@ -220,7 +222,7 @@ class Lifetime:
         Raises:
             StoreError: a store failed; the other stores' objects are evicted all the same.
         """
-        if self._owner != os.getpid():
+        if self._owner != forks.process:
             return
         with self._lock:
             self._over = True
@@ -331,7 +333,7 @@ class StaticLifetime(Lifetime):
 
     def __new__(cls) -> Self:
         """The one of this process."""
-        if cls._one is None or cls._one._over or cls._one._owner != os.getpid():
+        if cls._one is None or cls._one._over or cls._one._owner != forks.process:
             cls._one = super().__new__(cls)
             Lifetime.__init__(cls._one)
             atexit.register(cls._one._at_exit)

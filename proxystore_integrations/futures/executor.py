@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import pickle
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from types import FunctionType
@@ -18,7 +19,7 @@ from proxystore_core.borrowing import alive
 from proxystore_core.insides import goes_by_name
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
-from proxystore_integrations.dependents import in_place, may_hide_futures
+from proxystore_integrations.dependents import may_hide_futures, store_futures
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
@@ -28,6 +29,10 @@ __all__ = ["THRESHOLD", "StoreExecutor"]
 
 THRESHOLD = 500_000
 """Default size in bytes from which the store beats a pool's own pipes (see benchmarks/results)."""
+
+
+_SENT = 1000
+"""Futures of small calls that are remembered before those which are done are forgotten."""
 
 
 class FuturesLink(CallLink):
@@ -41,6 +46,28 @@ class FuturesLink(CallLink):
         names = tuple(f"{each.__module__}:{each.__qualname__}" for each in results)
         self.results_pickling = kind.pickling._replace(left=names)
         self._shows_names = kind.shows_names
+        self._most = _SENT
+
+    def sent(self, future: Future[Any]) -> Future[Any]:
+        """A small call is on its way: the session lasts until its future is done.
+
+        Cheaper than `began` and `ended`: nobody is told when it is done, closing looks.
+
+        Returns:
+            The same future, as a `StoreFuture`.
+        """
+        sent = self._sent
+        sent.append(weakref.ref(future))
+        if len(sent) > self._most:
+            self._forget_done()
+        future.__class__ = store_futures[type(future)]
+        return future
+
+    def _forget_done(self) -> None:
+        with self._lock:
+            seen = list(self._sent)
+            self._sent[: len(seen)] = [kept for kept in seen if (call := kept()) and not call.done()]
+            self._most = 2 * len(self._sent) + _SENT
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
         """What `call_pickled` is to call for a function that goes by its name; None for any other."""
@@ -171,19 +198,22 @@ class StoreExecutor(CallExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
         link = self._link
+        if alive or self.kind.is_local:
+            return super().submit(fn, *args, **kwargs)
         # No future of ours is small, nor what is seen to hold one: this call waits for no other. Options of
         # the executor's own are among kwargs here, as it takes them.
-        if alive or self.kind.is_local or may_hide_futures(args, kwargs):
+        if not link.are_leaves(args, kwargs) and (
+            may_hide_futures(args, kwargs) or not link.are_small(args, kwargs)
+        ):
             return super().submit(fn, *args, **kwargs)
         pickled = link.pickled(fn)
-        if pickled is not None and link.are_small(args, kwargs):
+        if pickled is not None:
             future = self.executor.submit(call_pickled, pickled, *args, **kwargs)
-        elif pickled is None and link.is_small(fn, args, kwargs):
+        elif link.is_light(fn):
             future = self.executor.submit(link.small(fn), *args, **kwargs)
         else:
             return super().submit(fn, *args, **kwargs)
-        link.sent(future)
-        return in_place(future)
+        return link.sent(future)
 
     def _begin(
         self,
