@@ -217,5 +217,29 @@ def tags(value: Any) -> list[str]:
     return tags(inside) if isinstance(inside, Tagged) else [tag for item in inside for tag in tags(item)]
 
 
+class Counted:
+    """Knows how often it was pickled."""
+
+    def __init__(self) -> None:
+        self.pickled = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled += 1
+        return {}
+
+
+def kind_of_all(*values: Any) -> list[str]:
+    return [kind(value) for value in values]
+
+
+def are_one(value: Any, other: Any) -> bool:
+    return value is other
+
+
+def write_into(array: Any, place: int) -> None:
+    """Into an array, or one in a parcel."""
+    array_of(array)[place] = place
+
+
 def same(value: Any) -> Any:
     return value

@@ -14,6 +14,7 @@ from typing import Any
 import futures_tasks as tasks
 import joblib
 import loky
+import numpy as np
 import pytest
 from waiting import until
 
@@ -68,6 +69,23 @@ def test_joblib_drops_the_files_of_what_it_maps_itself(tmp_path: Path) -> None:
     # Where loky is imported after joblib, which has another one inside, joblib's workers do not find the
     # process that counts who has such a file: bare joblib drops none then.
     assert in_new_process(maps_and_drops, tmp_path) == ["memmap"] * 4
+
+
+@pytest.mark.parametrize("backend", ["loky", "proxystore"])
+def test_joblib_tasks_write_into_maps_of_files(backend: str, tmp_path: Path) -> None:
+    """As joblib's own documentation has them do it."""
+    ways: list[Any] = [lambda array: array, np.asarray, tasks.Parcel, lambda array: tasks.Parcel(array[:])]
+    with joblib.parallel_config(backend, n_jobs=2):
+        for number, way in enumerate(ways):
+            array = np.memmap(tmp_path / str(number), dtype="f8", shape=tasks.BIG, mode="w+")
+            joblib.Parallel()(joblib.delayed(tasks.write_into)(way(array), place) for place in range(4))
+            assert list(array[:4]) == [0, 1, 2, 3]
+        array = np.memmap(tmp_path / "results", dtype="f8", shape=tasks.BIG, mode="w+")
+        given = joblib.Parallel()(joblib.delayed(tasks.same)(array) for _ in range(2))
+        array[0] = 5
+        assert [each[0] for each in given] == [5, 5]
+        read_only = np.memmap(tmp_path / "results", dtype="f8", mode="r")
+        assert joblib.Parallel()(joblib.delayed(tasks.writable)(read_only) for _ in range(2)) == [False] * 2
 
 
 def test_joblib_with_a_misspelt_setting() -> None:

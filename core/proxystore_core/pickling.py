@@ -34,28 +34,35 @@ class Pickling(NamedTuple):
             tensors, which both processes then share).
         left: refuse these types too, which the engine's user has given reducers for: types, or
             ``module:name`` of those that a process is told of.
+        mapped: refuse arrays that are maps of files, and views of such: the engine passes the file's name,
+            and both processes write to the same file. Not together with ``writable``.
     """
 
     main_by_value: bool = True
     writable: bool = False
     multiprocessing: bool = False
     left: tuple[Any, ...] = ()
+    mapped: bool = False
 
     def reducers(self) -> Mapping[type, Reducer]:
         """By exact type, how to reduce what is not pickled in its own way."""
         reducers: dict[type, Reducer] = {}
         numpy = sys.modules.get("numpy")
-        if self.writable and numpy is not None and numpy.ndarray not in copyreg.dispatch_table:
-            reducers[numpy.ndarray] = _reduce_array
+        if numpy is not None and numpy.ndarray not in copyreg.dispatch_table:
+            if self.writable:
+                reducers[numpy.ndarray] = _reduce_array
+            elif self.mapped:
+                reducers[numpy.ndarray] = reducers[numpy.memmap] = _reduce_unmapped
         if self.multiprocessing:
             reducers.update(dict.fromkeys(_passed_its_own_way(), _refuse))
         if self.left:
             reducers.update(dict.fromkeys(self._left(), _leave))
         return reducers
 
-    def takes(self, kind: type) -> bool:
-        """Whether objects of exactly this type are not refused."""
-        if self.left and kind in self._left():
+    def takes(self, array: Any) -> bool:
+        """Whether an array of numpy's is not refused."""
+        kind = type(array)
+        if (self.left and kind in self._left()) or (self.mapped and _is_mapped(array)):
             return False
         return not self.multiprocessing or kind not in _passed_its_own_way()
 
@@ -78,7 +85,22 @@ def _refuse(obj: Any) -> Any:
 
 
 def _leave(obj: Any) -> Any:
-    raise TypeError(f"the engine was given a reducer of its own for {type(obj).__qualname__!r} objects")
+    raise TypeError(f"the engine has a reducer of its own for {type(obj).__qualname__!r} objects")
+
+
+def _is_mapped(array: Any) -> bool:
+    memmap = sys.modules["numpy"].memmap
+    while array is not None:
+        if isinstance(array, memmap) and array._mmap is not None:
+            return True
+        array = getattr(array, "base", None)
+    return False
+
+
+def _reduce_unmapped(array: Any) -> Any:
+    if _is_mapped(array):
+        _leave(array)
+    return array.__reduce_ex__(5)
 
 
 class _Writable:

@@ -176,7 +176,7 @@ def _plain_array(obj: Any, pickling: Pickling) -> tuple[str, tuple[int, ...], bo
     kind = getattr(sys.modules.get("numpy"), "ndarray", None)
     if type(obj) is not kind or kind in copyreg.dispatch_table:  # somebody's own way of pickling it
         return None
-    if not pickling.takes(kind):
+    if not pickling.takes(obj):
         return None
     dtype, flags = obj.dtype, obj.flags
     if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or dtype.metadata is not None:

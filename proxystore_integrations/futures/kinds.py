@@ -22,6 +22,7 @@ class Kind(NamedTuple):
         shows_names: what it shows of a task is the name of its function.
         multiprocessing: `multiprocessing` pickles for it.
         reducers: types that it was given reducers of its own for: in calls, and in results.
+        maps: it passes an array that is a map of a file by the file's name.
     """
 
     is_local: bool
@@ -31,11 +32,13 @@ class Kind(NamedTuple):
     shows_names: bool = False
     multiprocessing: bool = False
     reducers: tuple[tuple[type, ...], tuple[type, ...]] = ((), ())
+    maps: bool = False
 
     @property
     def pickling(self) -> Pickling:
         """As it does."""
-        return Pickling(self.main_by_value, self.multiprocessing and DEFAULT.writable, self.multiprocessing)
+        writable = self.multiprocessing and DEFAULT.writable
+        return Pickling(self.main_by_value, writable, self.multiprocessing, mapped=self.maps)
 
 
 _KINDS = {
@@ -45,7 +48,7 @@ _KINDS = {
     "mpi4py.futures.pool.MPIPoolExecutor": Kind(False, False, "mpi4py"),
     "executorlib.executor.base.BaseExecutor": Kind(False, True, "executorlib", ("resource_dict",)),
     "loky.process_executor.ProcessPoolExecutor": Kind(False, True, "loky"),
-    "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True, "joblib"),
+    "joblib.externals.loky.process_executor.ProcessPoolExecutor": Kind(False, True, "joblib", maps=True),
     "distributed.cfexecutor.ClientExecutor": Kind(False, True, "dask", shows_names=True),
 }
 
