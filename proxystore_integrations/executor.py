@@ -132,7 +132,7 @@ class CallExecutor(Executor):
         items = zip(*iterables, strict=False)
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         results = Executor.map(self, functools.partial(_run_chunk, fn), chunks, timeout=timeout, **options)
-        return itertools.chain.from_iterable(results)
+        return _one_by_one(results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, **options: Any) -> None:
         """As `concurrent.futures.Executor.shutdown`; then nothing of it is left in the store.
@@ -160,6 +160,14 @@ class CallExecutor(Executor):
             self._stop(wait, cancel_futures, **options)
         finally:
             self._link.close()
+
+
+def _one_by_one(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    """The results in some chunks, which are let go of one by one; closed, it cancels what has not begun."""
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()
 
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:

@@ -194,7 +194,9 @@ class Outgoing:
         if own is not NotImplemented:
             return own
         if kind not in _CONTAINERS:
-            return self._carried(value) if self.policy.over(value) else self._small(value)
+            # Pickling it may have changed its size.
+            large = id(value) in self._stored or self.policy.over(value)
+            return self._carried(value) if large else self._small(value)
         if depth < DEPTH - DEEPEST or (not self.exact and (not depth or not self.policy.over(value))):
             return self._small(value)
         if self._repeated and id(value) in self._repeated:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import multiprocessing
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_sharer
@@ -262,6 +264,32 @@ def test_what_shutdown_takes_by_position() -> None:
         with StoreExecutor(bare) as executor, pytest.raises(TypeError):
             executor.shutdown(True, False, False)
         assert not executor._link.is_open
+
+
+def test_results_of_chunks_are_let_go_of_one_by_one(executors: Any) -> None:
+    for executor in executors:
+        held: list[weakref.ref[Any]] = []
+        for array in executor.map(tasks.big, range(3), chunksize=3):
+            held.append(weakref.ref(array))
+            assert sum(each() is not None for each in held) == 1
+        results = executor.map(tasks.big, range(3), chunksize=3)
+        next(results)
+        results.close()
+        assert not list(results)
+
+
+def test_what_is_pickled_once(executors: Any) -> None:
+    for executor in executors:
+        counted = tasks.Counted()
+        assert executor.submit(tasks.kind_of_all, counted, tasks.Parcel(tasks.big())).result(WAIT)
+        assert counted.pickled == 1
+
+
+def test_a_file_in_memory_in_several_places(executors: Any) -> None:
+    # The pickle of one has the same bytes: `sys.getsizeof` leaves them out from then on.
+    file = io.BytesIO(b"x" * 200_000)
+    for executor in executors:
+        assert executor.submit(tasks.are_one, file, other=file).result(WAIT)
 
 
 def test_chunks_that_threads_ignore() -> None:

@@ -404,6 +404,22 @@ def test_instrument_and_uninstrument(monkeypatch):
     assert not list(Path("/dev/shm").glob("proxystore-*-instrumented/*"))
 
 
+def test_an_instrumented_pools_shutdown_takes_what_it_takes():
+    loky = pytest.importorskip("loky")
+    from proxystore_integrations.futures.instrumentation import instrument, uninstrument
+
+    instrument(loky.process_executor)
+    try:
+        for args in ((), (1,)):
+            pool = loky.ProcessPoolExecutor(1)
+            assert [pool.submit(abs, arg).result(60) for arg in args] == list(args)
+            with pytest.raises(TypeError):
+                pool.shutdown(True, False, False)
+            pool.shutdown(True, True)  # kill_workers, by position
+    finally:
+        uninstrument(loky.process_executor)
+
+
 def test_wrong_settings_leave_everything_as_it_was():
     import proxystore_integrations
     from proxystore_core import ConfigurationError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import pickle
 from collections import OrderedDict, defaultdict, deque
 from concurrent.futures import Future
@@ -103,6 +104,11 @@ def unreachable():
 )
 def test_buffers_and_scalars_are_exact(value, size):
     assert sizeof(value) == size
+
+
+def test_a_file_in_memory_counts_bytes_that_others_have_too():
+    held = b"x" * 10_000
+    assert sizeof(io.BytesIO(held)) == 10_000
 
 
 def test_wide_text_counts_its_memory():

@@ -148,8 +148,11 @@ def test_a_value_among_thousands(outgoing: Collecting) -> None:
 
 
 def test_what_was_met_is_asked_without_running_anything() -> None:
+    asked = []
+
     class Loud:
         def __reduce__(self) -> Any:
+            asked.append(self)
             raise AssertionError
 
     inner: dict[str, Any] = {"a": [1]}
@@ -162,6 +165,7 @@ def test_what_was_met_is_asked_without_running_anything() -> None:
     for other in ({}, {"a": [1]}, {"a": inner}, [1], [inner["a"]], Loud(), [Loud()], {}):
         assert other not in memo
         assert other not in memo
+    assert not asked
     assert id(inner) in memo.objects()
     assert not [one for one in memo.objects().values() if type(one) is Loud]
 

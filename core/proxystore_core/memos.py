@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -28,6 +29,7 @@ class Memo:
         before = len(self._written)
         try:
             self._pickler.persistent_id = _Stop()
+            _REDUCERS.__set__(self._pickler, _STOP)  # else it would run the object's own code
         except AttributeError:  # Python 3.13.0
             return id(obj) in self.objects()
         try:
@@ -53,6 +55,17 @@ def _opcode(stream: bytes) -> int:
 
 class _StopError(Exception):
     """Raised to see no more of an object."""
+
+
+class _StopReducing:
+    """A table of reducers that lets a pickler reduce nothing."""
+
+    def __getitem__(self, kind: type) -> Any:
+        raise _StopError
+
+
+_STOP = _StopReducing()
+_REDUCERS: Any = pickle.Pickler.__dict__["dispatch_table"]
 
 
 class _Stop:

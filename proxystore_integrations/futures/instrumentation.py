@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
 from concurrent.futures import Executor
@@ -34,6 +35,7 @@ def instrument(module: ModuleType) -> None:
     """
     kind = _class_of(module)
     _bare[kind] = bare_submit, bare_shutdown = kind.submit, kind.shutdown
+    signature = inspect.signature(bare_shutdown)
 
     @functools.wraps(bare_submit)
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -46,12 +48,13 @@ def instrument(module: ModuleType) -> None:
         return store.submit(fn, *args, **kwargs)
 
     @functools.wraps(bare_shutdown)
-    def shutdown(self: Any, wait: bool = True, **options: Any) -> None:
+    def shutdown(self: Any, *args: Any, **options: Any) -> None:
         store = self.__dict__.get(STORE)
         if store is None:
-            bare_shutdown(self, wait, **options)
+            bare_shutdown(self, *args, **options)
             return
-        store.shutdown(wait, **options)
+        given = signature.bind(self, *args, **options).arguments  # raises what the pool's own does
+        store.shutdown(**{name: value for name, value in given.items() if name != "self"})
 
     kind.submit, kind.shutdown = submit, shutdown
 
