@@ -19,6 +19,7 @@ from typing import Any
 
 import boto3
 import numpy as np
+import obstore
 import pytest
 from measures import Relay, peaks
 from object_contract import BucketContract, listed
@@ -110,6 +111,30 @@ def connector(server: ObjectServer) -> Iterator[S3Connector]:
     for session in ["user", *connector.sessions()]:
         connector.end(session)
     connector.close()
+
+
+@pytest.mark.parametrize("between", ["end", "renew"])
+def test_a_lease_that_changes_as_it_is_extended(
+    connector: S3Connector, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    other = open_connector(connector.url)
+    assert isinstance(other, S3Connector)
+    connector.renew("s", 100)
+    connector.put([b"data"], session="s")
+    original, seen = obstore.put, []
+
+    def put(client: Any, path: str, data: Any, **how: Any) -> Any:
+        if "mode" in how and not seen:
+            seen.append(path)
+            other.end("s") if between == "end" else other.renew("s", 10)
+        return original(client, path, data, **how)
+
+    monkeypatch.setattr(obstore, "put", put)
+    assert connector.extend("s", 600) is (between == "renew")
+    assert seen == ["s/lease"]
+    left = connector.sessions()
+    assert left == {} if between == "end" else left["s"] > 590
+    other.close()
 
 
 # Parts.

@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
 from measures import peaks
 from redis_servers import free_port
 from sftp_servers import SFTPServer, serving
+from waiting import until
 
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.file import FileConnector
@@ -73,6 +75,38 @@ def connector(server: SFTPServer, tmp_path: Path) -> Iterator[SFTPConnector]:
     for session in ["user", *connector.sessions()]:
         connector.end(session)
     connector.close()
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_a_sweep_beside_a_renewal(
+    connector: SFTPConnector, monkeypatch: pytest.MonkeyPatch, leased: bool
+) -> None:
+    """Which comes after the sweep has looked again: the session stays, or what is renewed is another one."""
+    there = FileConnector(connector.store_dir)
+    key = connector.put([b"data"], session="s")
+    connector.renew("s", 0.01)
+    until(lambda: connector.sessions()["s"] < 0)
+    original = SFTPConnector._expiry
+
+    async def look(self: SFTPConnector, sftp: Any, directory: str) -> float:
+        found = await original(self, sftp, directory)
+        if leased:
+            there.renew("s", 600)
+        else:
+            there.end("s")
+        return found
+
+    seen = connector.sessions()
+    monkeypatch.setattr(connector, "sessions", lambda: seen)
+    monkeypatch.setattr(SFTPConnector, "_expiry", look)
+    assert connector.sweep() == []
+    monkeypatch.undo()
+    if leased:
+        assert connector.get(key) == b"data"
+        assert connector.sessions()["s"] > 590
+    else:
+        assert connector.sessions() == {}
+    there.close()
 
 
 def test_it_is_the_file_store_of_its_host(connector: SFTPConnector) -> None:

@@ -14,6 +14,7 @@ from proxystore_core.connectors.base import (
     USER_SESSION,
     Connector,
     Leased,
+    extend_lease,
     leased,
     session_until,
     surveyed,
@@ -82,6 +83,23 @@ class LeasedContract:
         assert 0 < keeper.sessions()[session] <= 5
         keeper.renew(session, 100)
         assert 90 < keeper.sessions()[session] <= 100
+
+    def test_an_extension_begins_nothing(
+        self, connector: Connector, keeper: Leased, session: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert not extend_lease(keeper, session, 600)
+        keeper.renew(session, 5)
+        key = connector.put([b"data"], session=session)
+        assert extend_lease(keeper, session, 600)
+        assert 590 < keeper.sessions()[session] <= 600
+        assert connector.get(key) == b"data"
+        seen = keeper.sessions()
+        keeper.end(session)
+        if hasattr(keeper, "extend"):  # one that somebody still took for alive a moment ago
+            monkeypatch.setattr(keeper, "sessions", lambda: dict(seen))
+        assert not extend_lease(keeper, session, 600)
+        monkeypatch.undo()
+        assert session not in keeper.sessions()
 
     @pytest.mark.parametrize("seconds", [math.inf, math.nan, -math.inf, -1.0, 0.0, 1e300, "600", None, True])
     def test_leases_that_are_none(self, keeper: Leased, session: str, seconds: Any) -> None:

@@ -29,6 +29,7 @@ import pydaos
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import (
@@ -49,7 +50,6 @@ _PART = 1 << 20  # bytes: what pydaos fetches in one trip (its value_size); part
 _IN_FLIGHT = 16  # operations that pydaos has under way at a time
 _NOTHING = b"\0"  # stored for no bytes: an empty value is a deletion to DAOS
 _BUCKETS = 16
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _TRUSTED = 60.0  # seconds for which a lease that was seen is not looked for again
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
 _LABEL = re.compile(r"[A-Za-z0-9_.:-]{1,127}")
@@ -234,22 +234,21 @@ class DAOSConnector:
         A session that got an object after another process had ended it has no lease: it gets one.
         """
         leases = self.sessions()
-        ended = []
-        for session in [session for session, left in leases.items() if left < 0]:
-            again: dict[str, Any] = {session: None}
-            with self._translated():
-                self._leases.bget(again)
-            if again[session] and float(again[session]) < time.time():  # nobody has renewed it meanwhile
-                self.end(session)
-                ended.append(session)
+        ended = end_lapsed(leases, self.end, self._lapse)
         with self._translated():
             stray = {
                 field.partition(".")[0] for bucket in range(_BUCKETS) for field in self._named(str(bucket))
             }
         for session in stray - leases.keys() - {USER_SESSION}:
             with contextlib.suppress(RefusedError):
-                self.renew(session, _UNRENEWED)
+                self.renew(session, UNRENEWED)
         return ended
+
+    def _lapse(self, session: str) -> float | None:
+        found: dict[str, Any] = {session: None}
+        with self._translated():
+            self._leases.bget(found)
+        return float(found[session]) if found[session] else None
 
     def held(self) -> dict[str, Held]:
         found: dict[str, Held] = {}
@@ -305,7 +304,7 @@ class DAOSConnector:
         found = {session: None}
         self._leases.bget(found)
         if found[session] is None:
-            self._leases.put(session, repr(time.time() + _UNRENEWED))
+            self._leases.put(session, repr(time.time() + UNRENEWED))
         self._leased[os.getpid(), session] = time.monotonic() + _TRUSTED
 
     def _size(self, key: Key) -> int:

@@ -33,6 +33,7 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import held_in, room_at
 from proxystore_core.connectors.watch import told_of, watching
@@ -46,7 +47,6 @@ _OBJECT = re.compile(r"[0-9a-f]{20}w?")
 _PART = re.compile(r"\.[0-9a-f]{20}w?")
 LATER = "w"  # ends the names of objects that are waited for
 _LEASE = ".lease"
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _UNWRITTEN = 24 * 3600.0  # seconds after which nobody goes on writing a file without a name
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 
@@ -259,7 +259,7 @@ class FileConnector:
                             found[name] = os.stat(os.path.join(directory, _LEASE)).st_mtime - now
                         except FileNotFoundError:
                             if orphans and _is_ours(directory):
-                                found[name] = os.stat(directory).st_mtime + _UNRENEWED - now
+                                found[name] = os.stat(directory).st_mtime + UNRENEWED - now
         return found
 
     def held(self) -> dict[str, Held]:
@@ -271,8 +271,7 @@ class FileConnector:
             return room_at(self.store_dir)
 
     def sweep(self) -> list[str]:
-        lapsed = [session for session, left in self.sessions().items() if left < 0]
-        ended = [session for session in lapsed if self._end_lapsed(session)]
+        ended = end_lapsed(self.sessions(), self._end_lapsed)
         self._sweep_parts()
         return ended
 
@@ -286,7 +285,7 @@ class FileConnector:
         with self._translated(), contextlib.suppress(FileNotFoundError):  # somebody else has ended it
             names = os.listdir(directory)  # what comes later is of one who has renewed it by then
             leased = _LEASE in names
-            lapse = os.stat(lease).st_mtime if leased else os.stat(directory).st_mtime + _UNRENEWED
+            lapse = os.stat(lease).st_mtime if leased else os.stat(directory).st_mtime + UNRENEWED
             if lapse > time.time():
                 return False
             if leased:
@@ -367,7 +366,7 @@ class FileConnector:
                 # EPERM is what ext4 says of a new file in a directory that has just been removed.
                 if not tries_left or error.errno == errno.EACCES:
                     raise
-                self._begin(session, _UNRENEWED)
+                self._begin(session, UNRENEWED)
 
     def _note(self, session: str, name: str) -> Key:
         key = self._key(session, name)
@@ -461,7 +460,7 @@ class FileConnector:
                 session = os.path.basename(directory)
                 if not tries_left or lapse_of(session) is None:
                     raise
-                self._begin(session, _UNRENEWED)
+                self._begin(session, UNRENEWED)
 
     def _directory(self, session: str) -> str:
         check_session(session, self.url)

@@ -30,6 +30,7 @@ from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, che
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, StoreError
 from proxystore_core.urls import StoreURL, flag
@@ -40,7 +41,6 @@ _KEY = re.compile(
     r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20})\.(0|[1-9a-f][0-9a-f]{0,9})"
     r"\.([0-9]|1[0-5])((?:\.[A-Za-z0-9_-]{22}){0,15})"
 )
-_UNRENEWED = 600.0  # seconds for what came to an endpoint where nobody renews its session
 _DEADLINE = 600.0
 _PAUSE = 0.5  # seconds in which evictions are gathered
 _Late: TypeAlias = tuple[int, int, str, str]
@@ -264,18 +264,20 @@ class GlobusConnector:
             for session in os.listdir(files.store_dir):
                 with contextlib.suppress(StoreError, OSError):
                     if not os.path.exists(os.path.join(files.store_dir, session, ".lease")):
-                        files.renew(session, _UNRENEWED)  # brought here by a transfer; never the user's
-            lapsed = [session for session, left in files.sessions_here(orphans=False).items() if left < 0]
-        ended = []
-        for session in lapsed:
+                        files.renew(session, UNRENEWED)  # brought here by a transfer; never the user's
+            seen = files.sessions_here(orphans=False)
+
+        def end(session: str) -> bool:
             with contextlib.suppress(StoreError):
                 left = self._elsewhere(here, session)
                 if left > 0:
                     files.renew(session, left)
                 elif files.sessions_here(orphans=False).get(session, 0.0) < 0:  # nor here meanwhile
                     self.end(session)
-                    ended.append(session)
-        return ended
+                    return True
+            return False
+
+        return end_lapsed(seen, end)
 
     def held(self) -> dict[str, Held]:
         """What each session has at this site."""

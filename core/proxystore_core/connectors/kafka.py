@@ -11,6 +11,8 @@
 <topic>.leases         the first partition
         key    <session>
         value  when its lease lapses, in seconds since the epoch; nothing once it is over
+        key    +<session>
+        value  the same, if it has a lease at this place of the log
 
 A key is ``<session>.<partition>.<first offset>.<last - first>.<bytes>.<id>``, numbers in hexadecimal.
 Records of others may lie between those of an object; nobody has the key before the brokers confirmed all
@@ -31,6 +33,7 @@ from proxystore_core.connectors.arguments import check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
@@ -47,7 +50,8 @@ _KEY = re.compile(
 _TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,180}")
 _REMEMBERED = 100_000  # evicted objects: brokers go on giving them until they clean up
 _WORTHWHILE = 4 << 20  # bytes at the beginning of a log that brokers are asked to drop
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
+_LONGER = "+"  # begins the keys of leases that are extended, see above
+_TIME = re.compile(rb"\d{1,12}\.\d{1,6}")
 _evicted: dict[bytes, None] = {}  # names, by this process
 
 
@@ -308,7 +312,18 @@ class KafkaConnector(KafkaTopicConnector):
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self._url)
-        self._lease(session, time.time() + seconds)
+        self._lease(time.time() + seconds, session)
+
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`: the order of the log decides whether the session has ended before."""
+        check_lease(session, seconds, self.url)
+        if session not in self.sessions():
+            return False
+        self._lease(time.time() + seconds, _LONGER + session)
+        there = session in self._leases()
+        if not there:
+            self._lease(None, _LONGER + session)
+        return there
 
     def end(self, session: str) -> int:
         check_session(session, self._url)
@@ -330,7 +345,8 @@ class KafkaConnector(KafkaTopicConnector):
         if there:
             self._clients.remove(topic)
         if session in self._leases():
-            self._lease(session, None)  # last: a crash in between leaves a session that lapses
+            # Last: a crash in between leaves a session that lapses.
+            self._lease(None, session, _LONGER + session)
         for known in [known for known in self._dead if known[0] == topic]:
             self._dead.pop(known, None)
         return count
@@ -339,21 +355,17 @@ class KafkaConnector(KafkaTopicConnector):
         leases, now = self._leases(), time.time()
         for session in self._all():
             if session != USER_SESSION and session not in leases:
-                leases[session] = now + _UNRENEWED
-                self._lease(session, leases[session])
+                leases[session] = now + UNRENEWED
+                self._lease(leases[session], session)
         return {session: lapses - now for session, lapses in leases.items()}
 
     def sweep(self) -> list[str]:
-        lapsed, ended = [session for session, left in self.sessions().items() if left < 0], []
+        sessions = self.sessions()
         try:
-            for session in lapsed:
-                if self._leases().get(session, 0.0) < time.time():  # nobody has renewed it meanwhile
-                    self._end(session)
-                    ended.append(session)
+            return end_lapsed(sessions, self._end, lambda session: self._leases().get(session))
         finally:
-            if lapsed:
+            if any(left < 0 for left in sessions.values()):
                 self._clients.let_producer_go()
-        return ended
 
     def _topic_of(self, session: str) -> str:
         return self._topic if session == USER_SESSION else f"{self._topic}.s.{session}"
@@ -374,16 +386,20 @@ class KafkaConnector(KafkaTopicConnector):
         topic = f"{self._topic}.leases"
         if self._is_there(topic):
             for record in self._clients.scan(topic, self._until()):
-                session = record.key.decode("ascii", "replace")
-                found.pop(session, None)
-                if record.value is not None and re.fullmatch(rb"\d{1,12}\.\d{1,6}", record.value):
+                key = record.key.decode("ascii", "replace")
+                session = key.removeprefix(_LONGER)
+                if key == session:
+                    found.pop(session, None)
+                elif session not in found:
+                    continue  # it had ended
+                if record.value is not None and _TIME.fullmatch(record.value):
                     found[session] = float(record.value)
         return found
 
-    def _lease(self, session: str, lapses: float | None) -> None:
+    def _lease(self, lapses: float | None, *keys: str) -> None:
         value = None if lapses is None else f"{lapses:.6f}".encode()
-        record = session.encode(), value
-        self._clients.write(f"{self._topic}.leases", 0, lambda: [record], self._until())
+        records = [(key.encode(), value) for key in keys]
+        self._clients.write(f"{self._topic}.leases", 0, lambda: records, self._until())
 
 
 class _Dead:

@@ -21,13 +21,13 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.errors import RefusedError, UnreachableError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["MemoryConnector"]
 
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _AT_ONCE = 1 << 20  # bytes that an event loop copies by itself
 _KEY = re.compile(r"([0-9a-f]{12})\.([\w-]{1,64})\.([0-9]+)", re.ASCII)
 
@@ -143,7 +143,7 @@ class MemoryConnector:
         if session == USER_SESSION:
             self._own.note([key], self._keys_of_users)
         else:
-            space.leases.setdefault(session, time.time() + _UNRENEWED)
+            space.leases.setdefault(session, time.time() + UNRENEWED)
 
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
         self._check(key)
@@ -241,13 +241,16 @@ class MemoryConnector:
         return {session: expiry - now for session, expiry in list(self._space.leases.items())}
 
     def sweep(self) -> list[str]:
-        space, ended = self._space, []
-        for session in [session for session, left in self.sessions().items() if left < 0]:
+        space = self._space
+
+        def end(session: str) -> bool:
             with space.changed:
-                if space.leases.get(session, 0.0) < time.time():  # nobody has renewed it since
+                lapsed = space.leases.get(session, 0.0) < time.time()
+                if lapsed:
                     self.end(session)
-                    ended.append(session)
-        return ended
+            return lapsed
+
+        return end_lapsed(self.sessions(), end)
 
     def close(self, *, clear: bool = False) -> None:
         if clear:

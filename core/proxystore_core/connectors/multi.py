@@ -25,6 +25,7 @@ from proxystore_core.connectors.base import (
     check_lease,
     check_session,
     deferred,
+    extend_lease,
     is_far,
     leased,
     listed,
@@ -276,6 +277,11 @@ class MultiConnector:
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
         self._each(lambda keeper: keeper.renew(session, seconds))
+
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`: at the parts where the session is."""
+        check_lease(session, seconds, self.url)
+        return any(self._each(lambda keeper: extend_lease(keeper, session, seconds)))
 
     def end(self, session: str) -> int:
         check_session(session, self.url)

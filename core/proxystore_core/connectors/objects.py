@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from proxystore_core.buffers import byte_views, split
 from proxystore_core.connectors.arguments import check_flag, check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.objects_reader import (
     ABREAST,
     PART,
@@ -40,17 +41,17 @@ from proxystore_core.connectors.objects_reader import (
 )
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
-from proxystore_core.errors import ConfigurationError, StoreError
+from proxystore_core.errors import ConfigurationError, StoreError, UnreachableError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL, flag
 
 __all__ = ["AzureConnector", "GCSConnector", "ObjectConnector", "S3Connector"]
 
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _PAGE = 1000  # objects that are listed or removed with one request
 _PIECE = 1 << 20  # bytes that a multipart upload takes at a time
 _AT_ONCE: dict[str, Any] = {"use_multipart": False}
 _MULTIPART: dict[str, Any] = {"use_multipart": True, "chunk_size": PART, "max_concurrency": ABREAST}
+_UNCONDITIONAL = ": 501", "NotImplemented", "required for conditional"  # of servers that know no such put
 _ENDS = 20  # an object may be published between the last listing and the lease's removal
 _PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9})m?)\.(0|[1-9][0-9]*)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -208,6 +209,31 @@ class ObjectConnector(BucketReader):
         path = f"{session}/{_LEASE}"
         self._run(lambda obs, client: obs.put(client, path, lapses, use_multipart=False), self._until())
 
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`: the lease is replaced only where it is as it was seen."""
+        check_lease(session, seconds, self.url)
+        path, until = f"{session}/{_LEASE}", self._until()
+        lapses = repr(time.time() + seconds).encode()
+
+        def replace(obs: Any, client: Any) -> bool:
+            seen = obs.head(client, path)
+            version = {name: seen[name] for name in ("e_tag", "version") if seen.get(name)}
+            try:
+                obs.put(client, path, lapses, mode=version, **_AT_ONCE)
+            except Exception as error:
+                if type(error).__name__ == "PreconditionError":
+                    return False  # another has renewed it, or ended it: the next look tells
+                if not any(words in str(error) for words in _UNCONDITIONAL):
+                    raise
+                obs.put(client, path, lapses, **_AT_ONCE)
+            return True
+
+        for _ in range(_ENDS):
+            replaced = self._run(replace, until)
+            if replaced is not False:
+                return replaced is not None
+        raise UnreachableError(f"the lease of session {session} changes again and again", store=self.url)
+
     def end(self, session: str) -> int:
         check_session(session, self.url)
         count = 0
@@ -245,13 +271,7 @@ class ObjectConnector(BucketReader):
         return None
 
     def sweep(self) -> list[str]:
-        ended = []
-        for session in [session for session, left in self.sessions().items() if left < 0]:
-            expiry = self._expiry(session)  # it may have been renewed while others were ended
-            if expiry is not None and expiry < time.time():
-                self.end(session)
-                ended.append(session)
-        return ended
+        return end_lapsed(self.sessions(), self.end, self._expiry)
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
@@ -267,7 +287,7 @@ class ObjectConnector(BucketReader):
             with contextlib.suppress(ValueError):
                 return float(found)
         last = [max(times.values()) for times in self._listed(session)]
-        return max(last).timestamp() + _UNRENEWED if last else None
+        return max(last).timestamp() + UNRENEWED if last else None
 
     def _listed(self, session: str) -> Iterator[dict[str, dt.datetime]]:
         """All parts of a session's objects with when they were written, a page at a time; nobody else's."""

@@ -35,6 +35,7 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
+from proxystore_core.connectors.lapsed import UNRENEWED
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.redis_errors import Diagnosis, diagnosis
 from proxystore_core.connectors.redis_later import GIVE_UP, LATER, SET, WAKE, channel_of, wait_for
@@ -61,7 +62,6 @@ _WINDOW, _LOCAL_WINDOW = 8 << 20, 2 << 20
 _SMALL = 32 << 10  # bytes up to which a copy is cheaper than another system call
 LOCAL = ("localhost", "127.0.0.1", "::1")
 _BUCKETS = 16
-_UNRENEWED = 600  # seconds for a session that got objects before, or after, anyone renewed it
 _RESERVED = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20})\.-")
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9}))")
 
@@ -473,7 +473,7 @@ class RedisConnector:
         lapse = lapse_of(session)
         if lapse is not None and self._transactions:
             return [("MULTI",), write, ("PEXPIREAT", write[1], round(1000 * lapse)), ("EXEC",)]
-        fresh = ("EVAL", _FRESH, 1, write[1], _UNRENEWED)
+        fresh = ("EVAL", _FRESH, 1, write[1], round(UNRENEWED))
         # Before redis-py 6.1 a cluster has no transactions.
         return [("MULTI",), write, fresh, ("EXEC",)] if self._transactions else [fresh, write, fresh]
 

@@ -20,6 +20,7 @@ import asyncssh
 from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
@@ -35,7 +36,6 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OBJECT = re.compile(r"[0-9a-f]{20}")
 _PART = re.compile(r"\.[0-9a-f]{20}")
 _LEASE = ".lease"
-_UNRENEWED = 600.0  # seconds for a session that got objects before, or after, anyone renewed it
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 _CHUNK = 1 << 20  # bytes that are copied at a time on their way out
 _SLOWEST = 1e6  # bytes a second that a network moves at least: big objects get so much more time
@@ -153,7 +153,7 @@ class SFTPConnector:
                 except asyncssh.SFTPNoSuchFile:
                     if not tries_left:
                         raise
-                    await self._begin(sftp, session, _UNRENEWED)
+                    await self._begin(sftp, session, UNRENEWED)
             try:
                 async with file:
                     for view in views:
@@ -240,6 +240,21 @@ class SFTPConnector:
 
         self._run(extend)
 
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`."""
+        check_lease(session, seconds, self.url)
+        lease = f"{self._directory(session)}/{_LEASE}"
+        expiry = time.time() + seconds
+
+        async def extend(sftp: Any) -> bool:
+            try:
+                await sftp.utime(lease, (expiry, expiry))
+            except asyncssh.SFTPNoSuchFile:
+                return False
+            return bool(await sftp.exists(lease))  # a sweep may have taken it away at that very moment
+
+        return self._run(extend)
+
     def end(self, session: str) -> int:
         directory = self._directory(session)
 
@@ -301,18 +316,36 @@ class SFTPConnector:
         return self._run(look)
 
     def sweep(self) -> list[str]:
-        ended = []
-        for session in [session for session, left in self.sessions().items() if left < 0]:
+        return end_lapsed(self.sessions(), self._end_lapsed)
 
-            async def look(sftp: Any, directory: str = self._directory(session)) -> float:
-                return await self._expiry(sftp, directory)
+    def _end_lapsed(self, session: str) -> bool:
+        """As a `FileConnector`'s: who renews it until the lease is taken away has extended that very file."""
+        directory, name = self._directory(session), f".{secrets.token_hex(10)}"
+        lease, taken = f"{directory}/{_LEASE}", f"{directory}/{name}"
 
-            # It may have been renewed while others were ended, or be gone.
-            with contextlib.suppress(FileNotFoundError):
-                if self._run(look) < time.time():
-                    self.end(session)
-                    ended.append(session)
-        return ended
+        async def end(sftp: Any) -> bool:
+            names = await sftp.listdir(directory)  # what comes later is of one who has renewed it by then
+            if await self._expiry(sftp, directory) > time.time():
+                return False
+            if _LEASE in names:
+                await sftp.rename(lease, taken)
+                if _modified(await sftp.stat(taken)) > time.time():
+                    try:
+                        await sftp.rename(taken, lease)
+                    except asyncssh.SFTPFailure:  # it has begun anew
+                        await sftp.remove(taken)
+                    return False
+            for each in (*names, name):
+                if _OBJECT.fullmatch(each) or _PART.fullmatch(each):
+                    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+                        await sftp.remove(f"{directory}/{each}")
+            with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPNoSuchFile):  # there is more by now
+                await sftp.rmdir(directory)
+            return True
+
+        with contextlib.suppress(FileNotFoundError):  # somebody else has ended it
+            return self._run(end)
+        return False
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
@@ -367,7 +400,7 @@ class SFTPConnector:
         status = await sftp.stat(directory)
         if not stat.S_ISDIR(status.permissions or 0):
             raise asyncssh.SFTPNoSuchFile("no session")
-        return _modified(status) + _UNRENEWED
+        return _modified(status) + UNRENEWED
 
     def _directory(self, session: str) -> str:
         check_session(session, self.url)
