@@ -16,7 +16,14 @@ import pytest
 from proxystore_core import Proxy, Store, borrow, extract, is_resolved, resolve
 from proxystore_core.ownership import MutableBorrowError
 
-torch = pytest.importorskip("torch")
+torch: Any = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Not with this module, which every one of pytest's workers imports."""
+    global torch
+    torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(params=["unresolved", "resolved"])
