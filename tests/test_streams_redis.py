@@ -50,6 +50,24 @@ def test_it_gets_all_of_it_and_in_order(server: Server, store: Store[Any]) -> No
         assert list(consumer.iter_objects()) == list(range(50))
 
 
+def test_a_topic_that_nobody_sends_to_goes_by_itself(server: Server) -> None:
+    topic = f"t{secrets.token_hex(4)}"
+    place = ("127.0.0.1", server.port, topic)
+    subscriber = RedisStreamSubscriber(*place, keep=1000)
+    key = subscriber._key(topic)
+    assert 900 < server.witness.ttl(key) <= 1000
+    RedisStreamSubscriber(*place, group="other", keep=5000).close()
+    assert 900 < server.witness.ttl(key) <= 1000  # it was there
+    assert server.witness.delete(key)
+    assert subscriber.receive(0.01) is None  # and is made again
+    assert 900 < server.witness.ttl(key) <= 1000
+    RedisStreamPublisher(*place[:2], keep=None).send(topic, b"kept for ever")
+    assert server.witness.ttl(key) == -1
+    RedisStreamSubscriber(*place, group="another").close()
+    assert server.witness.ttl(key) == -1
+    subscriber.close()
+
+
 def test_what_others_add_to_a_topic_is_told_once(server: Server, store: Store[Any]) -> None:
     topic = f"t{secrets.token_hex(4)}"
     place = ("127.0.0.1", server.port, topic)

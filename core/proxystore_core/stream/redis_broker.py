@@ -76,8 +76,8 @@ class RedisBroker:
         """Write to a topic that is kept on the server, and say how long it stays."""
         key = self._key(topic)
         commands: list[tuple[Any, ...]] = [(verb, key, *arguments)]
-        if self.keep is not None:
-            commands.append(("PEXPIRE", key, round(self.keep * 1000)))
+        stays = ("PERSIST", key) if self.keep is None else ("PEXPIRE", key, round(self.keep * 1000))
+        commands.append(stays)
         self._requests.run(commands)
 
     def _key(self, topic: str) -> str:

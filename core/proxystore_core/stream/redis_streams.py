@@ -21,6 +21,10 @@ __all__ = ["RedisStreamPublisher", "RedisStreamSubscriber"]
 
 _AGAIN = 16  # messages that are taken over at a time
 _NO_GROUP = "NOGROUP", "UNBLOCKED"  # what servers say of a group that is not there any more
+_UNUSED = (
+    "if redis.call('XLEN', KEYS[1]) == 0 and redis.call('PTTL', KEYS[1]) == -1 "
+    "then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end"
+)  # a topic that nobody sends to: its group alone stays no longer than a message would
 _LOOK = 1.0  # seconds between two looks for what dead consumers had
 
 _Entries: TypeAlias = list[tuple[bytes, dict[bytes, bytes] | None]]
@@ -149,6 +153,8 @@ class RedisStreamSubscriber(RedisBroker):
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
+        if self.keep is not None:
+            client.eval(_UNUSED, 1, self._key(topic), round(self.keep * 1000))
 
     def _read(self, starts: Mapping[str, bytes], seconds: float | None) -> None:
         """Read on from each topic's start: what is new within some seconds, or (None) what this one had."""
