@@ -271,6 +271,17 @@ class NodeTests:
                 use(key)
         reader.close()
 
+    def test_evicting_what_a_node_had_at_another_port(self, near: Any) -> None:
+        """It came back at this one, and nobody listens at that."""
+        here = str(near._node.process.enter())
+        there = str(Place(near._node.host, free_port()))
+        key, reserved = near.put([b"data"]), near.reserve()
+        near.evict(key.replace(here, there))
+        assert near.get(key) is None
+        near.evict(reserved.replace(here, there))
+        with pytest.raises(RefusedError):
+            near.set(reserved, [b"data"])
+
     def test_a_port_that_is_taken(self, name: str) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

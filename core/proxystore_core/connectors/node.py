@@ -273,9 +273,9 @@ class NodeConnector:
     def evict(self, key: Key) -> None:
         place, session, name = self._parse(key)
         mine, local = self._look_here(place, session, name)
-        if local is not None:
+        if local is not None and (mine or self._node.memory.has(session, name)):
             self._node.memory.evict(local)
-        if not mine:
+        else:
             self._ask(place, Operation.EVICT, session, name)
 
     def renew(self, session: str, seconds: float) -> None:

@@ -186,6 +186,19 @@ class ShmConnector(FileConnector):
             self._spill_store.close(clear=clear)
         super().close(clear=clear)
 
+    def has(self, session: str, name: str) -> bool:
+        """Whether an object, or a reservation, of this name is there.
+
+        Args:
+            session: the object's.
+            name: what its key ends with.
+
+        Raises:
+            RefusedError: no object has such a name.
+        """
+        there = self.exists(self._key(session, name))
+        return there or (name.endswith(LATER) and os.path.lexists(f"{self._directory(session)}/.{name}"))
+
     def open_file(self, session: str, name: str) -> int | None:
         """A descriptor of an object's bytes, to be read and closed; None when the object is not there.
 
