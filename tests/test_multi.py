@@ -8,6 +8,7 @@ import pickle
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -198,6 +199,11 @@ def test_the_next_one_takes_it_and_it_is_said_once(
     assert [multi.get(key) for key in keys] == [b"data"] * 3
     # What is down is left in peace for a while; what is full may have room for the next.
     assert broken.asked == (3 if kind is FullError else 1)
+    broken.error = kind("in other words")
+    multi._parts["broken"].down_until = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multi.put([b"data"])
 
 
 @pytest.mark.parametrize("kind", [RefusedError, ConfigurationError])

@@ -6,7 +6,6 @@ process that knows the URL, and nobody guesses.
 
 from __future__ import annotations
 
-import functools
 import re
 import secrets
 import time
@@ -56,6 +55,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _REST = 5.0  # seconds for which a part that was down is asked last
 _DOWN = (UnreachableError, DeadlineError)
 
+_said: set[tuple[str, str, str]] = set()
+
 
 class _Part:
     """One of the stores. It is opened when the whole is, or later if that could not be done."""
@@ -79,7 +80,7 @@ class _Part:
             self.url = self.connector.url
         except _DOWN as error:
             self.rest()
-            _say_once(name, source, type(error).__name__, str(error))
+            _say_once(name, source, error)
 
     @property
     def connector(self) -> Connector:
@@ -216,7 +217,7 @@ class MultiConnector:
                     part.rest()
                 first = first or error
                 if len(chosen) > 1:
-                    _say_once(part.name, part.url, type(error).__name__, str(error))
+                    _say_once(part.name, part.url, error)
         assert first is not None
         raise first
 
@@ -419,10 +420,14 @@ def _part(name: str, given: Any) -> _Part:
     return _Part(name, connector, policy)
 
 
-@functools.cache
-def _say_once(name: str, url: str, kind: str, problem: str) -> None:
+def _say_once(name: str, url: str, error: StoreError) -> None:
+    """Warn of a store that fails: once for each kind of error, which may say it in other words each time."""
+    kind = type(error).__name__
+    if (name, url, kind) in _said:
+        return
+    _said.add((name, url, kind))
     warnings.warn(
-        f"the store {name!r} ({url}) takes nothing now, objects go to the next: {kind}: {problem}",
+        f"the store {name!r} ({url}) takes nothing now, objects go to the next: {kind}: {error}",
         RuntimeWarning,
         stacklevel=4,
     )
