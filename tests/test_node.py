@@ -283,7 +283,7 @@ class TestServer:
         self, memory: ShmConnector, server: NodeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("proxystore_core.connectors.file._UNRENEWED", -1.0)
+            patch.setattr("proxystore_core.connectors.file.UNRENEWED", -1.0)
             memory.put([b"data"], session="over")
         memory.renew("live", 100)
         server._swept = time.monotonic() - 55

@@ -457,7 +457,7 @@ def test_late_objects_in_the_spill_directory_are_swept(
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr("proxystore_core.connectors.shm._LEFT_TO_OTHERS", 1.0)
-        patch.setattr("proxystore_core.connectors.file._UNRENEWED", -1.0)
+        patch.setattr("proxystore_core.connectors.file.UNRENEWED", -1.0)
         late, kept = connector.put([b"late"], session="over"), connector.put([b"kept"], session="live")
     assert connector.sweep() == ["over"]
     assert connector.get(late) is None
