@@ -20,6 +20,7 @@ from hosts import Remote, two_hosts
 from redis_servers import free_port
 
 from proxystore_core.connectors.base import Connector, Key
+from proxystore_core.connectors.multi import multi_url
 from proxystore_core.connectors.node import NodeConnector
 from proxystore_core.connectors.node_place import SECRET, Place
 from proxystore_core.connectors.node_protocol import Request
@@ -395,6 +396,24 @@ class TwoHostsTests:
             host.call(put, self.url, b"data", session)
         assert other.call(look, "end", self.url, session) == 2
         assert [host.call(look, "sessions", self.url) for host in hosts] == [{}, {}]
+
+    def test_a_session_of_several_stores(self, hosts: tuple[Remote, Remote]) -> None:
+        """Of which each has its own nodes, which know of its objects."""
+        if self.scheme == "zmq":
+            pytest.skip("the other one is")
+        parts: dict[str, dict[str, Any]] = {
+            "a": {"url": self.url, "max_size": 10},
+            "b": {"url": "zmq://?interface=cable"},
+        }
+        url, (one, other) = multi_url(parts), hosts
+        session = one.call(begin_session, url, 100.0)
+        for host in (other, one):
+            for data in (b"a", b"something for b"):
+                host.call(put, url, data, session)
+        one.call(look, "renew", url, session, 200.0)
+        assert [190 < host.call(look, "sessions", url)[session] <= 200 for host in hosts] == [True, True]
+        assert one.call(look, "end", url, session) == 4
+        assert [host.call(look, "sessions", url) for host in hosts] == [{}, {}]
 
     def test_a_writer_that_is_killed_as_it_first_puts(self, hosts: tuple[Remote, Remote]) -> None:
         one, other = hosts

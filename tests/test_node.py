@@ -374,12 +374,25 @@ class TestPlaces:
 
     def test_sessions_tell_their_home(self) -> None:
         place = Place("10.20.30.40", 65535)
-        session = name_of_session(place)
-        assert home_of(session) == place
-        assert session != name_of_session(place)
-        assert home_of(name_of_session(Place.at(LOOPBACK, 1234))) is None
-        for other in ("0123456789ab", "user", "my-session", "00000000" + "0000-" + "0" * 12):
-            assert home_of(other) is None
+        session = name_of_session(place, "zmq")
+        assert home_of(session, "zmq") == place
+        assert session != name_of_session(place, "zmq")
+        assert home_of(name_of_session(Place.at(LOOPBACK, 1234), "zmq"), "zmq") is None
+        for other in ("0123456789ab", "user", "my-session", "zmq" + "00000000" + "0000-" + "0" * 12):
+            assert home_of(other, "zmq") is None
+
+    def test_sessions_tell_several_homes(self) -> None:
+        places = {
+            "zmq": Place("10.20.30.40", 1),
+            "ucx": Place("10.20.30.40", 2),
+            "margo+tcp": Place("9.9.9.9", 3),
+        }
+        session = ""
+        for scheme, place in places.items():
+            session = name_of_session(place, scheme, session)
+        assert len(session) <= 64
+        assert {scheme: home_of(session, scheme) for scheme in places} == places
+        assert name_of_session(Place("9.9.9.9", 4), "xyz", session) == session  # no longer than a name may be
 
     def test_where_a_node_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(ADDRESS, raising=False)

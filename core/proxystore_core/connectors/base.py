@@ -499,10 +499,20 @@ def lapse_of(session: str) -> float | None:
     return None if match is None else int(match[1], 16) / 1000
 
 
-def new_session(connector: Connector) -> str:
-    """A name for a new session; a connector may make names of its own with a method ``new_session()``."""
+def new_session(connector: Connector, name: str = "") -> str:
+    """A name for a new session.
+
+    A connector may make names of its own with a method ``new_session(name)``, from the one that another made
+    for the same session, where there are several.
+
+    Args:
+        connector: one that the session has objects in.
+        name: which another connector made.
+    """
     make = getattr(connector, "new_session", None)
-    return str(make()) if make is not None else secrets.token_hex(6)
+    if make is None:
+        return name or secrets.token_hex(6)
+    return str(make(name) if name else make())
 
 
 def place_of(connector: Connector) -> str:

@@ -234,10 +234,15 @@ class MultiConnector:
         part.connector.evict(inner)
 
     def new_session(self) -> str:
-        """A name that suits the part that is particular about names, if one is."""
-        particular = (part for part in self._order if part.is_up and hasattr(part.kind, "new_session"))
-        part = next(particular, self._order[0])
-        return secrets.token_hex(6) if not hasattr(part.kind, "new_session") else new_session(part.connector)
+        """A name that suits all parts that are particular about names."""
+        name = ""
+        for part in self._order:
+            if hasattr(part.kind, "new_session") and part.is_up:
+                try:
+                    name = new_session(part.connector, name)
+                except _DOWN:
+                    part.rest()
+        return name or secrets.token_hex(6)
 
     def reserve(self, *, session: str = USER_SESSION) -> Key:
         """As `Deferred.reserve`, by the first part that can; nobody knows the size, class or tags yet."""

@@ -213,9 +213,12 @@ class NodeConnector:
         match = _KEY.fullmatch(key)
         return match is not None and match[1].rpartition(":")[0] == self._node.host
 
-    def new_session(self) -> str:
+    def new_session(self, name: str = "") -> str:
         """A name for a session that begins here; it tells every node where the session is at home."""
-        return name_of_session(self._node.process.enter())
+        return name_of_session(self._node.process.enter(), self.schemes[0], name)
+
+    def _home(self, session: str) -> Place | None:
+        return home_of(session, self.schemes[0])
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         place = self._join(session)
@@ -281,7 +284,7 @@ class NodeConnector:
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
         here = self._node
-        place, home = here.process.enter(), home_of(session)
+        place, home = here.process.enter(), self._home(session)
         request = functools.partial(Request, Operation.RENEW, self.name, session, seconds=seconds)
         if home is None or home == place:
             here.memory.renew(session, seconds)
@@ -294,7 +297,7 @@ class NodeConnector:
     def end(self, session: str) -> int:
         check_session(session, self.url)
         here = self._node
-        place, home = here.process.enter(), home_of(session)
+        place, home = here.process.enter(), self._home(session)
         request = functools.partial(Request, Operation.END, self.name, session)
         members = members_of(here.process.directory, self.name, session)
         count = here.memory.end(session)
@@ -417,7 +420,7 @@ class NodeConnector:
 
         Before the first object: one whose writer is killed is then the session's to evict, like any other.
         """
-        place, home = self._node.process.enter(), home_of(session)
+        place, home = self._node.process.enter(), self._home(session)
         now = time.monotonic()
         if home is None or home == place or self._told.get(session, 0.0) > now:
             return place

@@ -36,7 +36,8 @@ _GROUPS = ipaddress.IPv4Address("224.0.0.0")  # from here on addresses are of se
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _SHORTEST = 16  # characters of a secret: whoever listens to the network may guess shorter ones
 _PLACE = re.compile(r"([a-z0-9][a-z0-9.-]{0,63}):([1-9][0-9]{0,4})")
-_HOMED = re.compile(r"([0-9a-f]{8})([0-9a-f]{4})-[0-9a-f]{12}")
+_HOME = re.compile(r"([a-z]{3})([0-9a-f]{8})([0-9a-f]{4})")
+_LONGEST = 64  # characters of a session's name
 
 
 class Place(NamedTuple):
@@ -172,20 +173,37 @@ def _in_network(text: str, store: str) -> str:
     raise ConfigurationError(f"this host has no address in {text}", store=store)
 
 
-def name_of_session(place: Place) -> str:
-    """A new session's name, which tells every node where the session is at home."""
-    random = secrets.token_hex(6)
+def name_of_session(place: Place, scheme: str, name: str = "") -> str:
+    """A new session's name, which tells every node where the session is at home.
+
+    Args:
+        place: the node.
+        scheme: of the nodes' URLs: those of another transport are other nodes, at other ports.
+        name: what nodes of others have made up for this session already.
+    """
+    name = name or secrets.token_hex(6)
     if place.host == node():
-        return random  # all of it is here
-    return f"{ipaddress.IPv4Address(place.host).packed.hex()}{place.port:04x}-{random}"
+        return name  # all of it is here
+    home = f"{_mark(scheme)}{ipaddress.IPv4Address(place.host).packed.hex()}{place.port:04x}-"
+    return home + name if len(home) + len(name) <= _LONGEST else name
 
 
-def home_of(session: str) -> Place | None:
-    """The node that knows on which others a session has objects; None for a session of one node."""
-    match = _HOMED.fullmatch(session)
-    if match is None or not int(match[2], 16):
-        return None
-    return Place(str(ipaddress.IPv4Address(bytes.fromhex(match[1]))), int(match[2], 16))
+def home_of(session: str, scheme: str) -> Place | None:
+    """The node that knows on which others a session has objects; None for a session of one node.
+
+    Args:
+        session: its name.
+        scheme: of the nodes' URLs.
+    """
+    for part in session.split("-")[:-1]:
+        match = _HOME.fullmatch(part)
+        if match is not None and match[1] == _mark(scheme) and int(match[3], 16):
+            return Place(str(ipaddress.IPv4Address(bytes.fromhex(match[2]))), int(match[3], 16))
+    return None
+
+
+def _mark(scheme: str) -> str:
+    return scheme[:3]
 
 
 def load_secret(given: str | None, path: str | None, local: str | None, store: str) -> bytes:
