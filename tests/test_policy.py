@@ -69,7 +69,7 @@ def test_a_policy_is_a_frozen_value():
         ((1, [2]), False),
         ((np.array([1, [2]], dtype=object),), False),
         ((Proxy(unreachable),), False),
-        ((object(),), False),
+        pytest.param((object(),), False, id="an object"),  # whose name has no address
     ],
     ids=str,
 )
