@@ -33,7 +33,7 @@ from proxystore_core.connectors.node_protocol import (
     Status,
 )
 from proxystore_core.connectors.shm import node
-from proxystore_core.connectors.zmq import ZeroMQConnector
+from proxystore_core.connectors.zmq import _USER, ZeroMQConnector, _password
 from proxystore_core.errors import RefusedError, UnreachableError
 
 
@@ -74,11 +74,12 @@ class TestMessagesOfOthers:
 
     @pytest.fixture
     def stranger(self, near: ZeroMQConnector) -> Iterator[Any]:
-        """A bare socket of somebody without the secret."""
+        """A bare socket of somebody without the secret, who has listened to what lets him in."""
         context: Any = zmq.Context()
         stranger = context.socket(zmq.DEALER)
         stranger.linger = 0
         stranger.rcvtimeo = 10_000
+        stranger.plain_username, stranger.plain_password = _USER, _password(near._key())
         stranger.connect(f"tcp://127.0.0.1:{near._node.process.enter().port}")
         yield stranger
         stranger.close()
@@ -107,6 +108,33 @@ class TestMessagesOfOthers:
         assert near.get(key) == b"data"
         assert server_of(near) == server
         assert not witness.exists()
+
+    def test_a_message_without_an_end(self, near: ZeroMQConnector) -> None:
+        """Its frames are kept until the last has come: nobody without the secret gets that far."""
+        key = near.put([b"data"])
+
+        def held() -> int:
+            status = Path(f"/proc/{server_of(near)}/status").read_text()
+            return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+        before = held()
+        kind = b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+        word = b"\x04node\x05guess"
+        for mechanism, command in ((b"NULL", b"\x05READY" + kind), (b"PLAIN", b"\x05HELLO" + word)):
+            greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
+            place = "127.0.0.1", near._node.process.enter().port
+            with socket.create_connection(place) as stranger:
+                with contextlib.suppress(OSError):
+                    stranger.settimeout(10)
+                    stranger.sendall(greeting)
+                    stranger.recv(64, socket.MSG_WAITALL)
+                    stranger.sendall(bytes([4, len(command)]) + command)
+                    for _ in range(100):
+                        stranger.sendall(b"\x03" + (1 << 20).to_bytes(8, "big") + bytes(1 << 20))
+                assert held() - before < 50 << 20
+        afar = FarZeroMQ(name=near.name)
+        assert afar.get(key) == b"data"
+        afar.close()
 
     def test_a_message_that_is_too_long(self, near: ZeroMQConnector, stranger: Any) -> None:
         key = near.put([b"data"])

@@ -83,15 +83,17 @@ def of_nodes() -> Iterator[tuple[Any, Check]]:
 @contextlib.contextmanager
 def of_zmq() -> Iterator[tuple[Any, Check]]:
     """A node server of ZeroMQ: frames through a real socket, and bytes that are no ZeroMQ."""
-    from proxystore_core.connectors.zmq import ZeroMQConnector
+    from proxystore_core.connectors.zmq import _USER, ZeroMQConnector, _password
 
     with node(ZeroMQConnector) as (connector, watched):
         port = connector._node.process.enter().port
         context: Any = zmq.Context()
         wire = context.socket(zmq.DEALER)
         wire.linger, wire.rcvtimeo = 0, 60_000
+        wire.plain_username, wire.plain_password = _USER, _password(connector._key())
         wire.connect(f"tcp://{LOOPBACK}:{port}")
-        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01PLAIN" + bytes(47)
+        hello = greeting + b"\x04\x11\x05HELLO\x04node\x05guess"
 
         def check(messages: list[bytes]) -> None:
             if messages[:1] == [b"raw"]:
@@ -103,7 +105,13 @@ def of_zmq() -> Iterator[tuple[Any, Check]]:
 
         try:
             one = signed(connector._key()).map(lambda message: [message])
-            raw = st.binary(max_size=200) | altered(greeting) | st.binary(max_size=50).map(greeting.__add__)
+            more = st.binary(max_size=50)
+            raw = (
+                st.binary(max_size=200)
+                | altered(hello)
+                | more.map(greeting.__add__)
+                | more.map(hello.__add__)
+            )
             many = st.lists(st.binary(max_size=50), min_size=2, max_size=5).filter(lambda x: x[0] != b"raw")
             yield one | one | many | raw.map(lambda data: [b"raw", data]), watched(check)
         finally:

@@ -1,8 +1,10 @@
 """Objects in the shared memory of each node; other nodes fetch them over ZeroMQ.
 
 Requests and replies are those of `proxystore_core.connectors.node_protocol`: a DEALER asks a ROUTER, each
-request is one frame, and each reply one, or two where data are large. Where it is asked for, CURVE encrypts
-them; its keys come from the secret that the nodes share: whoever lacks it cannot even shake hands.
+request is one frame, and each reply one, or two where data are large. Nobody without the secret that the
+nodes share can even shake hands, as a router keeps all frames of a message, however many, until the last
+has come. Where it is asked for, CURVE does that, with keys that come from the secret, and encrypts all; else
+it is PLAIN, whose password comes from the secret as well, and is there for who listens to read.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import hmac
 import os
 import threading
 import time
@@ -40,6 +43,8 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_USER = b"node"
+_DOOR = "inproc://zeromq.zap.01"  # where ZeroMQ asks who is let in (RFC 27)
 _contexts: dict[int, zmq.Context[Any]] = {}  # by process; never closed, as sockets of any thread may be open
 _lock = forks.lock()
 
@@ -95,6 +100,11 @@ def _pair(key: bytes, side: bytes) -> tuple[bytes, bytes]:
     return zmq.curve_public(secret), secret
 
 
+def _password(key: bytes) -> bytes:
+    """PLAIN's: whoever has listened to it can connect, and sign nothing."""
+    return hashlib.blake2b(key, digest_size=24, person=b"plain").hexdigest().encode()
+
+
 def connect(address: str, port: int, key: bytes, curve: bool, until: float) -> _Channel:
     """A connection to a node server, its handshake done.
 
@@ -116,6 +126,8 @@ def connect(address: str, port: int, key: bytes, curve: bool, until: float) -> _
         if curve:
             socket.curve_publickey, socket.curve_secretkey = _pair(key, b"client")
             socket.curve_serverkey, _ = _pair(key, b"server")
+        else:
+            socket.plain_username, socket.plain_password = _USER, _password(key)
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _BROKEN)
         monitor.linger = 0
         socket.connect(f"tcp://{address}:{port}")
@@ -205,6 +217,21 @@ def listen(address: str, ports: Sequence[int], key: bytes, options: dict[str, An
     return _Listener(address, ports, key, options["curve"])
 
 
+def _keep_door(password: bytes) -> None:
+    """Let in, from now on, who has a password: in all of this process, which is one server's."""
+    door = _context().socket(zmq.REP)
+    door.bind(_DOOR)
+
+    def keep() -> None:
+        while True:
+            version, number, *_, mechanism, user, given = door.recv_multipart()
+            known = mechanism == b"PLAIN" and user == _USER and hmac.compare_digest(given, password)
+            verdict = (b"200", b"OK") if known else (b"400", b"another secret")
+            door.send_multipart([version, number, *verdict, b"", b""])
+
+    threading.Thread(target=keep, name="proxystore-door", daemon=True).start()
+
+
 class _Listener(Responding[bytes]):
     """See `node_server.Listener`."""
 
@@ -218,6 +245,10 @@ class _Listener(Responding[bytes]):
         if curve:
             self._router.curve_server = True
             self._router.curve_publickey, self._router.curve_secretkey = _pair(key, b"server")
+        else:
+            self._router.plain_server = True
+            self._router.zap_domain = _USER
+            _keep_door(_password(key))
         self.port = self._bind(address, ports)
         # Where threads of this process ring; waiting for one socket alone costs less than for two.
         self._bell = f"inproc://bell-{id(self)}"
