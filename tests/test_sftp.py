@@ -138,6 +138,73 @@ def test_a_file_that_shrinks_while_it_is_read(
         connector.get(key)
 
 
+@pytest.mark.parametrize("lost", ["write", "rename"])
+def test_a_put_that_is_made_again_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    kind: type = asyncssh.SFTPClientFile if lost == "write" else asyncssh.SFTPClient
+    do, losses = getattr(kind, lost), []
+    with serving(tmp_path / "ssh") as server:
+        connector = SFTPConnector.from_url(server.url(tmp_path / "store"))
+        first = connector.put([b"data"])
+
+        async def do_and_lose(*args: object) -> object:
+            done = await do(*args)
+            if not losses:
+                losses.append(lost)
+                server.kill()
+                server.start()
+                raise asyncssh.ConnectionLost("as the answer was on its way")
+            return done
+
+        monkeypatch.setattr(kind, lost, do_and_lose)
+        key = connector.put([b"x" * 3_000_000])
+        assert connector.get(key) == b"x" * 3_000_000
+        there = os.listdir(tmp_path / "store" / "user")
+        assert sorted(f"user.{name}" for name in there) == sorted([first, key])
+        connector.close(clear=True)
+
+
+def test_a_put_that_fails_leaves_nothing_once_the_server_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = asyncssh.SFTPClientFile.write
+    with serving(tmp_path / "ssh") as server:
+        connector = SFTPConnector.from_url(server.url(tmp_path / "store"))
+
+        async def write_and_lose(*args: Any) -> object:
+            done = await write(*args)
+            server.kill()
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncssh.SFTPClientFile, "write", write_and_lose)
+            with pytest.raises(UnreachableError):
+                connector.put([b"x" * 3_000_000])
+        assert os.listdir(tmp_path / "store" / "user")
+        server.start()
+        key = connector.put([b"data"])
+        assert [f"user.{name}" for name in os.listdir(tmp_path / "store" / "user")] == [key]
+        connector.close(clear=True)
+
+
+def test_a_session_that_ends_while_an_object_is_put(
+    connector: SFTPConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, ends = asyncssh.SFTPClient.rename, iter([True])
+    there = FileConnector(connector.store_dir)
+
+    async def after_the_end(*args: object) -> None:
+        if not str(args[2]).endswith(".lease") and next(ends, False):
+            there.end("s")
+        await rename(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncssh.SFTPClient, "rename", after_the_end)
+    key = connector.put([b"data"], session="s")
+    assert connector.get(key) == b"data"
+    assert connector.end("s") == 1
+
+
 def test_memory(server: SFTPServer, tmp_path: Path) -> None:
     put, get = in_new_process(peaks, server.url(tmp_path / "store"), 100_000_000)
     assert put < 0.2

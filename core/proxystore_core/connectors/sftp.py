@@ -23,7 +23,7 @@ from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, che
 from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
-from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError
+from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
 from proxystore_core.moving import moved
 from proxystore_core.urls import StoreURL
 
@@ -112,6 +112,7 @@ class SFTPConnector:
         self._login = Login(self._url, host, port, username, identity, known_hosts, connect_timeout)
         self._lines: dict[int, Line] = {}  # by process: the thread at its other end stays behind at a fork
         self._own = OwnKeys()
+        self._given_up: list[tuple[str, str]] = []  # directories and names of puts that failed
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -144,38 +145,51 @@ class SFTPConnector:
         size = sum([view.nbytes for view in views])
 
         async def write(sftp: Any) -> Key:
-            name = secrets.token_hex(10)
-            part = f"{directory}/.{name}"
-            for tries_left in reversed(range(_TRIES)):
+            await self._discard(sftp)
+            for _ in range(_TRIES):
+                name = secrets.token_hex(10)
                 try:
-                    file = await sftp.open(part, "wb", asyncssh.SFTPAttrs(permissions=0o600))
-                    break
-                except asyncssh.SFTPNoSuchFile:
-                    if not tries_left:
-                        raise
+                    await self._write(sftp, directory, name, views)
+                except asyncssh.SFTPNoSuchFile:  # also of a session that ended meanwhile
                     await self._begin(sftp, session, UNRENEWED)
-            try:
-                async with file:
-                    for view in views:
-                        for start in range(0, view.nbytes, _CHUNK):
-                            chunk = bytes(view[start : start + _CHUNK])
-                            await file.write(chunk)
-                            moved(len(chunk))
-                    # A server that runs full in the midst of a write may say that all went well.
-                    kept = (await file.stat()).size
-                if kept != size:
-                    raise asyncssh.SFTPNoSpaceOnFilesystem(f"no space: {kept} of {size} bytes were kept")
-                await sftp.rename(part, f"{directory}/{name}")
-            except BaseException:
-                with contextlib.suppress(asyncssh.Error, OSError):
-                    await sftp.remove(part)
-                raise
-            return f"{session}.{name}"
+                except BaseException:
+                    self._given_up.append((directory, name))
+                    await self._discard(sftp)
+                    raise
+                else:
+                    return f"{session}.{name}"
+            raise UnreachableError(f"the directory of session {session} goes again and again", store=self.url)
 
         key = self._run(write, size)
         if session == USER_SESSION:
             self._own.note([key], self._keys_of_users)
         return key
+
+    async def _write(self, sftp: Any, directory: str, name: str, views: Sequence[memoryview]) -> None:
+        part = f"{directory}/.{name}"
+        async with await sftp.open(part, "wb", asyncssh.SFTPAttrs(permissions=0o600)) as file:
+            for view in views:
+                for start in range(0, view.nbytes, _CHUNK):
+                    chunk = bytes(view[start : start + _CHUNK])
+                    await file.write(chunk)
+                    moved(len(chunk))
+            # A server that runs full in the midst of a write may say that all went well.
+            kept, size = (await file.stat()).size, sum([view.nbytes for view in views])
+        if kept != size:
+            raise asyncssh.SFTPNoSpaceOnFilesystem(f"no space: {kept} of {size} bytes were kept")
+        await sftp.rename(part, f"{directory}/{name}")
+
+    async def _discard(self, sftp: Any) -> None:
+        """Remove what is there of puts that failed; later, if that fails as well."""
+        for directory, name in list(self._given_up):
+            try:
+                for path in (f"{directory}/.{name}", f"{directory}/{name}"):
+                    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+                        await sftp.remove(path)
+            except (asyncssh.Error, OSError):
+                return
+            with contextlib.suppress(ValueError):  # another put has done so meanwhile
+                self._given_up.remove((directory, name))
 
     def get(self, key: Key) -> Buffer | None:
         path = self._path(key)
