@@ -150,13 +150,15 @@ class ObjectConnector(BucketReader):
         try:
             # A request that is dropped may have been heard: what it stores must be there to be removed.
             await abreast_async(write, parts, patience=self.connect_timeout)
+            if session != USER_SESSION:
+                return f"{session}.{name}"
+            return await asyncio.to_thread(self._put, name, session)  # once in a while it lists the bucket
         except BaseException as error:
             if size > PART or isinstance(error, asyncio.CancelledError):
                 paths = [path for path, _ in parts]
                 undoing = asyncio.get_running_loop().run_in_executor(None, self._undo, paths)
                 await asyncio.wait([undoing], timeout=self.connect_timeout)
             raise
-        return self._put(name, session)
 
     def _begun(
         self, data: Sequence[Buffer], session: str
@@ -435,11 +437,13 @@ def _checked(endpoint: str | None) -> str | None:
     if endpoint is None:
         return None
     check_text("endpoint", endpoint)
-    told = StoreURL.parse(endpoint)  # a port that is none lets the library panic
+    bare = "://" not in endpoint
+    told = StoreURL.parse(f"http://{endpoint}" if bare else endpoint)  # a bad port lets the library panic
     if told.username or told.password:
         raise ConfigurationError("endpoint has credentials in it: put them into the environment")
-    if told.scheme not in ("http", "https") or not told.host or told.query or "#" in endpoint:
-        raise ConfigurationError(f"endpoint is {told.url!r}: expected http://host:port or https://host")
+    if bare or told.scheme not in ("http", "https") or not told.host or told.query or "#" in endpoint:
+        shown = told.url.removeprefix("http://") if bare else told.url
+        raise ConfigurationError(f"endpoint is {shown!r}: expected http://host:port or https://host")
     return endpoint.rstrip("/")
 
 
