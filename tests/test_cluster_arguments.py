@@ -103,6 +103,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "its port": (lambda: S3Connector("b", endpoint="http://h:99999"), "bad port"),
     "its other port": (lambda: S3Connector("b", endpoint="http://h:x"), "bad port"),
     "its brackets": (lambda: S3Connector("b", endpoint="http://[::1"), "bad host"),
+    "its scheme": (
+        lambda: S3Connector("b", endpoint="minio:9000"),
+        "endpoint is 'minio:9000': expected http://",
+    ),
+    "a number": (lambda: open_connector("zmq://?stock=1GB"), "'1GB' of 'stock' .*expected a whole number"),
+    "seconds": (lambda: open_connector("sftp://h/d?deadline=long"), "'deadline' .*: expected a number"),
     "its query": (
         lambda: S3Connector("b", endpoint="http://h/?token=hunter2"),
         r"endpoint is 'http://h/\?token=\*",
@@ -132,6 +138,28 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a subscriber's port": (lambda: ZeroMQSubscriber("h", "5555", "t"), "no port"),  # type: ignore[arg-type]
     "a subscriber's host": (lambda: ZeroMQSubscriber("a host", 5555, "t"), "names no host"),
 }
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("unix:///nowhere/redis.sock", "Check the socket's path"),
+        (
+            f"redis+sentinel://{NOBODY}/main",
+            "no sentinel names a server of 'main' that is up.*Check the sentinels",
+        ),
+        ("webrtc://", "this host has no endpoint .*proxystore endpoint configure"),
+    ],
+)
+def test_who_is_not_there_is_named(
+    url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROXYSTORE_ENDPOINTS", str(tmp_path))
+    monkeypatch.delenv("PROXYSTORE_ENDPOINT", raising=False)
+    connector = open_connector(url if url == "webrtc://" else f"{url}?connect_timeout=0.2")
+    with pytest.raises(UnreachableError, match=words) as found:
+        connector.put([b"data"])
+    assert " object at 0x" not in str(found.value)
 
 
 @pytest.mark.parametrize("what", WRONG)

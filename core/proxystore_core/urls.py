@@ -21,6 +21,9 @@ _SECRET = re.compile(
 )
 
 
+_NUMBERS: dict[Any, str] = {float: "expected a number", int: "expected a whole number"}
+
+
 def flag(text: str) -> bool:
     """What a parameter says that is true or false.
 
@@ -162,7 +165,8 @@ class StoreURL:
             try:
                 found[name] = known[name](value)
             except ValueError as error:
+                said = _NUMBERS.get(known[name], error)
                 raise ConfigurationError(
-                    f"bad value {value!r} of {name!r} in {self.url!r}: {error}"
+                    f"bad value {value!r} of {name!r} in {self.url!r}: {said}"
                 ) from error
         return found

@@ -99,7 +99,7 @@ def client_settings(
         options: see `Options`.
 
     Raises:
-        ConfigurationError: a host is none, or the file of properties cannot be read.
+        ConfigurationError: a host is none, an option needs another protocol, the properties' file is none.
     """
     if not hosts:
         raise ConfigurationError("no broker is named: expected host:port")
@@ -123,7 +123,18 @@ def client_settings(
     if "sasl" not in options.protocol:
         settings = {name: value for name, value in settings.items() if not name.startswith("sasl.")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    return settings | _properties()
+    settings |= _properties()
+    protocol = str(settings["security.protocol"]).lower()
+    sasl = {"a user": username, "mechanism": options.mechanism}
+    tls = {"ca": options.ca, "cert": options.cert, "key": options.key}
+    for lacking, given in (("sasl", sasl), ("ssl", tls)):
+        named = [name for name, value in given.items() if value is not None]
+        if named and lacking not in protocol:
+            expected = " or ".join(each for each in _PROTOCOLS if lacking in each)
+            raise ConfigurationError(
+                f"protocol is {protocol!r}, which makes no use of {' and '.join(named)}: expected {expected}"
+            )
+    return settings
 
 
 def _password_of_same(url: str) -> str | None:

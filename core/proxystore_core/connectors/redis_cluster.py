@@ -131,9 +131,15 @@ class RedisSentinelConnector(RedisConnector):
 
     def _diagnosis(self, error: BaseException, client: Any) -> Diagnosis:
         found = super()._diagnosis(error, client)
-        if not isinstance(error, MasterNotFoundError) or self._is_known(client):
+        if not isinstance(error, MasterNotFoundError):
             return found
-        problem = f"the sentinels know no service {self._given['service']!r}"
+        service = self._given["service"]
+        if self._is_known(client):
+            remedy = "Check the sentinels' hosts and ports, that they run, and that the server does."
+            return found._replace(
+                problem=f"no sentinel names a server of {service!r} that is up", remedy=remedy
+            )
+        problem = f"the sentinels know no service {service!r}"
         return Diagnosis(ConfigurationError, problem, "Expected redis+sentinel://host:26379/service.")
 
     def _is_known(self, client: Any) -> bool:

@@ -96,6 +96,9 @@ def _no_answer(error: BaseException, text: str, tls: bool) -> Diagnosis:
     if "Permission denied" in text:
         remedy = "Have the server make its socket for you (unixsocketperm), or use another address."
         return Diagnosis(RefusedError, f"the socket is not for this user: {text}", remedy)
+    if "No such file" in text:
+        remedy = "Check the socket's path, and that the server runs on this host."
+        return Diagnosis(UnreachableError, f"no connection: {text}", remedy, Again.WHEN_BACK)
     remedy = "Check host and port, and that the server runs and is reachable from this host."
     remedy += (
         " Does this port speak TLS? Without it: redis://." if tls else " If the port speaks TLS: rediss://."

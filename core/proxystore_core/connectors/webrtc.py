@@ -305,9 +305,10 @@ class EndpointConnector:
             chosen = running if len(running) == 1 else chosen
         if len(chosen) == 1:
             return chosen[0]
-        names = ", ".join(each.name for each in here) or "none"
+        names = ", ".join(each.name for each in here)
+        which = f"{'several endpoints' if chosen else 'no endpoint'} of this host may be meant, of {names}"
         raise UnreachableError(
-            f"{'several endpoints' if chosen else 'no endpoint'} of this host may be meant, of {names}",
+            which if here else "this host has no endpoint",
             store=self.url,
             remedy=f"Run: proxystore endpoint configure NAME and start NAME, or set {ENDPOINT}.",
         )
