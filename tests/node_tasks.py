@@ -40,10 +40,13 @@ def stored(connector: Connector) -> dict[str, bytes]:
     assert isinstance(connector, NodeConnector)
     place = connector._node.process.enter()
     found = {}
-    for path in Path(connector._node.memory.store_dir).glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # evicted while we look
-            if path.name != ".lease":
-                found[f"{place}.{path.parent.name}.{path.name}"] = path.read_bytes()
+    root = connector._node.memory.store_dir
+    for directory, _, names in os.walk(root):  # which takes no offence at what goes while we look
+        session = os.path.basename(directory)
+        for name in names if directory != root else ():
+            with contextlib.suppress(FileNotFoundError):
+                if name != ".lease":
+                    found[f"{place}.{session}.{name}"] = Path(directory, name).read_bytes()
     return found
 
 
