@@ -102,6 +102,12 @@ class Relay:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all connections, and take no others. Idempotent."""
+        if self._over:
+            return
         self._over = True
         self._thread.join()
         for key in list(self._selector.get_map().values()):

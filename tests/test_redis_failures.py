@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis.crc
+from measures import Relay
 from redis_servers import Server, knows_all, serving, serving_cluster
 from waiting import until
 
@@ -68,6 +69,26 @@ def test_a_cluster_with_a_lost_node(cluster: list[Server]) -> None:
     again = connector.put([bytes(PART)] * 20)
     assert connector.get(again) == bytes(20 * PART)
     connector.close()
+
+
+def test_what_a_put_left_that_lost_its_server_goes_with_the_next(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        relay = Relay(server.port)
+        connector = RedisConnector("127.0.0.1", relay.port, connect_timeout=0.3)
+        with relay:
+            first = connector.put([b"data"])
+            with listening(lambda nbytes, doing: relay.stop()), pytest.raises(UnreachableError):
+                connector.put([bytes(PART)] * 20)
+
+        def fields() -> int:
+            return sum(len(server.witness.hkeys(place)) for place in server.witness.keys("ps:*"))
+
+        assert fields() > 1
+        with Relay(server.port, relay.port):
+            key = connector.put([b"more"])
+            assert [connector.get(each) for each in (first, key)] == [b"data", b"more"]
+            assert fields() == 2
+            connector.close(clear=True)
 
 
 def test_parts_that_move_to_another_node(cluster: list[Server]) -> None:

@@ -13,12 +13,13 @@ its own, and nobody has the key before all parts are there.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import redis
@@ -58,6 +59,7 @@ __all__ = ["RedisConnector", "RedisTLSConnector", "RedisUnixConnector"]
 
 _PART = 1 << 20  # bytes; part of the layout: another number cannot read what this one has written
 # Bytes that move at a time, and are copied at most: over a network fewer trips are worth more memory.
+_GIVEN_UP = 1000  # keys of puts that failed that are remembered
 _WINDOW, _LOCAL_WINDOW = 8 << 20, 2 << 20
 _SMALL = 32 << 10  # bytes up to which a copy is cheaper than another system call
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -178,6 +180,7 @@ class RedisConnector:
         self._requests = Requests(self._url, login, options, self._connect, self._diagnosis)
         self._window = _LOCAL_WINDOW if local else _WINDOW
         self._own = OwnKeys()
+        self._given_up: collections.deque[Key] = collections.deque(maxlen=_GIVEN_UP)  # of puts that failed
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         return self.put_batch([data], session=session)[0]
@@ -196,6 +199,9 @@ class RedisConnector:
         until = self._requests.until(sum(sizes))
         while True:
             keys = self._put_once(session, objects, sizes, until)
+            if self._given_up:
+                given_up, self._given_up = self._given_up, collections.deque(maxlen=_GIVEN_UP)
+                self._forget(given_up)
             at_once = sum(sizes) < self._window and not self._requests.may_drop
             if at_once or all(self._requests.run(self._parts_of("HEXISTS", keys), until)):
                 return keys
@@ -226,9 +232,11 @@ class RedisConnector:
             self._requests.run(commands, until)
             moved(held)
         except BaseException as error:
-            # Not where the server does not answer: asking once more takes as long again.
+            # Where the server does not answer the next put does so: asking once more takes as long again.
             if isinstance(error, FullError) or not isinstance(error, StoreError):
                 self._forget(keys)
+            else:
+                self._given_up.extend(keys)
             raise
         return keys
 
@@ -477,12 +485,12 @@ class RedisConnector:
         # Before redis-py 6.1 a cluster has no transactions.
         return [("MULTI",), write, fresh, ("EXEC",)] if self._transactions else [fresh, write, fresh]
 
-    def _forget(self, keys: Sequence[Key]) -> None:
+    def _forget(self, keys: Iterable[Key]) -> None:
         """Evict what nobody will know the keys of."""
         try:
-            self.evict_batch(keys)
+            self.evict_batch(list(keys))
         except StoreError:
-            pass  # it goes with its session
+            self._given_up.extend(keys)
 
 
 class RedisTLSConnector(RedisConnector):
