@@ -15,6 +15,7 @@ An object's key says how many bytes it has, hence which parts, and nobody has th
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import datetime as dt
 import os
@@ -52,6 +53,7 @@ _PIECE = 1 << 20  # bytes that a multipart upload takes at a time
 _AT_ONCE: dict[str, Any] = {"use_multipart": False}
 _MULTIPART: dict[str, Any] = {"use_multipart": True, "chunk_size": PART, "max_concurrency": ABREAST}
 _UNCONDITIONAL = ": 501", "NotImplemented", "required for conditional"  # of servers that know no such put
+_GIVEN_UP = 1000  # paths of puts that failed that are remembered
 _ENDS = 20  # an object may be published between the last listing and the lease's removal
 _PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9})m?)\.(0|[1-9][0-9]*)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -102,6 +104,9 @@ class ObjectConnector(BucketReader):
             **options,
         )
         self._own = OwnKeys()
+        self._given_up: collections.deque[str] = collections.deque(
+            maxlen=_GIVEN_UP
+        )  # paths of puts that failed
 
     def config(self) -> dict[str, Any]:
         return {"bucket": self.bucket, "prefix": self.prefix, **self._given}
@@ -133,8 +138,11 @@ class ObjectConnector(BucketReader):
         try:
             abreast(write, parts)
         except BaseException:
+            paths = [path for path, _ in parts]
             if size > PART:
-                self._undo([path for path, _ in parts])
+                self._undo(paths)
+            else:
+                self._given_up.extend(paths)
             raise
         return self._put(name, session)
 
@@ -150,12 +158,14 @@ class ObjectConnector(BucketReader):
         try:
             # A request that is dropped may have been heard: what it stores must be there to be removed.
             await abreast_async(write, parts, patience=self.connect_timeout)
-            if session != USER_SESSION:
+            if session != USER_SESSION and not self._given_up:
                 return f"{session}.{name}"
             return await asyncio.to_thread(self._put, name, session)  # once in a while it lists the bucket
         except BaseException as error:
-            if size > PART or isinstance(error, asyncio.CancelledError):
-                paths = [path for path, _ in parts]
+            paths = [path for path, _ in parts]
+            if size <= PART and not isinstance(error, asyncio.CancelledError):
+                self._given_up.extend(paths)
+            else:
                 undoing = asyncio.get_running_loop().run_in_executor(None, self._undo, paths)
                 await asyncio.wait([undoing], timeout=self.connect_timeout)
             raise
@@ -181,14 +191,19 @@ class ObjectConnector(BucketReader):
         return frames[0] if len(frames) == 1 else b"".join(frames), _AT_ONCE
 
     def _put(self, name: str, session: str) -> Key:
+        if self._given_up:
+            given_up, self._given_up = self._given_up, collections.deque(maxlen=_GIVEN_UP)
+            self._undo(list(given_up))
         key = f"{session}.{name}"
         if session == USER_SESSION:
             self._own.note([key], self._keys_of_users)
         return key
 
     def _undo(self, paths: Sequence[str]) -> None:
-        with contextlib.suppress(StoreError):  # else it goes with its session
+        try:
             self._remove(paths)
+        except StoreError:
+            self._given_up.extend(paths)  # for the next put
 
     def evict(self, key: Key) -> None:
         session, name, size = self._parse(key)
