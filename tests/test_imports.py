@@ -103,3 +103,16 @@ def test_engines_import_no_private_name_of_the_core():
     assert {source.name: list(private_imports(source)) for source in sources} == {
         source.name: [] for source in sources
     }
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    """Python names a module in its package once somebody has imported it."""
+    script = """
+import proxystore_core.sizeof
+from proxystore_core.sizeof import register_sizeof
+from proxystore_core import sizeof
+assert sizeof is proxystore_core.sizeof
+assert sizeof(b"bytes") < 100
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
