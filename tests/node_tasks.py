@@ -387,7 +387,12 @@ class TwoHostsTests:
         assert 190 < other.call(look, "sessions", self.url)[session] <= 200
         other.call(look, "renew", self.url, session, 300.0)
         assert [290 < host.call(look, "sessions", self.url)[session] <= 300 for host in hosts] == [True, True]
+        for seconds, host in zip((400.0, 500.0), hosts, strict=True):
+            assert host.call(look, "extend", self.url, session, seconds)
+            left = [host.call(look, "sessions", self.url)[session] for host in hosts]
+            assert seconds - 10 < min(left) <= max(left) <= seconds
         assert one.call(look, "end", self.url, session) == 2
+        assert [host.call(look, "extend", self.url, session, 100.0) for host in hosts] == [False, False]
         for host in hosts:
             assert [host.call(get, self.url, key) for key in keys] == [None, None]
             assert host.call(look, "sessions", self.url) == {}

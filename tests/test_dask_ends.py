@@ -144,7 +144,7 @@ def test_a_lease_that_is_shorter_than_another_clients(cluster, array, tmp_path):
     until(lambda: name not in connector.sessions())
 
 
-@pytest.mark.parametrize("url", ["shm://renewals", "memory://renewals"])
+@pytest.mark.parametrize("url", ["shm://renewals", "memory://renewals", "zmq://renewals"])
 def test_a_renewal_beside_the_end_brings_no_session_back(url):
     """A worker that was asked too long ago still renews while another ends the session."""
     connector = store_for(url).connector

@@ -294,6 +294,24 @@ class NodeConnector:
             members = bytes(self._client.ask(home, request())[1])
         self._tell(request, _places(members, place, home))
 
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`: the session's home knows whether it is over."""
+        check_lease(session, seconds, self.url)
+        here = self._node
+        place, home = here.process.enter(), self._home(session)
+        request = functools.partial(
+            Request, Operation.RENEW, self.name, session, text="extend", seconds=seconds
+        )
+        there = here.memory.extend(session, seconds)
+        if home is None or home == place:
+            members = members_of(here.process.directory, self.name, session)
+        else:
+            reply, data = self._client.ask(home, request())
+            there, members = reply.status is Status.DONE, bytes(data)
+        if there:
+            self._tell(request, _places(members, place, home))
+        return there
+
     def end(self, session: str) -> int:
         check_session(session, self.url)
         here = self._node

@@ -58,7 +58,7 @@ class Operation(enum.IntEnum):
     GET = 1  # a chunk of an object
     EXISTS = 2
     EVICT = 3
-    RENEW = 4  # a session's lease on that node
+    RENEW = 4  # a session's lease on that node; with a text only one that is there
     END = 5  # a session on that node
     JOIN = 6  # a session's home is told of another node with objects of it
     WAIT = 7  # until a reserved object is there

@@ -255,7 +255,11 @@ class NodeServer:
 
     def _renew(self, request: Request) -> tuple[Status, int, Buffer]:
         check_lease(request.session, request.seconds, request.space)
-        self._space(request).renew(request.session, request.seconds)
+        space = self._space(request)
+        if not request.text:
+            space.renew(request.session, request.seconds)
+        elif not space.extend(request.session, request.seconds):
+            return Status.MISSING, 0, b""
         return Status.DONE, 0, self._members(request)
 
     def _end(self, request: Request) -> tuple[Status, int, Buffer]:
