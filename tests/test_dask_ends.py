@@ -147,7 +147,8 @@ def test_a_lease_that_is_shorter_than_another_clients(cluster, array, tmp_path):
 @pytest.mark.parametrize("url", ["shm://renewals", "memory://renewals", "zmq://renewals"])
 def test_a_renewal_beside_the_end_brings_no_session_back(url):
     """A worker that was asked too long ago still renews while another ends the session."""
-    connector = store_for(url).connector
+    store = store_for(url)
+    connector = store.connector
     for number in range(50):
         connector.renew(f"other{number}", 600)
     with ThreadPoolExecutor(2) as executor:
@@ -160,6 +161,7 @@ def test_a_renewal_beside_the_end_brings_no_session_back(url):
             assert "s" not in connector.sessions()
     for number in range(50):
         connector.end(f"other{number}")
+    store.close()
 
 
 @pytest.mark.parametrize("side", ["worker", "client"])
