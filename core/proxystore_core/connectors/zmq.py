@@ -147,7 +147,8 @@ def _shake_hands(monitor: zmq.Socket[bytes], until: float) -> None:
             return
         if event & _REFUSED:
             raise RefusedError(
-                "no handshake: the server there has another secret than this process, or is no node server",
+                "no handshake: the server there has another secret than this process, is of another version, "
+                "or is no node server",
                 remedy="Give all hosts the same PROXYSTORE_NODE_SECRET or secret file (docs/node.md).",
             )
         raise UnreachableError("no connection: nobody listens there")
