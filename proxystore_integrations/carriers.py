@@ -22,6 +22,7 @@ from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
+from proxystore_integrations.arrays import lightened
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEEPEST, ByValue, load
 
@@ -313,7 +314,6 @@ class StoreFunction:
         self.terms = terms
         self.__name__ = name
         self.should_proxy = should_proxy
-        self.policy = _policy(0 if terms is None else terms.threshold)
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
@@ -359,8 +359,9 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
     """
     sent = _unpickled(pickled)
     result = sent.function(*args, **kwargs)  # type: ignore[misc]
-    if sent.policy.leaves((result,)) and ledger.book is None:
-        return result
+    terms = sent.terms
+    if terms is not None and ledger.book is None and _policy(terms.threshold).leaves((result,)):
+        return lightened((result,), terms.pickling)[0]
     return sent.outgoing(result, sent.function)
 
 

@@ -243,3 +243,13 @@ def write_into(array: Any, place: int) -> None:
 
 def same(value: Any) -> Any:
     return value
+
+
+def are_one(first: Any, second: Any) -> bool:
+    return first is second
+
+
+def about_array(array: Any) -> Any:
+    """All that a task can see of an array."""
+    flags = {name: array.flags[name] for name in ("C", "F", "WRITEABLE", "ALIGNED", "OWNDATA")}
+    return type(array), array.dtype, array.shape, array.strides, array.tobytes(), flags

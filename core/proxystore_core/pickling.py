@@ -7,7 +7,7 @@ import functools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from proxystore_core.reference import loaded_class
@@ -54,7 +54,7 @@ class Pickling(NamedTuple):
             elif self.mapped:
                 reducers[numpy.ndarray] = reducers[numpy.memmap] = _reduce_unmapped
         if self.multiprocessing:
-            reducers.update(dict.fromkeys(_passed_its_own_way(), _refuse))
+            reducers.update(dict.fromkeys(set(_passed_its_own_way()) - _USUAL, _refuse))
         if self.left:
             reducers.update(dict.fromkeys(self._left(), _leave))
         return reducers
@@ -64,7 +64,11 @@ class Pickling(NamedTuple):
         kind = type(array)
         if (self.left and kind in self._left()) or (self.mapped and _is_mapped(array)):
             return False
-        return not self.multiprocessing or kind not in _passed_its_own_way()
+        return not self.multiprocessing or kind in _USUAL or kind not in _passed_its_own_way()
+
+    def usual(self, kind: type) -> bool:
+        """Whether objects of exactly this type are pickled by what the type says, and nobody's reducer."""
+        return kind not in copyreg.dispatch_table and self.takes(kind)
 
     def _left(self) -> list[type]:
         found = [loaded_class(kind) if isinstance(kind, str) else kind for kind in self.left]
@@ -75,9 +79,9 @@ DEFAULT = Pickling(writable=pickle.DEFAULT_PROTOCOL < 5)
 """As with pickle's default protocol."""
 
 
-def _passed_its_own_way() -> set[type]:
+def _passed_its_own_way() -> Collection[type]:
     pickler = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
-    return set(getattr(pickler, "_extra_reducers", ())) - _USUAL
+    return getattr(pickler, "_extra_reducers", ())
 
 
 def _refuse(obj: Any) -> Any:

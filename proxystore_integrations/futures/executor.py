@@ -17,6 +17,7 @@ import msgspec
 from proxystore_core import ConfigurationError, Store, StoreError
 from proxystore_core.borrowing import alive
 from proxystore_core.insides import goes_by_name
+from proxystore_integrations.arrays import lightened
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
 from proxystore_integrations.dependents import may_hide_futures, store_futures
@@ -202,12 +203,13 @@ class StoreExecutor(CallExecutor):
             return super().submit(fn, *args, **kwargs)
         # No future of ours is small, nor what is seen to hold one: this call waits for no other. Options of
         # the executor's own are among kwargs here, as it takes them.
-        if not link.are_leaves(args, kwargs) and (
-            may_hide_futures(args, kwargs) or not link.are_small(args, kwargs)
-        ):
+        leaves = link.are_leaves(args, kwargs)
+        if not leaves and (may_hide_futures(args, kwargs) or not link.are_small(args, kwargs)):
             return super().submit(fn, *args, **kwargs)
         pickled = link.pickled(fn)
         if pickled is not None:
+            if leaves and not kwargs:
+                args = lightened(args, link.pickling)
             future = self.executor.submit(call_pickled, pickled, *args, **kwargs)
         elif link.is_light(fn):
             future = self.executor.submit(link.small(fn), *args, **kwargs)
