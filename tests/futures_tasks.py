@@ -245,10 +245,6 @@ def same(value: Any) -> Any:
     return value
 
 
-def are_one(first: Any, second: Any) -> bool:
-    return first is second
-
-
 def about_array(array: Any) -> Any:
     """All that a task can see of an array."""
     flags = {name: array.flags[name] for name in ("C", "F", "WRITEABLE", "ALIGNED", "OWNDATA")}
