@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -31,7 +31,7 @@ ARRAYS = some.arrays(
     ),
     some.array_shapes(min_dims=0, min_side=0),
 )
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "as it is": lambda array: array,
     "Fortran's order": np.asfortranarray,
     "transposed": lambda array: array.T,
