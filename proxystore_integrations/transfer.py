@@ -435,6 +435,9 @@ class Outgoing:
         sharing = self.sharing
         if sharing.closed:  # by another thread; the engine says what it says of a client that is closed
             return None
+        if not sharing.pickling.takes(type(value)):
+            self._not_stored(value, "cannot be serialized")
+            return None
         start = time.perf_counter()
         try:
             with progress.shown("storing", sizeof(value)):

@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxystore_integrations.carriers import NotDeliveredError
+from proxystore_core import serialize
+from proxystore_core.pickling import Pickling
+from proxystore_integrations.carriers import NotDeliveredError, Terms
 from proxystore_integrations.futures import StoreExecutor
 from proxystore_integrations.outgoing import outgoing_of
 from proxystore_integrations.testing import tasks as contract_tasks
@@ -87,6 +89,25 @@ def test_tensors_are_shared_where_multiprocessing_shares_them(executors: Any) ->
             assert float(tensor.sum()) == tasks.BIG
     tensor = executors[1].submit(tasks.tensor).result(WAIT)
     assert tensor.is_shared()
+
+
+def test_what_multiprocessing_passes_is_not_tried_first(executors: Any, monkeypatch: Any) -> None:
+    torch = pytest.importorskip("torch")
+    tried = []
+    pickled = serialize._pickled
+
+    def recorded(obj: Any, *how: Any) -> Any:
+        tried.append(type(obj))
+        return pickled(obj, *how)
+
+    monkeypatch.setattr(serialize, "_pickled", recorded)
+    assert executors[1].submit(tasks.kind, torch.zeros(tasks.BIG)).result(WAIT) == "Tensor"
+    executors[1].submit(tasks.kind, tasks.big()).result(WAIT)
+    assert torch.Tensor not in tried
+    own_way = Pickling(multiprocessing=True)
+    terms = Terms("nowhere://", "session", 1000, "raise", own_way, "")
+    tensor = torch.zeros(tasks.BIG)
+    assert terms.outgoing(tensor, tasks.tensor, "tensor", None) is tensor
 
 
 def test_connections_arrive(executors: Any) -> None:
