@@ -1,7 +1,7 @@
 """Which methods and functions change an object in place, as far as its class is known.
 
-Those of Python's own containers, NumPy, pandas and PyTorch are; nobody knows the methods of other classes,
-nor what is reached through an object (``p[0].append(1)``).
+Those of Python's own containers, NumPy, CuPy, pandas and PyTorch are; nobody knows the methods of other
+classes, nor what is reached through an object (``p[0].append(1)``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _METHODS = {
     ("collections", "deque"): f"{_SEQUENCE} appendleft extendleft popleft rotate",
     ("array", "array"): f"{_SEQUENCE} byteswap frombytes fromfile fromlist fromunicode",
     ("numpy", "ndarray"): "fill itemset partition put resize setfield setflags sort",
+    ("cupy", "ndarray"): "fill partition put scatter_add scatter_max scatter_min set sort",
     ("pandas", "DataFrame"): "insert isetitem pop update",
     ("pandas", "Series"): "pop update",
 }

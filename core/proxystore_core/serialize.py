@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import cloudpickle
 
 from proxystore_core import plain
+from proxystore_core.buffers import MAP_FROM, fresh_buffer
 from proxystore_core.connectors.base import Buffer
 from proxystore_core.errors import CorruptError, RefusedError, SerializationError, StoreError
 from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, KIND_PLAIN, pack, unpack
@@ -295,15 +296,31 @@ def _by_value(chunks: _Chunks) -> bool:
 
 def _reducers() -> Mapping[type, Reducer]:
     """How to reduce types whose own way copies; only of libraries that are in use."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return {} if tensor is None else {tensor: _reduce_tensor}
+    found: dict[type, Reducer] = {}
+    for library, name, reduce in (("torch", "Tensor", _reduce_tensor), ("cupy", "ndarray", _reduce_cupy)):
+        kind = getattr(sys.modules.get(library), name, None)
+        if kind is not None and kind not in copyreg.dispatch_table:
+            found[kind] = reduce
+    return found
+
+
+def _reduce_cupy(array: Any) -> Any:
+    """As CuPy does, with a large one copied into memory whose pages may be paid for."""
+    if array.nbytes < MAP_FROM or array.dtype.hasobject:
+        return array.__reduce_ex__(5)
+    numpy, cupy = sys.modules["numpy"], sys.modules["cupy"]
+    on_host = numpy.frombuffer(fresh_buffer(array.nbytes), array.dtype).reshape(array.shape)
+    return cupy.array, (array.get(out=on_host),)
 
 
 def _reduce_tensor(tensor: Any) -> Any:
-    """Reduce a plain dense tensor to the bytes it covers, of any dtype; leave others to torch."""
+    """Reduce a plain dense tensor to the bytes it covers, of any dtype; leave others to torch.
+
+    One of a GPU is copied to the host once; torch's own way writes it to a file in memory, and that to bytes.
+    """
     torch = sys.modules["torch"]
     if (
-        tensor.device.type != "cpu"
+        tensor.device.type not in ("cpu", "cuda")
         or tensor.layout is not torch.strided
         or not tensor.numel()
         or tensor.is_quantized
@@ -320,20 +337,29 @@ def _reduce_tensor(tensor: Any) -> Any:
         return tensor.__reduce_ex__(5)
     size = tensor.numel() * tensor.element_size()
     start = tensor.storage_offset() * tensor.element_size()
-    flat = torch.empty(0, dtype=torch.uint8, device="cpu").set_(
-        tensor.untyped_storage(), start, (size,), (1,)
-    )
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    buffer = pickle.PickleBuffer(flat.numpy())
-    return _rebuild_tensor, (buffer, tensor.dtype, shape, strides, tensor.requires_grad)
+    storage = tensor.untyped_storage()
+    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, start, (size,), (1,))
+    given = tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad
+    if tensor.device.type == "cpu":
+        return _rebuild_tensor, (pickle.PickleBuffer(flat.numpy()), *given)
+    on_host = torch.frombuffer(fresh_buffer(size), dtype=torch.uint8).copy_(flat)
+    location = torch.serialization.location_tag(storage)
+    return _rebuild_tensor, (pickle.PickleBuffer(on_host.numpy()), *given, location)
 
 
 def _rebuild_tensor(
-    buffer: Buffer, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], requires_grad: bool
+    buffer: Buffer,
+    dtype: Any,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: bool,
+    location: str = "cpu",
 ) -> Any:
     torch = importlib.import_module("torch")
     storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
-    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
+    if location != "cpu":  # as torch.load does, which raises where there is no such device
+        storage = torch.serialization.default_restore_location(storage, location)
+    tensor = torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape, strides)
     return tensor.requires_grad_(requires_grad)
 
 
