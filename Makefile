@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-parsl demo-ray test chaos contracts fuzz audit lowest lint format bench soak clean
+.PHONY: help demo demo-parsl demo-ray test chaos contracts fuzz gpu audit lowest lint format bench soak clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -29,6 +29,9 @@ contracts: $(VENV)/.dev ## run all of every engine's contract on every store, or
 
 fuzz: $(VENV)/.dev ## what reads others' bytes, ten minutes each, side by side
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py -rP $(ARGS)
+
+gpu: $(VENV)/.dev ## values on a GPU, bare and with a store: needs one, and PyTorch for it; CuPy, JAX and Numba where they are
+	$(BIN)/python -m pytest -n 0 tests/on_gpu.py $(ARGS)
 
 audit: $(VENV)/.dev ## known vulnerabilities of what is installed, of the package index or what ARGS names; fails where it knows nothing
 	$(BIN)/python -m pip install --quiet pip-audit
