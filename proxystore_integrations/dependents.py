@@ -118,6 +118,10 @@ class Search:
         self._kwargs = kwargs
         self._left = 0
         self._holders: set[int] = set()  # containers with futures in them, by id
+        self._found: set[int] = set()  # futures, by id
+        self._made: dict[int, Any] = {}  # containers with results in them, by the old one's id
+        self._begun: set[int] = set()  # those that are not filled yet
+        self._circular = self._plain = False
         for given in args, kwargs:
             for value in given.values() if isinstance(given, dict) else given:
                 self._left = _ITEMS
@@ -127,15 +131,23 @@ class Search:
     def results(self) -> tuple[Any, dict[str, Any]]:
         """The arguments with results in place of futures, as they came: stored ones as references.
 
+        A container that is in several places is one there, too; where one holds itself, results are plain.
+
         Raises:
             Exception: that of a call which failed.
         """
-        return self._filled(self._args), self._filled(self._kwargs)
+        filled = self._filled(self._args), self._filled(self._kwargs)
+        if self._circular:  # a task's worker fills in none that holds itself
+            self._made.clear()
+            self._plain = True
+            filled = self._filled(self._args), self._filled(self._kwargs)
+        return filled
 
     def _find(self, value: Any, depth: int) -> bool:
         kind = type(value)
         if issubclass(kind, StoreFuture):
             self.futures.append(value)
+            self._found.add(id(value))
             return True
         if not depth or kind not in _CONTAINERS:
             return False
@@ -151,12 +163,26 @@ class Search:
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, StoreFuture):
-            return value.carried() if value in self.futures else value
+            if id(value) not in self._found:
+                return value
+            return value.result() if self._plain else value.carried()
         if id(value) not in self._holders:
             return value
-        if type(value) is dict:
-            return {key: self._filled(item) for key, item in value.items()}
-        return type(value)(self._filled(item) for item in value)
+        if id(value) in self._made:
+            self._circular = self._circular or id(value) in self._begun
+            return self._made[id(value)]
+        kind = type(value)
+        if kind is tuple:
+            items = tuple(self._filled(item) for item in value)
+            return self._made.setdefault(id(value), items)  # it may be in what it holds
+        made = self._made[id(value)] = kind()
+        self._begun.add(id(value))
+        if kind is dict:
+            made.update((key, self._filled(item)) for key, item in value.items())
+        else:
+            made.extend(self._filled(item) for item in value)
+        self._begun.remove(id(value))
+        return made
 
 
 def when_done(futures: list[StoreFuture], then: Callable[[BaseException | None], None]) -> None:

@@ -240,6 +240,27 @@ def test_a_result_far_down_in_containers(executors: Any) -> None:
     assert len(executors[1].submit(contract_tasks.places, nested).result(WAIT)) == 7
 
 
+@pytest.mark.parametrize("big", [True, False])
+def test_containers_of_futures_in_several_places(big: bool, executors: Any) -> None:
+    executor, large = executors[1], tasks.big()
+    value = large if big else 1
+    future = executor.submit(tasks.same, value)
+
+    def places(of: Any) -> list[Any]:
+        items, cyclic, inside = [of], [of], {"of": of, "in": []}
+        cyclic.append(cyclic)
+        inside["in"].append(inside)
+        pair = ([of],)
+        pair[0].append(pair)
+        return [[items, [items], items], [cyclic, {"a": cyclic}], [inside], [pair, pair], [of, [of]]]
+
+    for given, expected in zip(places(future), places(value), strict=True):
+        assert executor.submit(tasks.shape_of, *given).result(WAIT) == tasks.shape_of(*expected)
+        assert executor.submit(tasks.shape_of, given[0], a=given).result(WAIT) == tasks.shape_of(
+            expected[0], a=expected
+        )
+
+
 def test_data_frames_of_one_index_are_stored_apart(executors: Any) -> None:
     frame = pd.DataFrame({"a": tasks.big(), "b": tasks.big()})
     frame.index = pd.Index([f"row {number}" for number in range(len(frame))])
