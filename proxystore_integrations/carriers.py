@@ -270,7 +270,7 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
             if ledger.book is not None and type(result) is not Proxy:
                 ledger.book.small(self.engine, result, self.threshold)
             return result
-        if not self.pickling.takes(type(result)):
+        if not self.pickling.takes_kind(type(result)):
             return result
         start = time.perf_counter()
         if should_proxy is not None and not should_proxy(result):

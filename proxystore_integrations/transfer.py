@@ -435,7 +435,7 @@ class Outgoing:
         sharing = self.sharing
         if sharing.closed:  # by another thread; the engine says what it says of a client that is closed
             return None
-        if not sharing.pickling.takes(type(value)):
+        if not sharing.pickling.takes_kind(type(value)):
             self._not_stored(value, "cannot be serialized")
             return None
         start = time.perf_counter()

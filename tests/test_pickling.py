@@ -57,6 +57,13 @@ def test_what_multiprocessing_passes_in_its_own_way() -> None:
     assert again([len, [].append], Pickling(multiprocessing=True))[0] is len
 
 
+def test_arrays_that_the_engine_has_a_reducer_for_are_not_usual() -> None:
+    assert Pickling(multiprocessing=True).usual(np.ndarray)
+    assert not Pickling(left=(np.ndarray,)).usual(np.ndarray)
+    assert not Pickling(left=("numpy:ndarray",)).usual(np.ndarray)
+    assert Pickling(left=(Thing,)).usual(np.ndarray)
+
+
 class Thing:
     pass
 

@@ -61,14 +61,17 @@ class Pickling(NamedTuple):
 
     def takes(self, array: Any) -> bool:
         """Whether an array of numpy's is not refused."""
-        kind = type(array)
-        if (self.left and kind in self._left()) or (self.mapped and _is_mapped(array)):
+        return self.takes_kind(type(array)) and not (self.mapped and _is_mapped(array))
+
+    def takes_kind(self, kind: type) -> bool:
+        """Whether objects of exactly this type are not refused for that."""
+        if self.left and kind in self._left():
             return False
         return not self.multiprocessing or kind in _USUAL or kind not in _passed_its_own_way()
 
     def usual(self, kind: type) -> bool:
         """Whether objects of exactly this type are pickled by what the type says, and nobody's reducer."""
-        return kind not in copyreg.dispatch_table and self.takes(kind)
+        return kind not in copyreg.dispatch_table and self.takes_kind(kind)
 
     def _left(self) -> list[type]:
         found = [loaded_class(kind) if isinstance(kind, str) else kind for kind in self.left]
