@@ -84,6 +84,8 @@ class CallExecutor(Executor):
         return end_with(self._submit(fn, args, kwargs), borrowed)
 
     def _submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        if self._shut and self._waiting:  # for these the engine's own executor is open still
+            raise RuntimeError("cannot schedule new futures after shutdown")
         options = self._options_among(kwargs)
         search = Search(args, kwargs) if may_hold_futures(args, kwargs) else None
         if search is None or not search.futures:

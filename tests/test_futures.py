@@ -39,8 +39,8 @@ from proxystore_core import ConfigurationError, Store
 from proxystore_core.insides import goes_by_name
 from proxystore_integrations.dependents import Search
 from proxystore_integrations.futures import StoreExecutor, StoreFuture
-from proxystore_integrations.futures.executor import THRESHOLD
 from proxystore_integrations.testing.tasks import wait_for
+from proxystore_integrations.tuned import POOLS
 
 WAIT = 60
 
@@ -300,6 +300,17 @@ def test_into_another_pool_that_outlives_this_one(executor: StoreExecutor, tmp_p
 # Ends.
 
 
+def test_nothing_is_submitted_after_the_end_though_calls_still_wait() -> None:
+    executor = StoreExecutor(pool())
+    first = executor.submit(tasks.slow, np.ones(1), 1.0)
+    later = executor.submit(tasks.add, first)
+    executor.shutdown(wait=False)
+    for argument in (1, np.ones(tasks.BIG)):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(tasks.same, argument)
+    assert later.result(WAIT) == first.result(WAIT) + 1
+
+
 def test_results_can_be_read_after_the_end() -> None:
     with StoreExecutor(pool()) as executor:
         link = executor._link
@@ -393,7 +404,7 @@ def test_a_client_that_exits_or_is_killed(how: str, tmp_path: Path) -> None:
 def test_settings_are_those_of_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROXYSTORE_THRESHOLD")
     with StoreExecutor(pool(1)) as executor:
-        assert executor._link.settings.threshold == THRESHOLD
+        assert executor._link.settings.threshold == POOLS
     monkeypatch.setenv("PROXYSTORE_THRESHOLD", "1 MB")
     with StoreExecutor(pool(1)) as executor:
         assert executor._link.settings.threshold == 1_000_000

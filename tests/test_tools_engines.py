@@ -205,7 +205,7 @@ def links() -> dict[str, Any]:
 def test_auto_is_what_was_measured_with_the_very_engine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PROXYSTORE_THRESHOLD", "auto")
-    assert {link.policy.threshold for name, link in links().items()} == {100_000, 500_000}  # the defaults
+    assert {link.policy.threshold for name, link in links().items()} == {100_000, 1_500_000}  # the defaults
     names = sorted(links())
     for number, name in enumerate(names, 1):
         tuned.remember("shm://", name, number * 1000)
@@ -214,7 +214,7 @@ def test_auto_is_what_was_measured_with_the_very_engine(monkeypatch, tmp_path):
         name: number * 1000 for number, name in enumerate(names, 1)
     }
     # Where the store won at no size, what is as large as those goes the engine's way.
-    for largest, threshold in ((20_000_000, 40_000_000), (1000, 500_000)):
+    for largest, threshold in ((20_000_000, 40_000_000), (1000, 1_500_000)):
         tuned.remember("shm://", "dask", None, {"arguments": [tuned.Point(largest, 1.0, 2.0)]})
         assert links()["dask"].policy.threshold == threshold
 

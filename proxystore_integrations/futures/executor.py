@@ -25,11 +25,9 @@ from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.settings import Settings
+from proxystore_integrations.tuned import POOLS
 
-__all__ = ["THRESHOLD", "StoreExecutor"]
-
-THRESHOLD = 500_000
-"""Default size in bytes from which the store beats a pool's own pipes (see benchmarks/results)."""
+__all__ = ["StoreExecutor"]
 
 
 _SENT = 1000
@@ -104,7 +102,7 @@ class StoreExecutor(CallExecutor):
     Args:
         executor: any executor. Thread pools are handed objects as they are; nothing is stored.
         store: URL of the store, or an open `Store`.
-        threshold: size from which a value goes through the store, bytes or ``"1 MB"``; 500 kB where nothing
+        threshold: size from which a value goes through the store, bytes or ``"1 MB"``; 1.5 MB where nothing
             says otherwise, since pools are fast below.
         should_proxy: a function of a value, picklable, which may keep large ones out of the store.
         is_local: whether workers are threads of this process; known for the usual executors.
@@ -153,7 +151,7 @@ class StoreExecutor(CallExecutor):
         )
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
-            loaded = msgspec.structs.replace(loaded, threshold=THRESHOLD)
+            loaded = msgspec.structs.replace(loaded, threshold=POOLS)
         self.chunked = not self.kind.is_local
         super().__init__(FuturesLink(loaded, given, self.kind))
         self._link.should_proxy = should_proxy
@@ -199,7 +197,7 @@ class StoreExecutor(CallExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
         link = self._link
-        if alive or self.kind.is_local:
+        if alive or self.kind.is_local or self._shut:
             return super().submit(fn, *args, **kwargs)
         # No future of ours is small, nor what is seen to hold one: this call waits for no other. Options of
         # the executor's own are among kwargs here, as it takes them.
