@@ -486,12 +486,22 @@ def _special(p: Proxy[Any], name: str) -> Any:
         return lambda: _show(repr(p))
     if name == "_ipython_key_completions_" and not is_resolved(p):
         return list  # none: else it asks the object for its keys
+    if name == "__jax_array__" and _is_of_jax(p):
+        return lambda: p.__proxy_target__
     if name == "__proxy_factory__" or name in _HIDDEN or not (is_resolved(p) or _worth_loading(p, name)):
         raise AttributeError(f"{type(p).__name__!r} object has no attribute {name!r}", name=name, obj=None)
     target = p.__proxy_target__
     value = getattr(target, name)
     # issubclass(p, C) climbs from the bases of p and would miss p's target itself.
     return (target,) if name == "__bases__" and isinstance(target, type) else value
+
+
+def _is_of_jax(p: Proxy[Any]) -> bool:
+    """Whether JAX takes the target for an array as it is: a proxy has to be asked for it."""
+    kind = type(p.__proxy_target__) if is_resolved(p) else _known_class(p)
+    return any(
+        (base.__module__, base.__qualname__) == ("jax", "Array") for base in getattr(kind, "__mro__", ())
+    )
 
 
 def _show(text: str) -> None:
