@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from proxystore_core import Session, Sharing, Store, StoreError, forks
+from proxystore_core import Session, Sharing, Store, StoreError
 from proxystore_core.connectors.base import leased, place_of
 from proxystore_core.pickling import Pickling
 from proxystore_core.secret import Secret
@@ -159,7 +159,7 @@ class Link:
     def reached(self) -> bool:
         """Whether there is a session and every worker reaches its store; says so once if one does not."""
         session = self._session
-        if session is None or session.owner != forks.process:  # not `is_open`: every call asks this
+        if session is None or not session.owned:  # not `is_open`: every call asks this
             return False
         if self.elsewhere:
             worker, reason = next(iter(self.elsewhere.items()))

@@ -108,6 +108,7 @@ def test_a_reducer_that_somebody_has_registered_is_asked(monkeypatch: pytest.Mon
         assert lightened(values, pools) is values
         assert lightened(values, DEFAULT) is not values
     assert lightened(values, Pickling(left=(np.ndarray,))) is values
+    assert lightened(values, Pickling(mapped=True)) is values
     assert lightened(values, Pickling(left=("numpy:ndarray",))) is values
 
 

@@ -45,9 +45,6 @@ class Session:
         lease: seconds after which a session that nobody renews is dead; renewed four times as often.
         name: unique name; made up when not given.
 
-    Attributes:
-        owner: number of the process that it belongs to.
-
     Raises:
         ConfigurationError: the lease is no positive number of seconds.
         StoreError: the connector cannot be reached, or refuses the name.
@@ -61,7 +58,7 @@ class Session:
         self.name = name or new_session(connector)
         self.lease = lease
         self.connector = connector
-        self.owner = forks.process
+        self._owner = forks.process
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         keeper = leased(connector)
@@ -81,7 +78,7 @@ class Session:
     @property
     def owned(self) -> bool:
         """Whether this process is the session's owner (and not a fork of it)."""
-        return self.owner == forks.process
+        return self._owner == forks.process
 
     def release(self) -> None:
         """Renew no more, and leave the objects to whoever else renews the lease."""

@@ -70,8 +70,8 @@ class Pickling(NamedTuple):
         return not self.multiprocessing or kind in _USUAL or kind not in _passed_its_own_way()
 
     def usual(self, kind: type) -> bool:
-        """Whether objects of exactly this type are pickled by what the type says, and nobody's reducer."""
-        return kind not in copyreg.dispatch_table and self.takes_kind(kind)
+        """Whether arrays of exactly this type are pickled by what the type says, and nobody's reducer."""
+        return not self.mapped and kind not in copyreg.dispatch_table and self.takes_kind(kind)
 
     def _left(self) -> list[type]:
         found = [loaded_class(kind) if isinstance(kind, str) else kind for kind in self.left]
