@@ -151,7 +151,7 @@ def die(data):
 if __name__ == "__main__":
     with ProcessPoolExecutor(1) as pool:
         try:
-            pool.submit(die, bytes(1_000_000)).result()
+            pool.submit(die, bytes(2_000_000)).result()
         except BrokenProcessPool:
             print("broken")
 """
