@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
+from waiting import until
 
 from proxystore_core import Store, maps
 from proxystore_core.maps import map_fresh, map_private
@@ -417,3 +419,41 @@ def test_fresh_memory_is_one_readers_at_a_time(known_size: int) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.fixture
+def heavy_files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"heavy {number}" for number in range(6)]
+    for path in paths:
+        with path.open("wb") as file:
+            file.truncate(maps._HEAVY)
+    return paths
+
+
+def test_a_heavy_map_is_undone_by_a_thread_of_its_own(heavy_files: list[Path]) -> None:
+    path = heavy_files[0]
+    view = mapped(path)
+    assert held(path) == 1
+    assert "proxystore-unmap" in {thread.name for thread in threading.enumerate()}
+    del view
+    until(lambda: not held(path))
+
+
+def test_not_many_wait_for_that(heavy_files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "_leaving", SimpleQueue())  # nobody comes to it
+    monkeypatch.setattr(maps, "_undoing", True)
+    for path in heavy_files:
+        mapped(path)
+    assert [held(path) for path in heavy_files] == [1, 1, 1, 1, 0, 0]
+
+    def child() -> None:
+        assert not any(map(held, heavy_files))
+        view = mapped(heavy_files[0])
+        assert held(heavy_files[0]) == 1
+        del view
+        until(lambda: not held(heavy_files[0]))
+
+    in_fork(child)
+    assert [held(path) for path in heavy_files] == [1, 1, 1, 1, 0, 0]
+    maps._undo_leaving()
+    assert not any(map(held, heavy_files))

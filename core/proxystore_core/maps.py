@@ -11,6 +11,9 @@ Fresh memory is used again in the same way by who asks for as much as was asked 
 to fill for the first time, and ten times that in a virtual machine that gives free memory back to its host.
 One such map is kept at a time, for three seconds or four; up to 32 MB, which malloc would keep for good, for
 half a minute.
+
+The last map of a file that is evicted frees its pages: 100 MB take 24 ms, and longer than their copy took. A
+thread of its own does that, not the one that happens to drop an array.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from proxystore_core import forks
@@ -51,6 +55,8 @@ _MODEST: Final = 32 << 20  # bytes
 _REMEMBERED: Final = 64  # files, and sizes of fresh memory
 _MOST: Final = 256 << 20  # bytes of fresh memory that may be kept
 _GRAIN: Final = 64 << 10  # bytes: sizes that differ by less are one
+_HEAVY: Final = 4 << 20  # bytes from which a map is undone in the background
+_WAITING: Final = 4  # maps that may wait for it: more would keep the memory of what is long gone
 _HUGE: Final = 14  # MADV_HUGEPAGE
 _ENTRY: Final = 8  # bytes of a page's entry in a pagemap, little endian
 _OURS: Final = bytes(
@@ -66,6 +72,9 @@ _known: OrderedDict[Place, None] = OrderedDict()  # mapped lately
 # Changed by finalizers, which run wherever the interpreter pleases: by single operations, without a lock.
 _kept: dict[Place, tuple[int, float]] = {}  # address, and since when nobody has had it
 _dropping = False  # whether a thread takes back what is kept
+# Unlike Queue.put, SimpleQueue.put may be interrupted by a destructor that puts as well.
+_leaving: SimpleQueue[tuple[int, int]] = SimpleQueue()  # addresses and sizes of what that thread is to undo
+_undoing = False  # whether there is a thread that does
 
 
 def map_private(fd: int, status: os.stat_result) -> memoryview:
@@ -106,6 +115,8 @@ def map_fresh(size: int) -> memoryview:
 
 def _map(place: Place, fd: int, size: int) -> memoryview:
     array_type = ctypes.c_ubyte * size  # checks the size, which the call of mmap does not
+    if size >= _HEAVY:
+        _start_undoing()
     known = place in _known
     kept = _kept.pop(place, None) if known else None
     address = _mapped(fd, size) if kept is None else kept[0]
@@ -129,6 +140,7 @@ def _mapped(fd: int, size: int) -> int:
     if not fresh and len(_maps) >= _most_maps():
         for place in list(_kept):
             _drop(place)
+        _undo_leaving()
         if len(_maps) >= _most_maps():
             raise OSError(errno.ENOMEM, f"{len(_maps)} objects are mapped already: see vm.max_map_count")
     libc = _libc()
@@ -154,13 +166,13 @@ def _released(place: Place | None, address: int, size: int, faults: Faults | Non
         faults: before anybody had it; None where that is not known.
     """
     if place is None or not _dropping or not _is_worth_keeping(place, address, size, faults):
-        _unmap(address, size)
+        _unmap_soon(address, size)
         return
     if place[0] < 0:
         _drop_fresh()
     mine = address, time.monotonic()
     if _kept.setdefault(place, mine) is not mine:
-        _unmap(address, size)
+        _unmap_soon(address, size)
     elif not _dropping:  # it has ended in between, and has not seen this one
         _drop(place)
 
@@ -219,6 +231,37 @@ def _unmap(address: int, size: int) -> None:
     _libc().munmap(address, size)
 
 
+def _unmap_soon(address: int, size: int) -> None:
+    """Undo a map, in the background where that takes long. May run in the middle of anything."""
+    if size >= _HEAVY and _undoing and _leaving.qsize() < _WAITING:
+        _leaving.put((address, size))
+    else:
+        _unmap(address, size)
+
+
+def _start_undoing() -> None:
+    global _undoing
+    if not _undoing:
+        _undoing = True  # two threads at once start two, which share the work
+        try:
+            threading.Thread(target=_undo, args=(_leaving,), name="proxystore-unmap", daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or may have no more threads
+            _undoing = False
+            _undo_leaving()
+
+
+def _undo(leaving: SimpleQueue[tuple[int, int]]) -> None:
+    while True:
+        _unmap(*leaving.get())
+
+
+def _undo_leaving() -> None:
+    """Undo now what the thread has not come to."""
+    with contextlib.suppress(Empty):
+        while True:
+            _unmap(*_leaving.get_nowait())
+
+
 def _drop(place: Place) -> None:
     kept = _kept.pop(place, None)
     if kept is not None:
@@ -261,8 +304,10 @@ def _unused(place: Place) -> float:
 @forks.in_child
 def _forget() -> None:
     """The child has no thread that takes back what is kept."""
-    global _dropping
-    _dropping = False
+    global _dropping, _leaving, _undoing
+    _dropping = _undoing = False
+    _undo_leaving()
+    _leaving = SimpleQueue()
     for place in list(_kept):
         _drop(place)
 
