@@ -10,7 +10,7 @@ import pickle
 import sys
 from typing import Any
 
-from proxystore_core.pickling import Pickling
+from proxystore_core.pickling import Pickling, is_of_numbers
 
 __all__ = ["SmallArray", "lightened"]
 
@@ -58,13 +58,10 @@ def lightened(values: tuple[Any, ...], pickling: Pickling) -> tuple[Any, ...]:
     if found < 0:
         return values
     array = values[found]
-    dtype = array.dtype
     if (
         not array.flags.carray  # aligned and writable, in C's order
         or not array.size
-        or dtype.isbuiltin != 1
-        or dtype.kind not in "biufc"
-        or dtype.metadata is not None
+        or not is_of_numbers(array.dtype)
         or not pickling.usual(ndarray)
     ):
         return values

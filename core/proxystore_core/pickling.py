@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from proxystore_core.reference import loaded_class
 
-__all__ = ["DEFAULT", "Pickling", "Reducer"]
+__all__ = ["DEFAULT", "Pickling", "Reducer", "is_of_numbers"]
 
 Reducer: TypeAlias = Callable[[Any], Any]
 
@@ -80,6 +80,11 @@ class Pickling(NamedTuple):
 
 DEFAULT = Pickling(writable=pickle.DEFAULT_PROTOCOL < 5)
 """As with pickle's default protocol."""
+
+
+def is_of_numbers(dtype: Any) -> bool:
+    """Whether a data type of numpy's is one of plain numbers, in this machine's order: its code tells all."""
+    return dtype.isbuiltin == 1 and dtype.kind in "biufc" and dtype.metadata is None
 
 
 def _passed_its_own_way() -> Collection[type]:

@@ -23,7 +23,7 @@ from proxystore_core.connectors.base import Buffer
 from proxystore_core.errors import CorruptError, RefusedError, SerializationError, StoreError
 from proxystore_core.frames import KIND_CUSTOM, KIND_PICKLE, KIND_PLAIN, pack, unpack
 from proxystore_core.memos import remember
-from proxystore_core.pickling import Pickling, Reducer
+from proxystore_core.pickling import Pickling, Reducer, is_of_numbers
 
 __all__ = ["IN_BAND", "Deserializer", "Serializer", "deserialize", "serialize", "undo_if_it_fails"]
 
@@ -180,7 +180,7 @@ def _plain_array(obj: Any, pickling: Pickling) -> tuple[str, tuple[int, ...], bo
     if not pickling.takes(obj):
         return None
     dtype, flags = obj.dtype, obj.flags
-    if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or dtype.metadata is not None:
+    if not is_of_numbers(dtype):
         return None
     if obj.nbytes < IN_BAND or not flags.c_contiguous:
         return None
