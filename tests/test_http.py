@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from proxystore_core.connectors.http import HTTPConnector
 from proxystore_core.errors import ConfigurationError, StoreError
+from proxystore_core.recipe import open_connector
 
 KEY = f"user.{'a' * 20}"  # of a file store: it does not tell the size
 MEBIBYTE = 1 << 20
@@ -78,6 +80,13 @@ def test_less_comes_than_was_announced():
         for get in gets(HTTPConnector(url, deadline=1, connect_timeout=0.5)):
             with pytest.raises(StoreError):
                 get()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/files?deadline=2", "https://127.0.0.1:9/files"])
+def test_it_is_pickled_as_its_url(url):
+    connector = open_connector(url)
+    again = pickle.loads(pickle.dumps(connector))
+    assert (type(again), again.config(), again.url) == (type(connector), connector.config(), connector.url)
 
 
 def test_no_password_in_the_address():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import string
 import sys
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from proxystore_core import recipe as recipes
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.memory import MemoryConnector
+from proxystore_core.connectors.redis import RedisConnector
 from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import ConfigurationError, MissingExtraError, StoreError
 from proxystore_core.recipe import (
@@ -211,6 +215,26 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
         connector_class("absent")
     assert isinstance(caught.value.__cause__, ImportError)
     assert isinstance(caught.value, StoreError)
+
+
+class Other(FileConnector):
+    """Answers to no scheme of its own."""
+
+
+def test_a_connector_is_pickled_as_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "_registered", {})
+    for kind in (FileConnector, Other):
+        again = pickle.loads(pickle.dumps(kind(tmp_path, grace=3)))
+        assert type(again) is kind
+        assert again.config() == {"store_dir": str(tmp_path), "grace": 3.0}
+    with_password = RedisConnector("redis.invalid", password="sesame")
+    text = pickle.dumps(with_password)
+    assert b"sesame" not in text
+    assert pickle.loads(text).url == copy.copy(with_password).url == "redis://redis.invalid:6379"
+    # As with a proxy: who lacks the library is told what to install.
+    monkeypatch.setitem(recipes._SHIPPED, "redis", "no_such_library.connector:Absent")
+    with pytest.raises(MissingExtraError, match="pip install"):
+        pickle.loads(text)
 
 
 # Functions by name.

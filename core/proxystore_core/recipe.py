@@ -8,6 +8,7 @@ are, so that a process without the secret neither takes nor stores what is not (
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -29,6 +30,7 @@ __all__ = [
     "imported",
     "named",
     "open_connector",
+    "opener",
     "register_connector",
 ]
 
@@ -149,6 +151,17 @@ def open_connector(url: str) -> Connector:
             raise
         raise ConfigurationError(f"{redact(url)!r} does not describe a store: {error}") from error
     return connector
+
+
+def opener(kind: type[Connector]) -> Callable[[str], Connector]:
+    """What opens a connector of this class from its URL, in whatever process.
+
+    The class of a known scheme is found by that: who lacks its library is told what to install.
+    """
+    with contextlib.suppress(ConfigurationError):
+        if connector_class(kind.schemes[0]) is kind:
+            return open_connector
+    return kind.from_url
 
 
 def _entry_points() -> dict[str, str]:

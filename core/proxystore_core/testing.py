@@ -262,6 +262,22 @@ class ConnectorContract(LeasedContract, DeferredContract, AwaitedContract):
         assert connector.url.partition("://")[0] == connector.schemes[0]
         pickle.dumps(connector.config())
 
+    def test_what_is_pickled_is_what_opens_an_equal_connector(self, connector: Connector) -> None:
+        key = connector.put([b"data"])
+        text = pickle.dumps(connector)
+        other = pickle.loads(text)
+        assert type(other) is type(connector)
+        assert other.url == connector.url
+        assert other.config() == connector.config()
+        assert other.get(key) == b"data"
+        other.close(clear=True)  # it owns nothing that another has put
+        assert connector.get(key) == b"data"
+        if self.process_local:
+            with pytest.raises(UnreachableError):
+                in_new_process(testing_elsewhere.get_with, connector, [key])
+        else:
+            assert in_new_process(testing_elsewhere.get_with, connector, [key]) == [b"data"]
+
     def test_url_with_an_unknown_parameter(self, connector: Connector) -> None:
         url = connector.url
         with pytest.raises(ConfigurationError, match="no_such_parameter"):

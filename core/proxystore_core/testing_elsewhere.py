@@ -9,7 +9,7 @@ from typing import Any
 
 from proxystore_core.connectors.base import Key
 
-__all__ = ["get", "main", "put", "put_for_ever", "set_for_ever", "set_once", "wait"]
+__all__ = ["get", "get_with", "main", "put", "put_for_ever", "set_for_ever", "set_once", "wait"]
 
 
 def main(function: str) -> str:
@@ -24,7 +24,10 @@ from {__name__} import {function}
 
 
 def get(kind: type[Any], url: str, keys: Sequence[Key]) -> list[bytes | None]:
-    connector = kind.from_url(url)
+    return get_with(kind.from_url(url), keys)
+
+
+def get_with(connector: Any, keys: Sequence[Key]) -> list[bytes | None]:
     found = [connector.get(key) for key in keys]
     connector.close()
     return [None if data is None else bytes(data) for data in found]

@@ -21,6 +21,7 @@ __all__ = [
     "Awaited",
     "Batched",
     "Buffer",
+    "ByURL",
     "Connector",
     "Deferred",
     "Held",
@@ -190,6 +191,19 @@ class Connector(Protocol):
             clear: also evict what this connector instance put into the user session.
         """
         ...
+
+
+class ByURL:
+    """What pickles a connector as its URL, as a store is by its recipe: each of ours derives from it.
+
+    Whoever unpickles it opens an equal one, with the credentials and settings of his own process.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from proxystore_core.recipe import opener  # which imports this module
+
+        mine = cast(Connector, self)
+        return opener(type(mine)), (mine.url,)
 
 
 @runtime_checkable

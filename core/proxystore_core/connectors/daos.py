@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import pydaos
 
 from proxystore_core.buffers import fresh_buffer
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import tally
@@ -66,7 +66,7 @@ _MEANT = {
 }
 
 
-class DAOSConnector:
+class DAOSConnector(ByURL):
     """Keeps objects in a container; ``daos://pool/container``.
 
     Nothing is opened before the first operation. pydaos holds Python's global lock while it waits, and has

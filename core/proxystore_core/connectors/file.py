@@ -25,6 +25,7 @@ from proxystore_core.buffers import read_file, write_file
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    ByURL,
     Held,
     Key,
     check_lease,
@@ -51,7 +52,7 @@ _UNWRITTEN = 24 * 3600.0  # seconds after which nobody goes on writing a file wi
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 
 
-class FileConnector:
+class FileConnector(ByURL):
     """Keeps each object in a file of its own; ``file:///directory``.
 
     Args:

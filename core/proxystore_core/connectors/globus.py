@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from proxystore_core import forks
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.file import FileConnector
 from proxystore_core.connectors.globus_endpoints import GlobusEndpoint, Table
 from proxystore_core.connectors.globus_tasks import Tasks
@@ -49,7 +49,7 @@ _Late: TypeAlias = tuple[int, int, str, str]
 _log = logging.getLogger("proxystore_core.globus")
 
 
-class GlobusConnector:
+class GlobusConnector(ByURL):
     """Keeps each object at every endpoint; ``globus://UUID,UUID?path1=/dir&hosts1=login.*&path2=...``.
 
     A put writes a file here and submits one transfer to each other endpoint, however many objects it

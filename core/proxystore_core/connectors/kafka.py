@@ -30,7 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.arguments import check_text
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.kafka_clients import Clients
 from proxystore_core.connectors.kafka_login import Options, client_settings
 from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
@@ -70,7 +70,7 @@ class Place(NamedTuple):
         return f"{self.session}.{'.'.join(f'{number:x}' for number in numbers)}.{self.name.hex()}"
 
 
-class KafkaTopicConnector:
+class KafkaTopicConnector(ByURL):
     """Keeps the objects of all sessions in one topic; ``kafka://host:9092/topic?leases=false``.
 
     For brokers that let nobody make topics. What nobody evicts goes when the topic's retention ends: that,

@@ -15,6 +15,7 @@ from proxystore_core import forks
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    ByURL,
     Key,
     check_lease,
     check_session,
@@ -57,7 +58,7 @@ def _after_fork() -> None:
     _spaces.clear()
 
 
-class MemoryConnector:
+class MemoryConnector(ByURL):
     """Keeps objects in a dictionary of this process; ``memory://`` or ``memory://name``.
 
     Objects live until they are evicted or the last connector of that name is closed.

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    ByURL,
     Connector,
     Held,
     Key,
@@ -100,7 +101,7 @@ class _Part:
         self.down_until = time.monotonic() + _REST
 
 
-class MultiConnector:
+class MultiConnector(ByURL):
     """Puts each object into one of several stores.
 
     An object goes to the first part whose policy takes it, by priority and then in the order given. When

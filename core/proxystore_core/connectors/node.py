@@ -28,6 +28,7 @@ from proxystore_core.connectors.arguments import check_port, check_seconds, chec
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    ByURL,
     Held,
     Key,
     check_lease,
@@ -63,7 +64,7 @@ _PAUSES = 0.05, 1.0  # seconds between two questions of one who is not let wait:
 _SIDE_BY_SIDE = 16  # nodes that are told something at the same time
 
 
-class NodeConnector:
+class NodeConnector(ByURL):
     """Keeps objects in this node's shared memory; a subclass says how nodes talk.
 
     Nothing is started before the first operation.

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 
 from proxystore_core.buffers import fresh_buffer
 from proxystore_core.connectors.arguments import check_seconds, check_text
-from proxystore_core.connectors.base import Buffer, Key
+from proxystore_core.connectors.base import Buffer, ByURL, Key
 from proxystore_core.connectors.objects_library import diagnosis, library
 from proxystore_core.errors import ConfigurationError, CorruptError, DeadlineError, RefusedError, StoreError
 from proxystore_core.moving import moved
@@ -42,7 +42,7 @@ _SLOWEST = 4e6  # bytes a second that a network moves at least: big objects get 
 _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20}\.(0|[1-9a-f][0-9a-f]{0,9})m?)")
 
 
-class BucketReader:
+class BucketReader(ByURL):
     """Reads what an `ObjectConnector` has written; a subclass says how to reach it.
 
     Args:

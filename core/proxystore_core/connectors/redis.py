@@ -28,6 +28,7 @@ from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.base import (
     USER_SESSION,
     Buffer,
+    ByURL,
     Held,
     Key,
     check_lease,
@@ -80,7 +81,7 @@ _RENEW = (
 )
 
 
-class RedisConnector:
+class RedisConnector(ByURL):
     """Keeps objects on one server; ``redis://user@host:6379/0``.
 
     Nothing is connected before the first operation.

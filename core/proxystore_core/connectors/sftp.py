@@ -19,7 +19,7 @@ import asyncssh
 
 from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
@@ -41,7 +41,7 @@ _CHUNK = 1 << 20  # bytes that are copied at a time on their way out
 _SLOWEST = 1e6  # bytes a second that a network moves at least: big objects get so much more time
 
 
-class SFTPConnector:
+class SFTPConnector(ByURL):
     """Keeps each object in a file of its own on a host that runs an SSH server; ``sftp://user@host/directory``.
 
     Nothing is connected before the first operation. Who logs in is found as ``ssh`` finds it: keys and the

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import aiortc  # noqa: F401 - so that a missing extra is found when the store is named
 import websockets  # noqa: F401
 
-from proxystore_core.connectors.base import USER_SESSION, Buffer, Held, Key, check_lease, check_session
+from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.endpoint.lines import Lines
 from proxystore_core.endpoint.settings import ENDPOINT, EndpointSettings, configured
@@ -40,7 +40,7 @@ _LONGEST = 1e8  # seconds, three years: more than that neither sockets nor the d
 _TURN = 0.05  # seconds before an endpoint that does not wait is asked to again
 
 
-class EndpointConnector:
+class EndpointConnector(ByURL):
     """Keeps objects at this host's endpoint; ``webrtc://`` or ``webrtc://ID,ID``.
 
     A process uses the endpoint that ``PROXYSTORE_ENDPOINT`` names, else the one of this host that is among
