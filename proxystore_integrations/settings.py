@@ -260,7 +260,7 @@ def _environment() -> dict[str, str]:
     for variable, value in os.environ.items():
         if variable.startswith(PREFIX) and value and variable not in NOT_SETTINGS:
             if variable not in variables:
-                raise _unknown("environment variable", variable, [*variables, *NOT_SETTINGS])
+                raise _unknown("environment variable", variable, variables, NOT_SETTINGS)
             found[variable] = value
     return found
 
@@ -270,10 +270,11 @@ def _known(name: str, source: str) -> None:
         raise _unknown(f"setting in {source}:", name, NAMES)
 
 
-def _unknown(what: str, name: str, names: Iterable[str]) -> ConfigurationError:
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+def _unknown(what: str, name: str, names: Iterable[str], others: Iterable[str] = ()) -> ConfigurationError:
+    """An error that guesses among all names and lists those of settings."""
+    near = difflib.get_close_matches(name, {*names, *others}, 1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
+    names = sorted(names)
     return ConfigurationError(f"unknown {what} {name!r}", remedy=f"{hint}Known: {', '.join(names)}.")
 
 
@@ -298,7 +299,8 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         return value
     except ConfigurationError as error:
         problem = f"{origin}: {name} = {_shown(name, value)}: {error.problem}"
-        raise type(error)(problem, remedy=error.remedy) from error
+        # In place of the error, not after it: a slip of the pen is one traceback.
+        raise type(error)(problem, remedy=error.remedy) from error.__cause__
 
 
 def _lease(value: Any) -> float:

@@ -57,7 +57,8 @@ def test_version():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rum"], "No such command 'rum'. Did you mean 'run'?"),
+        (["rum"], "No such command 'rum'. Did you mean 'run'?\n"),
+        (["docter"], "No such command 'docter'. Did you mean 'doctor'?\n"),
         (["ls", "--stor", "x"], "Possible options: --json, --store"),
         (["ls", "--store", "nonsense"], "--store = 'nonsense': 'nonsense' is not a store's URL"),
         (["run", "--report", "/nowhere/x.html", "-c", "print()"], "there is no directory /nowhere"),

@@ -118,6 +118,7 @@ def test_settings_come_from_a_file(cluster, array, tmp_path, monkeypatch):
         ({"store": "shmm://"}, "shmm"),
         ({"results": "sometimes"}, "results"),
         ({"inputs": "both"}, "inputs"),
+        ({"treshold": "1 MB"}, "unknown setting: 'treshold'. Did you mean 'threshold'"),
     ],
 )
 def test_a_wrong_setting_is_an_error_before_anything_starts(cluster, kwargs, named):

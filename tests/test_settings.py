@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -254,8 +255,11 @@ def test_a_removed_working_directory_means_no_file(place):
         ('store = "/scratch"', ["store = '/scratch'", "scheme://"]),
         ("store = 5", ["store = 5", "int", "shm://"]),
         ("[store]\nurl = 'shm://'", ["store = {'url': 'shm://'}", "dict"]),
-        ("[tool.proxystore]\nthreshold = 1", ["unknown setting", "'tool'"]),
+        ("[tool.proxystore]\nthreshold = 1", ["in a table [tool.proxystore]", "Leave out that line"]),
+        ("[proxystore]\nthreshold = 1", ["in a table [proxystore]", "Leave out that line"]),
+        ("[tool.other]\nthreshold = 1", ["unknown setting", "'tool'"]),
         ("threshold = = 1", ["not valid TOML", "line 1"]),
+        ("store = redis://host:6379", ["not valid TOML", 'in quotes: store = "redis://host:6379"']),
     ],
 )
 def test_a_mistake_in_a_file_names_file_key_found_and_expected(place, line, says):
@@ -302,7 +306,13 @@ def test_a_mistake_in_the_environment_names_the_variable(monkeypatch):
 
 def test_an_unknown_variable_is_an_error(monkeypatch):
     monkeypatch.setenv("PROXYSTORE_TRESHOLD", "1 MB")
-    with pytest.raises(ConfigurationError, match="Did you mean 'PROXYSTORE_THRESHOLD'"):
+    with pytest.raises(ConfigurationError, match="Did you mean 'PROXYSTORE_THRESHOLD'") as caught:
+        Settings.load()
+    assert "PROXYSTORE_DEBUG" not in str(caught.value)  # those that are no settings are a page of names
+    assert str(caught.value).count("PROXYSTORE_SECRET") == 1
+    monkeypatch.delenv("PROXYSTORE_TRESHOLD")
+    monkeypatch.setenv("PROXYSTORE_DEBG", "1")
+    with pytest.raises(ConfigurationError, match="Did you mean 'PROXYSTORE_DEBUG'"):
         Settings.load()
 
 
@@ -337,6 +347,15 @@ def test_a_missing_extra_keeps_its_type_and_its_remedy(place, monkeypatch):
         Settings.load()
     assert path in str(caught.value)
     assert 'pip install "proxystore-integrations[absent]"' in str(caught.value)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_mistake_is_one_traceback(monkeypatch):
+    monkeypatch.setenv("PROXYSTORE_THRESHOLD", "1 Mo")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    assert len(traceback.format_exception(caught.value)) <= 7  # a line of "Traceback", of the error, frames
+    assert caught.value.__suppress_context__
 
 
 def test_a_password_is_never_shown(monkeypatch):

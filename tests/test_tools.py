@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -19,7 +20,10 @@ from terminal import at_terminal
 
 from proxystore_core import ConfigurationError, Session, Store
 from proxystore_integrations import tuned
+from proxystore_integrations.cli.console import console
+from proxystore_integrations.cli.doctor import Finding, _table, _workers
 from proxystore_integrations.cli.tune import threshold_of
+from proxystore_integrations.cli.workers import Question
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.tuned import Point
 
@@ -169,6 +173,19 @@ def test_doctor_names_a_problem_and_its_remedy(tmp_path, toml, said):
     assert "1 problem." in done.stdout
     assert said in " ".join(done.stdout.split())  # however it is folded
     assert "Traceback" not in done.stderr
+
+
+def test_doctor_shows_what_stands_in_brackets(capsys):
+    extra = 'Run: pip install "proxystore-integrations[loky]".'
+    console().print(_table([Finding("problem", "pool [loky]", "not installed [/]", extra)]))
+    assert f"problem  pool [loky]  not installed [/] -> {extra}" in capsys.readouterr().out
+
+
+def test_doctor_says_how_to_install_an_engine_whose_workers_are_to_be_asked(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (found,) = _workers("globus-compute", "some-endpoint", Question("", "", 1))
+    assert (found.level, found.detail) == ("problem", "globus_compute_sdk is not installed here")
+    assert found.remedy == 'Run: pip install "proxystore-integrations[globus-compute]".'
 
 
 def test_doctor_warns_of_dead_sessions_and_of_redis_that_drops_keys(tmp_path, left):

@@ -101,9 +101,15 @@ def _parsed(path: str, changed: int, size: int) -> dict[str, Any] | None:
     try:
         table: Any = tomllib.loads(data.decode())
     except ValueError as error:  # Not TOML (with line and column), or not UTF-8.
-        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+        remedy = 'Text stands in quotes: store = "redis://host:6379".'
+        raise ConfigurationError(f"{path} is not valid TOML: {error}", remedy=remedy) from error
     if project:
         table = table.get("tool", {}).get("proxystore")
         if table is not None and not isinstance(table, dict):
             raise ConfigurationError(f"{path}: tool.proxystore is {table!r}", remedy="Expected a table.")
+        return table  # type: ignore[no-any-return]
+    for name, inner in (("tool.proxystore", table.get("tool")), ("proxystore", table)):
+        if isinstance(inner, dict) and isinstance(inner.get("proxystore"), dict):
+            remedy = "Leave out that line: here settings need no table, as they do in pyproject.toml."
+            raise ConfigurationError(f"{path} has its settings in a table [{name}]", remedy=remedy)
     return table  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.urls import redact
@@ -120,8 +121,8 @@ def _show(contenders: list[Contender], same: list[bool]) -> None:
             f"{contender.median:.3f}",
             f"{min(contender.seconds):.3f}",
             f"{max(contender.seconds):.3f}",
-            f"[{style}]{ratio:.2f}x[/]",
-            "yes" if ok else "[red]no[/]",
+            Text(f"{ratio:.2f}x", style),
+            "yes" if ok else Text("no", "red"),
         )
     console().print(table)
 

@@ -77,9 +77,10 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            # One of click's own, from 8.4 on, would add its own guess, among some of the commands.
+            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", error.ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands in one line each, without loading them."""

@@ -31,4 +31,5 @@ def counted(number: int, noun: str) -> str:
 def _console(file: TextIO) -> Console:
     # What is no terminal has no width: a table in a log or a pipe is not to be cut.
     wide = None if file.isatty() or "COLUMNS" in os.environ else _WIDE
-    return Console(file=file, highlight=False, width=wide)
+    # No markup: `pip install "...[redis]"` and a task named f[0] are to be shown as they are.
+    return Console(file=file, highlight=False, markup=False, width=wide)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from proxystore_core import Session, Store
 from proxystore_core.connectors.base import leased, place_of, surveyed
@@ -256,6 +257,11 @@ def _child(store: Store[Any], key: str) -> Finding:
 
 def _workers(name: str, address: str, question: Question) -> Iterator[Finding]:
     what = f"{name} {address}"
+    library, _ = ENGINES.get(name, ("", ""))
+    if library and importlib.util.find_spec(library) is None:
+        remedy = f'Run: pip install "proxystore-integrations[{name}]".'
+        yield Finding("problem", what, f"{library} is not installed here", remedy)
+        return
     ask, name = ASK[name], address if name == "pool" else name
     try:
         answers = ask(address, question)
@@ -287,8 +293,8 @@ def _table(findings: list[Finding]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    styles = {"ok": "green", "warning": "yellow", "problem": "red"}
     for finding in findings:
         text = finding.detail + (f" -> {finding.remedy}" if finding.remedy else "")
-        table.add_row(marks[finding.level], finding.what, text)
+        table.add_row(Text(finding.level, styles[finding.level]), finding.what, text)
     return table

@@ -59,9 +59,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
             )
         console.print(table)
     for line in report.troubles:
-        console.print(f"warning: {line}", style="yellow", markup=False)
+        console.print(f"warning: {line}", style="yellow")
     for line in report.advice:
-        console.print(f"advice: {line}", style="green", markup=False)
+        console.print(f"advice: {line}", style="green")
 
 
 def place(source: str) -> str:

@@ -7,6 +7,7 @@ import os
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from proxystore_core.errors import ConfigurationError
 from proxystore_integrations import tuned
@@ -141,11 +142,11 @@ def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int |
         for name in (f"{way.removesuffix('s')}, bare", "store", "ratio"):
             table.add_column(name, justify="right", overflow="fold")
     for points in zip(*found.values(), strict=True):
-        cells = [format_size(points[0].size)]
+        cells: list[str | Text] = [format_size(points[0].size)]
         for point in points:
             ratio = point.stored / point.bare
             style = "green" if ratio <= 1 else "red"
-            cells += [f"{point.bare * 1e3:.3g}", f"{point.stored * 1e3:.3g}", f"[{style}]{ratio:.2f}x[/]"]
+            cells += [f"{point.bare * 1e3:.3g}", f"{point.stored * 1e3:.3g}", Text(f"{ratio:.2f}x", style)]
         table.add_row(*cells)
     screen = console()
     screen.print(table)

@@ -10,6 +10,7 @@ import distributed
 from proxystore_core import ConfigurationError
 from proxystore_integrations.dask.link import DaskLink
 from proxystore_integrations.dask.mixin import StoreMixin
+from proxystore_integrations.settings import check_spelling
 
 __all__ = ["Client", "equip", "wrap"]
 
@@ -50,6 +51,7 @@ class Client(StoreMixin):
         lease: float | str | None = None,
         **kwargs: Any,
     ) -> None:
+        check_spelling(kwargs)  # a worker would be given it, and nobody told which name was wrong
         self._link = link_of(
             store,
             threshold=threshold,
