@@ -107,7 +107,7 @@ def _parsed(path: str, changed: int, size: int) -> dict[str, Any] | None:
         table = table.get("tool", {}).get("proxystore")
         if table is not None and not isinstance(table, dict):
             raise ConfigurationError(f"{path}: tool.proxystore is {table!r}", remedy="Expected a table.")
-        return table  # type: ignore[no-any-return]
+        return table
     for name, inner in (("tool.proxystore", table.get("tool")), ("proxystore", table)):
         if isinstance(inner, dict) and isinstance(inner.get("proxystore"), dict):
             remedy = "Leave out that line: here settings need no table, as they do in pyproject.toml."
