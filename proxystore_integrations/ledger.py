@@ -19,7 +19,7 @@ import msgspec
 from proxystore_core import forks
 from proxystore_core.sizeof import sizeof
 from proxystore_integrations.counter_file import CounterFile, Place, counters_of
-from proxystore_integrations.functions import users_function
+from proxystore_integrations.functions import asked, users_function
 
 __all__ = ["RUN", "Event", "Got", "Ledger", "Opened", "Put", "Trouble", "Went", "book", "counting", "noted"]
 
@@ -266,8 +266,17 @@ class Ledger:
 
     @staticmethod
     def home(function: Any) -> str:
-        """File and line of a function; empty for one that is not Python's own."""
-        code = getattr(users_function(function), "__code__", None)
+        """File and line of a function; empty for one that is not Python's own.
+
+        Of a function that a library has wrapped (Parsl every app's) it is the one inside.
+        """
+        function = users_function(function)
+        code = getattr(function, "__code__", None)
+        while code is not None and not _is_users(code.co_filename):
+            function = asked(function, "__wrapped__")
+            if function is None:
+                break
+            code = getattr(function, "__code__", None)
         return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 

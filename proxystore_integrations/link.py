@@ -16,7 +16,7 @@ from proxystore_core.pickling import Pickling
 from proxystore_core.secret import Secret
 from proxystore_integrations import ledger
 from proxystore_integrations.policy import Policy
-from proxystore_integrations.settings import Settings
+from proxystore_integrations.settings import Settings, format_size
 from proxystore_integrations.transfer import ByValue
 
 __all__ = ["Link", "open_store"]
@@ -59,7 +59,7 @@ class Link:
 
     def __repr__(self) -> str:
         state = self.recipe if self.is_open else "no session"
-        return f"{type(self).__name__}({state}, threshold={self.settings.threshold} B)"
+        return f"{type(self).__name__}({state}, threshold={format_size(self.settings.threshold)})"
 
     @staticmethod
     def settled(

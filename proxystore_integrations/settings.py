@@ -207,7 +207,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             name = variable.removeprefix(PREFIX).lower()
             values[name], origins[name] = value, variable
         for name, value in overrides.items():
-            _known(name, "Settings.load")
+            _known(name, "keyword arguments")
             if value is not None:
                 values[name], origins[name] = value, "keyword argument"
         if isinstance(values.get("store"), str):

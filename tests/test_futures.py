@@ -408,9 +408,13 @@ def test_settings_are_those_of_every_engine(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PROXYSTORE_THRESHOLD", "1 MB")
     with StoreExecutor(pool(1)) as executor:
         assert executor._link.settings.threshold == 1_000_000
-        assert "threshold=1000000 B" in repr(executor)
+        assert "threshold=1 MB" in repr(executor)
     with pytest.raises(ConfigurationError, match="limit"):
         StoreExecutor(pool(1), limit=3)
+    with pytest.raises(
+        ConfigurationError, match=r"ProcessPoolExecutor'> is no executor.*such as ProcessPoolExecutor\(\)"
+    ):
+        StoreExecutor(ProcessPoolExecutor)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="no executor"):
         StoreExecutor("pool")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="already"):

@@ -159,7 +159,7 @@ def test_futures_are_the_sdks(executor: Any) -> None:
     assert all(uuid.UUID(future.task_id) for future in futures)
     assert futures[0]._metadata["task_group_uuid"] == executor.task_group_id
     assert str(executor.task_group_id) in repr(executor)
-    assert "threshold=100000 B" in repr(executor)
+    assert "threshold=100 kB" in repr(executor)
 
 
 def test_tasks_are_reloaded(executor: Any, fresh: FakeService, started: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from browser import picture, rendered
 from terminal import at_terminal
+
+from proxystore_integrations.ledger import Ledger
 
 TUTORIALS = Path(__file__).parent / "tutorials"
 RUN = [sys.executable, "-m", "proxystore_integrations", "run"]
@@ -167,6 +170,21 @@ def test_a_killed_worker_has_told_what_it_did(tmp_path):
 def test_nothing_of_a_report_is_left_in_the_temporary_directory(tmp_path):
     run("--json", os.devnull, "-c", "pass", TMPDIR=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_library_has_wrapped_is_at_home_where_the_user_wrote_it():
+    names = {"wraps": functools.wraps, "work": work}
+    library = "def wrap(f):\n    @wraps(f)\n    def wrapper(*x): return f(*x)\n    return wrapper"
+    exec(compile(library, "/lib/site-packages/engine/app.py", "exec"), names)
+    here = f"{__file__}:{work.__code__.co_firstlineno}"
+    for function in (work, names["wrap"](work), functools.partial(names["wrap"](names["wrap"](work)), 1)):
+        assert Ledger.home(function) == here
+    assert Ledger.home(names["wrap"]) == "/lib/site-packages/engine/app.py:1"
+    assert Ledger.home(names["wrap"](len)) == ""
+
+
+def work(x):
+    return x
 
 
 def test_leaks_are_found_and_advised(tmp_path):

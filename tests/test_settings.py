@@ -254,6 +254,8 @@ def test_a_removed_working_directory_means_no_file(place):
         ('store = "nosuch://host"', ["store = 'nosuch://host'", "unknown store scheme 'nosuch'", "shm"]),
         ('store = "/scratch"', ["store = '/scratch'", "scheme://"]),
         ("store = 5", ["store = 5", "int", "shm://"]),
+        ('store = "shm://?stok=3"', ["store = 'shm://?stok=3'", "unknown parameter 'stok'", "stock"]),
+        ('store = "file://scratch/me"', ["store = 'file://scratch/me'", "file:///path"]),
         ("[store]\nurl = 'shm://'", ["store = {'url': 'shm://'}", "dict"]),
         ("[tool.proxystore]\nthreshold = 1", ["in a table [tool.proxystore]", "Leave out that line"]),
         ("[proxystore]\nthreshold = 1", ["in a table [proxystore]", "Leave out that line"]),
@@ -331,7 +333,7 @@ def test_every_variable_that_the_code_reads_is_known():
 
 
 def test_an_unknown_keyword_is_an_error_even_when_none():
-    with pytest.raises(ConfigurationError, match="Did you mean 'results'"):
+    with pytest.raises(ConfigurationError, match=r"in keyword arguments: 'result'\. Did you mean 'results'"):
         Settings.load(result=None)
     with pytest.raises(ConfigurationError, match="unknown setting"):
         Settings().origin("colour")

@@ -175,7 +175,36 @@ def test_recipe_with_an_unknown_option() -> None:
 )
 def test_shipped(scheme: str, kind: type[object]) -> None:
     assert connector_class(scheme) is kind
-    check_url(f"{scheme}://")
+    check_url(f"{scheme}:///tmp/a" if scheme == "file" else f"{scheme}://a")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("shm://?stok=3", "unknown parameter 'stok'"),
+        ("shm://?stock=much", "bad value 'much' of 'stock'"),
+        ("shm:///a/b", "takes no path"),
+        ("file://relative/directory", "three slashes and a full path: file:///path"),
+        ("file://", "names no directory"),
+        ("redis://host/zero", "'zero' is no number of a database"),
+        ("zmq://?interfaces=eth0", "unknown parameter 'interfaces'"),
+        ("kafka://host/topic?partz=3", "unknown parameter 'partz'"),
+        ("s3://bucket?regin=x", "unknown parameter 'regin'"),
+        ("multi://a?b=shm://", "unknown parameter 'b'"),
+    ],
+)
+def test_a_wrong_part_is_seen_without_opening(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        check_url(url)
+
+
+def test_what_is_checked_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_url(f"file://{tmp_path}/store")
+    check_url("redis://127.0.0.1:1")
+    check_url("kafka://127.0.0.1:1/topic?leases=false")
+    check_url("sftp://127.0.0.1:1/directory")
+    check_url("zmq://?interface=none")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_scheme() -> None:

@@ -130,10 +130,19 @@ def check_url(url: str) -> None:
     """Check that a URL names a store that this process could open, without opening it.
 
     Raises:
-        ConfigurationError: no URL, or an unknown scheme.
+        ConfigurationError: no URL, an unknown scheme, or a part or parameter that no store of it has.
         MissingExtraError: the scheme's library is not installed.
     """
-    connector_class(StoreURL.parse(url).scheme)
+    kind = connector_class(StoreURL.parse(url).scheme)
+    if kind.__module__.startswith(f"{__package__}."):  # what others do there is not known
+        _made(type(kind.__name__, (kind,), _UNOPENED), url)
+
+
+_UNOPENED = {
+    "__init__": lambda self, *arguments, **options: None,
+    "from_config": classmethod(lambda cls, config: None),
+}
+"""What a connector's class is without its opening: `from_url` still takes the URL apart."""
 
 
 def open_connector(url: str) -> Connector:
@@ -143,7 +152,11 @@ def open_connector(url: str) -> Connector:
         ConfigurationError, MissingExtraError: as `check_url`, or a wrong part of the URL.
         StoreError: the connector cannot be opened.
     """
-    kind = connector_class(StoreURL.parse(url).scheme)
+    return _made(connector_class(StoreURL.parse(url).scheme), url)
+
+
+def _made(kind: type[Any], url: str) -> Connector:
+    """What a class makes of a URL; whatever it cannot read is a `ConfigurationError`."""
     try:
         connector: Connector = kind.from_url(url)
     except (TypeError, ValueError) as error:

@@ -133,7 +133,7 @@ class StoreExecutor(CallExecutor):
         kind: Kind | None = None,
         **settings: Any,
     ) -> None:
-        if not callable(getattr(executor, "submit", None)):
+        if isinstance(executor, type) or not callable(getattr(executor, "submit", None)):
             raise ConfigurationError(
                 f"{executor!r} is no executor", remedy="Expected one such as ProcessPoolExecutor()."
             )

@@ -97,9 +97,10 @@ class FileConnector(ByURL):
     @classmethod
     def from_url(cls, url: str) -> FileConnector:
         parts = StoreURL.parse(url)
-        parts.expect(path=True)
-        if not parts.path:
-            raise ConfigurationError(f"{url!r} names no directory: expected file:///path/of/the/store")
+        parts.expect(host=True, path=True)
+        if parts.host or not parts.path:
+            remedy = "Expected three slashes and a full path: file:///path/of/the/store."
+            raise ConfigurationError(f"{parts.url!r} names no directory", remedy=remedy)
         return cls(parts.path, **parts.options({"grace": float}))
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
@@ -545,6 +546,8 @@ class FileConnector(ByURL):
             kind, remedy = FullError, "Evict objects, or name a store with more room."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS):
             kind, remedy = RefusedError, "Name a directory that this user may write to."
+        elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+            remedy = "Name a directory that is there, or can be made."
         return kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy)
 
 
