@@ -275,6 +275,9 @@ with Store.from_url("memory://shown", name="shown") as store:
         assert not is_resolved(p)
         resolve(p)
         assert show(p)[0]["text/plain"] == show(of)[0]["text/plain"]
+    future = store.future(deadline=0.1)  # that nobody sets
+    show(future.proxy())
+    assert show([future.proxy()])[0]["text/plain"].startswith("[<Proxy of a future's result, ")
     store.close(clear=True)
 """
 
@@ -289,7 +292,7 @@ def test_a_notebook_shows_a_proxy_without_loading_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("not resolved") == 6, done.stdout
+    assert done.stdout.count("not resolved") == 7, done.stdout
 
 
 def test_class() -> None:

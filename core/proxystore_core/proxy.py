@@ -87,6 +87,8 @@ _HIDDEN = frozenset({"__array_interface__", "__array_struct__"})
 # Objects of these classes carry dunder names of their own, which their class does not tell.
 _SELF_DESCRIBED = (type, types.FunctionType, types.ModuleType)
 # Modules that ask a proxy something for somebody else.
+_SHOWING = frozenset({"IPython.core.formatters", "IPython.lib.pretty"})
+"""Modules that ask for the class of what they show."""
 _BETWEEN = frozenset(
     {__name__, "proxystore_core.operators", "proxystore_core.ownership", "abc", "functools", "inspect"}
 )
@@ -420,6 +422,8 @@ def _class(p: Proxy[Any]) -> type:
         asking = asking.f_back or asking
     if asking.f_code.co_name == "reducer_override":
         return type(p)
+    if asking.f_globals.get("__name__") in _SHOWING and not is_resolved(p):
+        return type(p)  # and then its repr; a list or dict would be shown by its items, a future waited for
     kind = None if is_resolved(p) else _known_class(p)
     if kind is None:
         if not is_resolved(p) and (
