@@ -9,14 +9,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis_servers import serving
 from terminal import at_terminal
+from waiting import until
 
 from proxystore_core import ConfigurationError, Session, Store
 from proxystore_integrations import tuned
@@ -80,6 +83,9 @@ def test_gc_removes_what_dead_sessions_left_and_nothing_else(left):
 def test_gc_ends_a_session_by_name(url):
     with Store.from_url(url) as store:
         session = Session(store.connector)
+        told = proxystore("gc", "--store", url).stdout
+        assert told.startswith("0 sessions, 0 objects removed.\n1 session of clients that live, or died less")
+        assert "--session NAME ends one at once" in told
         key = store.put(b"x", session=session.name)
         done = proxystore("gc", "--store", url, "--session", "no-such")
         assert done.returncode == 2
@@ -210,6 +216,17 @@ def test_doctor_asks_the_workers_of_a_cluster(cluster, url):
     assert "'nonsense' is no address" in doctor("--store", url, "--dask", "nonsense").stdout
 
 
+def test_doctor_that_is_given_the_port_of_the_dashboard(url):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.server_port}"
+        done = doctor("--store", url, "--dask", address, "--timeout", "2", "--json")
+        server.shutdown()
+    (found,) = [one for one in json.loads(done.stdout) if one["level"] == "problem"]
+    assert found["what"] == f"dask {address}"
+    assert "not its dashboard's?" in found["remedy"]
+
+
 def test_doctor_sees_that_workers_lack_the_password(tmp_path):
     witness = {"password": "hunter2"}
     with serving(tmp_path, "--requirepass", "hunter2", witness=witness) as server:
@@ -326,3 +343,18 @@ def test_bench_compares_a_script(tmp_path):
     done = proxystore("bench", "script.py", cwd=tmp_path)
     assert done.returncode == 2
     assert "the script failed with exit code 1 (bare): what is wrong" in done.stderr
+
+
+def test_an_interrupted_bench_lets_the_script_end(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import pathlib, time\ntry:\n    pathlib.Path('began').touch()\n    time.sleep(60)\n"
+        "finally:\n    time.sleep(1)\n    pathlib.Path('ended').touch()\n"
+    )
+    bench = subprocess.Popen(
+        [*PYTHON, "bench", "script.py"], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE
+    )
+    until(lambda: (tmp_path / "began").exists())
+    os.killpg(bench.pid, signal.SIGINT)
+    assert b"Aborted" in bench.communicate(timeout=30)[1]
+    assert bench.returncode == 130
+    assert (tmp_path / "ended").exists()

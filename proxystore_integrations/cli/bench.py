@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -97,7 +100,8 @@ def _run(contender: Contender, words: list[str], order: Any) -> None:
         given = order._replace(settings={**order.settings, "store": contender.name})
         variables |= environment(given, os.environ)
     start = time.perf_counter()
-    done = subprocess.run(words, env=variables, capture_output=True, check=False)
+    with _patient():
+        done = subprocess.run(words, env=variables, capture_output=True, check=False)
     contender.seconds.append(time.perf_counter() - start)
     contender.output = done.stdout
     if done.returncode:
@@ -105,6 +109,25 @@ def _run(contender: Contender, words: list[str], order: Any) -> None:
         raise ConfigurationError(
             f"the script failed with exit code {done.returncode} ({redact(contender.name)}): {last}"
         )
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Interrupts, which a terminal sends to the script as well, count when it has ended.
+
+    `subprocess` would kill it a quarter of a second later, before it has ended its session.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # which the script is to inherit
+        yield
+        return
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _show(contenders: list[Contender], same: list[bool]) -> None:

@@ -41,6 +41,13 @@ ENGINES = {
 }
 """By extra: the library, and our module that checks its version when it is imported."""
 
+_ADDRESSES = {
+    "dask": "Is that the scheduler's port, not its dashboard's? It says tcp://host:port when it starts.",
+    "ray": "Expected host:port, as ray start says, or auto.",
+    "globus-compute": "Expected the UUID of an endpoint that is up: globus-compute-endpoint list.",
+}
+"""What may be wrong where an engine answers nothing that its own library understands."""
+
 _DISTRIBUTIONS = {"globus_compute_sdk": "globus-compute-sdk"}
 _LITTLE = 256_000_000  # bytes of room, below which a run may fill the store
 _TRIAL = 8_000_000  # bytes of the round trip
@@ -270,7 +277,8 @@ def _workers(name: str, address: str, question: Question) -> Iterator[Finding]:
         return
     except Exception as error:  # each library has its own
         text = str(error).strip().partition("\n")[0] or "no answer"
-        yield Finding("problem", what, f"cannot be asked: {type(error).__name__}: {text}")
+        remedy = _ADDRESSES.get(name, "")
+        yield Finding("problem", what, f"cannot be asked: {type(error).__name__}: {text}", remedy)
         return
     if not answers:
         yield Finding("warning", what, "has no workers now")

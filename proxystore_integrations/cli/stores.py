@@ -156,6 +156,10 @@ def gc(store: str | None, dry_run: bool, names: tuple[str, ...], as_json: bool) 
         verb = "would be removed" if dry_run else "removed"
         sessions, objects = counted(len(removed), "session"), counted(sum(removed.values()), "object")
         console().print(f"{sessions}, {objects} {verb}.")
+        alive = len(rows.keys() - removed.keys()) - len(stay)
+        if alive and not names:
+            whose = f"{counted(alive, 'session')} of clients that live, or died less than their lease ago"
+            console().print(f"{whose}: see proxystore ls; --session NAME ends one at once.")
 
 
 def rows_of(connector: Connector) -> list[Row]:

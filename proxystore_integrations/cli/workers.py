@@ -7,6 +7,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from typing import Any, NamedTuple
@@ -57,8 +58,19 @@ def ask_dask(address: str, question: Question) -> dict[str, str]:
     _check_reach(address, question, "tcp://host:port, as the scheduler says when it starts")
     import distributed
 
-    with distributed.Client(address, timeout=min(5, question.timeout), set_as_default=False) as client:
-        return dict(client.run(look, question.recipe, question.key, on_error="return"))
+    patience = min(5, question.timeout)
+    answers: Future[dict[str, str]] = Future()
+
+    def ask() -> None:
+        try:
+            with distributed.Client(address, timeout=patience, set_as_default=False) as client:
+                answers.set_result(dict(client.run(look, question.recipe, question.key, on_error="return")))
+        except Exception as error:
+            answers.set_exception(error)
+
+    # Dask's client waits for ever for a server that answers and is no scheduler's.
+    threading.Thread(target=ask, daemon=True).start()
+    return answers.result(patience + question.timeout)
 
 
 def ask_ray(address: str, question: Question) -> dict[str, str]:
