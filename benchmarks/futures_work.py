@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.contenders import OURS, PEER, POOL, attempt, store
 from benchmarks.rows import Plan, Row
-from benchmarks.tasks import fresh, increment, make, nothing, touch
+from benchmarks.tasks import fresh, increment, make, nothing, same, touch
 from benchmarks.timing import Absent, Figures, Outcome, Outcomes, Sample, interleave
 
 __all__ = ["WORKS"]
@@ -115,6 +115,17 @@ def _many(executor: Any, *, size: int) -> Sample:
     return sample
 
 
+def _values(executor: Any, *, make_one: Callable[[], Any]) -> Sample:
+    def sample() -> Figures:
+        values = [make_one() for _ in range(TASKS)]
+        begin = time.perf_counter()
+        for future in [executor.submit(same, value) for value in values]:
+            future.result()
+        return {"": time.perf_counter() - begin}
+
+    return sample
+
+
 def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Plan) -> Iterator[Row]:
     with ExitStack() as stack:
         opened = _executors(make_one, stack)
@@ -133,6 +144,20 @@ def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Pla
         )
         row.at_most_times(OURS, POOL, 1.05)
         yield row
+        for what, make_value, size in (
+            ("text", lambda: "a" * SMALL, SMALL),
+            ("a number", lambda: 7, None),
+            ("a list of three numbers", lambda: [1, 2, 3], None),
+        ):
+            row = Row(
+                f"{title}: {TASKS} tasks, each with {what} as argument and result",
+                "s",
+                _small(opened, partial(_values, make_one=make_value), 500),
+                size,
+            )
+            if size is not None:
+                row.at_most_times(OURS, POOL, 1.05)
+            yield row
         for what, build in (("argument", _argument), ("result", _result), ("argument and result", _both)):
             for size, rounds in plan.sized():
                 if size > HUNDRED_MB or (build is _both and size == SMALL):

@@ -10,7 +10,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "fresh", "increment", "item", "make", "modified", "nothing", "peer_proxied", "touch"]
+__all__ = [
+    "Array",
+    "fresh",
+    "increment",
+    "item",
+    "make",
+    "modified",
+    "nothing",
+    "peer_proxied",
+    "same",
+    "touch",
+]
 
 Array: TypeAlias = npt.NDArray[np.uint8]
 
@@ -60,6 +71,11 @@ def item(index: int, **named: Array) -> int:
 
 def nothing(value: object = None) -> None:
     """The cheapest task."""
+
+
+def same(value: object) -> object:
+    """Its argument."""
+    return value
 
 
 def peer_proxied(config: dict[str, Any], function: Callable[..., Any], *args: Any) -> Any:

@@ -25,3 +25,13 @@ def load_ipython_extension(ipython: Any) -> None:
 def unload_ipython_extension(ipython: Any) -> None:
     """``%unload_ext proxystore_integrations``: `uninstrument`."""
     uninstrument()
+
+
+def __getattr__(name: str) -> Any:
+    """What workers call by a short name."""
+    if name == "call_pickled":
+        from proxystore_integrations.carriers import call_pickled
+
+        globals()[name] = call_pickled
+        return call_pickled
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,7 +160,7 @@ class CallLink(Link):
         self._sent: list[weakref.ref[Future[Any]]] = []  # of calls that nobody counts
         self._last: str | None = None  # an argument with a pin of ours
         self._terms: Terms | None = None
-        self._functions: dict[int, tuple[Any, StoreFunction, bytes | None]] = {}
+        self._functions: dict[int, tuple[Any, StoreFunction]] = {}
         self._results: weakref.WeakSet[StoredResult] = weakref.WeakSet()
 
     def open(self) -> Session:
@@ -238,11 +238,6 @@ class CallLink(Link):
         """Whether nothing large travels with a function."""
         return not carries_large(function, self.policy, self.pickling.main_by_value)
 
-    def are_leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """`are_small` of arguments that hold no others either; says False where the ledger wants to know."""
-        values = (*args, *kwargs.values()) if kwargs else args
-        return self.policy.leaves(values) and ledger.book is None and self.reached
-
     def are_small(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether nothing of a call's arguments is to be stored."""
         if not self.reached:
@@ -283,12 +278,8 @@ class CallLink(Link):
         if isinstance(function, types.FunctionType | functools.partial):
             if len(self._functions) >= _FUNCTIONS:
                 self._functions.clear()
-            self._functions[id(function)] = function, wrapped, self._by_name(function, wrapped)
+            self._functions[id(function)] = function, wrapped
         return wrapped
-
-    def _by_name(self, function: Callable[..., Any], wrapped: StoreFunction) -> bytes | None:
-        """A wrapped function that goes by its name, pickled, for an engine that sends it so."""
-        return None
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Take one pin from each of these objects; those that have none left are evicted.

@@ -22,7 +22,7 @@ from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
-from proxystore_integrations.arrays import lightened
+from proxystore_integrations.light import lightened
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEEPEST, ByValue, load
 
@@ -355,22 +355,28 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
     bytes, which a worker reads once.
 
     Args:
-        pickled: a `StoreFunction`.
+        pickled: a `StoreFunction` with terms.
         *args: for it.
         **kwargs: for it.
     """
-    sent = _unpickled(pickled)
-    result = sent.function(*args, **kwargs)  # type: ignore[misc]
-    terms = sent.terms
-    if terms is not None and ledger.book is None and _policy(terms.threshold).leaves((result,)):
-        return lightened((result,), terms.pickling)[0]
-    return sent.outgoing(result, sent.function)
+    function, threshold, pickling, sent = _unpickled(pickled)
+    result = function(*args, **kwargs)
+    light = lightened((result,), threshold, pickling)
+    if light is None or ledger.book is not None:
+        return sent.outgoing(result, function)
+    return light[0]
+
+
+# By a name of the package's own, it is found in half the time, at both ends.
+call_pickled.__module__ = "proxystore_integrations"
 
 
 @lru_cache(256)
-def _unpickled(pickled: bytes) -> StoreFunction:
+def _unpickled(pickled: bytes) -> tuple[Callable[..., Any], int, Pickling, StoreFunction]:
     made = pickle.loads(pickled)
-    return made if type(made) is StoreFunction else made()  # which raises
+    if type(made) is not StoreFunction:
+        made()  # raises
+    return made.function, made.terms.threshold, made.terms.pickling, made
 
 
 @lru_cache(256)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import FINISHED
 from typing import Any
 
 from proxystore_core import register_sizeof
@@ -43,6 +44,17 @@ class StoreFuture(Future[Any]):
         return super().result()
 
 
+class QuickFuture(StoreFuture):
+    """That of a class which leaves `concurrent.futures.Future.result` as it is: no lock where it is done."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As `StoreFuture.result`."""
+        if self._state == FINISHED and self._exception is None:
+            result = self._result
+            return result.value if type(result) is StoredResult else result
+        return super().result(timeout)
+
+
 class LaterFuture(StoreFuture, CallFuture):
     """The future of a call that may have to wait for others, or to be made again."""
 
@@ -58,7 +70,8 @@ class LaterFuture(StoreFuture, CallFuture):
 
 class _StoreFutures(dict[type[Future[Any]], type[Future[Any]]]):
     def __missing__(self, kind: type[Future[Any]]) -> type[Future[Any]]:
-        made = type(f"Store{kind.__name__}", (StoreFuture, kind), {"__module__": __name__})
+        ours = QuickFuture if kind.result is Future.result else StoreFuture
+        made = type(f"Store{kind.__name__}", (ours, kind), {"__module__": __name__})
         register_sizeof(made, _endless)
         self[kind] = made
         return made

@@ -9,6 +9,7 @@ import gc
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +268,23 @@ def test_functions_that_travel_as_their_names(monkeypatch: pytest.MonkeyPatch) -
         cloudpickle.unregister_pickle_by_value(tasks)
 
 
+def test_a_function_whose_name_has_been_given_to_another(
+    executor: StoreExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tasks.same
+    assert executor.submit(first, 5).result(WAIT) == 5
+    monkeypatch.setattr(tasks, "same", tasks.total)
+    for submit in executor.executor.submit, executor.submit:
+        with pytest.raises(pickle.PicklingError, match="not the same object"):
+            submit(first, 5).result(WAIT)
+
+
+def test_a_function_of_a_class(executor: StoreExecutor) -> None:
+    for number in Fraction(22, 7), Fraction(355, 113):
+        future = executor.submit(Fraction.limit_denominator, number, 10)
+        assert future.result(WAIT) == number.limit_denominator(10)
+
+
 def test_into_a_thread_pool(executor: StoreExecutor) -> None:
     with StoreExecutor(ThreadPoolExecutor(2)) as threads:
         array = tasks.big()
@@ -302,6 +321,7 @@ def test_into_another_pool_that_outlives_this_one(executor: StoreExecutor, tmp_p
 
 def test_nothing_is_submitted_after_the_end_though_calls_still_wait() -> None:
     executor = StoreExecutor(pool())
+    assert executor.submit(tasks.same, 1).result(WAIT) == 1
     first = executor.submit(tasks.slow, np.ones(1), 1.0)
     later = executor.submit(tasks.add, first)
     executor.shutdown(wait=False)

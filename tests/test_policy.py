@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 from proxystore_core.proxy import Proxy
-from proxystore_integrations.dependents import LaterFuture, store_futures
 from proxystore_integrations.policy import Policy
 
 
@@ -58,33 +55,3 @@ def test_a_policy_is_a_frozen_value():
     assert pickle.loads(pickle.dumps(policy)) == policy
     with pytest.raises(AttributeError):
         policy.threshold = 5  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("values", "leaves"),
-    [
-        ((1, "text", b"bytes", np.zeros(12_499), None), True),
-        ((), True),
-        ((1, np.zeros(12_500)), False),
-        ((1, [2]), False),
-        ((np.array([1, [2]], dtype=object),), False),
-        ((Proxy(unreachable),), False),
-        pytest.param((object(),), False, id="an object"),  # whose name has no address
-    ],
-    ids=str,
-)
-def test_leaves_are_small_and_hold_nothing(values, leaves):
-    assert Policy(1).over(np.zeros(1))  # measured once, its type is known
-    assert Policy(100_000).leaves(values) is leaves
-
-
-def test_a_value_that_cannot_be_measured_is_no_leaf():
-    view = memoryview(b"view")
-    assert Policy(100_000).leaves([view])
-    view.release()
-    assert not Policy(100_000).leaves([view])
-
-
-@pytest.mark.parametrize("kind", [LaterFuture, store_futures[Future]])
-def test_a_future_is_no_leaf_whatever_the_threshold(kind):
-    assert not Policy(sys.maxsize).leaves([kind.__new__(kind)])

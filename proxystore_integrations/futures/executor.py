@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -14,16 +15,18 @@ from typing import Any
 
 import msgspec
 
-from proxystore_core import ConfigurationError, Store, StoreError
+from proxystore_core import ConfigurationError, Store, StoreError, forks
 from proxystore_core.borrowing import alive
 from proxystore_core.insides import goes_by_name
-from proxystore_integrations.arrays import lightened
+from proxystore_core.pickling import Pickling
+from proxystore_integrations import ledger
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.carriers import Filling, StoreFunction, call_pickled
+from proxystore_integrations.carriers import Filling, call_pickled
 from proxystore_integrations.dependents import may_hide_futures, store_futures
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
+from proxystore_integrations.light import lightened
 from proxystore_integrations.settings import Settings
 from proxystore_integrations.tuned import POOLS
 
@@ -34,8 +37,18 @@ _SENT = 1000
 """Futures of small calls that are remembered before those which are done are forgotten."""
 
 
+_NAMED = 256
+"""Functions that are remembered to go by their names."""
+
+
 class FuturesLink(CallLink):
-    """A link to the store for one executor."""
+    """A link to the store for one executor.
+
+    Attributes:
+        named: what a small call takes by functions that go by their names: what `call_pickled` is to call;
+            the names of its module, and its own: another may have it by now; threshold and pickling. Empty
+            where there is no session.
+    """
 
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
@@ -46,6 +59,8 @@ class FuturesLink(CallLink):
         self.results_pickling = kind.pickling._replace(left=names)
         self._shows_names = kind.shows_names
         self._most = _SENT
+        self.named: dict[FunctionType, tuple[bytes, dict[str, Any], str, int, Pickling]] = {}
+        _links.add(self)
 
     def sent(self, future: Future[Any]) -> Future[Any]:
         """A small call is on its way: the session lasts until its future is done.
@@ -70,25 +85,36 @@ class FuturesLink(CallLink):
 
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
         """What `call_pickled` is to call for a function that goes by its name; None for any other."""
-        kept = self._functions.get(id(function))
-        if kept is not None and kept[0] is function:
-            return kept[2]
-        if self._terms is None or not isinstance(function, FunctionType):
-            return None
-        self._wrapped(function)
-        kept = self._functions.get(id(function))  # not there where another thread has just cleared them
-        return None if kept is None else kept[2]
-
-    def _by_name(self, function: Callable[..., Any], wrapped: StoreFunction) -> bytes | None:
         if (
             self._terms is None
             or self._shows_names
+            or type(function) is not FunctionType
             or not goes_by_name(function, self.pickling.main_by_value)
         ):
             return None
         with contextlib.suppress(Exception):  # the engine meets the same, and raises its own error
-            return pickle.dumps(wrapped)
+            pickled = pickle.dumps(self._wrapped(function))
+            if len(self.named) >= _NAMED:
+                self.named.clear()
+            name, names = function.__qualname__, vars(sys.modules[function.__module__])
+            if name not in names:  # a class's
+                names = {name: function}
+            self.named[function] = pickled, names, name, self.settings.threshold, self.pickling
+            return pickled
         return None
+
+    def close(self, *, keep: bool = False) -> None:
+        self.named.clear()
+        super().close(keep=keep)
+
+
+_links: weakref.WeakSet[FuturesLink] = weakref.WeakSet()
+
+
+@forks.in_child
+def _forget_names() -> None:
+    for link in list(_links):  # their sessions are the parent's
+        link.named.clear()
 
 
 class StoreExecutor(CallExecutor):
@@ -196,24 +222,37 @@ class StoreExecutor(CallExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `concurrent.futures.Executor.submit`. What is borrowed for the call ends with it."""
-        link = self._link
-        if alive or self.kind.is_local or self._shut:
+        if alive:
             return super().submit(fn, *args, **kwargs)
+        link = self._link
+        # Each line is a share of a small call's time: what is nearly always so is asked first.
+        if type(fn) is FunctionType and (kept := link.named.get(fn)) is not None:
+            pickled, names, name, threshold, pickling = kept
+            light = lightened(args, threshold, pickling, not kwargs)
+            if (
+                light is not None
+                and names.get(name) is fn
+                and ledger.book is None
+                and not link.elsewhere
+                and not self._shut
+                and (not kwargs or lightened((*kwargs.values(),), threshold, pickling, False))
+            ):
+                return link.sent(self.executor.submit(call_pickled, pickled, *light, **kwargs))
         # No future of ours is small, nor what is seen to hold one: this call waits for no other. Options of
         # the executor's own are among kwargs here, as it takes them.
-        leaves = link.are_leaves(args, kwargs)
-        if not leaves and (may_hide_futures(args, kwargs) or not link.are_small(args, kwargs)):
+        if (
+            self.kind.is_local
+            or self._shut
+            or may_hide_futures(args, kwargs)
+            or not link.are_small(args, kwargs)
+        ):
             return super().submit(fn, *args, **kwargs)
-        pickled = link.pickled(fn)
-        if pickled is not None:
-            if leaves and not kwargs:
-                args = lightened(args, link.pickling)
-            future = self.executor.submit(call_pickled, pickled, *args, **kwargs)
-        elif link.is_light(fn):
-            future = self.executor.submit(link.small(fn), *args, **kwargs)
-        else:
-            return super().submit(fn, *args, **kwargs)
-        return link.sent(future)
+        by_name = link.pickled(fn)
+        if by_name is not None:
+            return link.sent(self.executor.submit(call_pickled, by_name, *args, **kwargs))
+        if link.is_light(fn):
+            return link.sent(self.executor.submit(link.small(fn), *args, **kwargs))
+        return super().submit(fn, *args, **kwargs)
 
     def _begin(
         self,

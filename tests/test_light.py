@@ -1,11 +1,12 @@
-"""Small arrays on their way to a pool's workers and back: what numpy's own pickle gives, for less."""
+"""Small values on their way to a pool's workers and back: what a bare pool's tasks are given, for less."""
 
 from __future__ import annotations
 
 import copyreg
 import pickle
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -18,8 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxystore_core.pickling import DEFAULT, Pickling
-from proxystore_integrations.arrays import SmallArray, lightened
+from proxystore_core.proxy import Proxy
+from proxystore_core.sizeof import sizeof
+from proxystore_integrations.dependents import LaterFuture, store_futures
 from proxystore_integrations.futures import StoreExecutor
+from proxystore_integrations.light import SmallArray, lightened
+from proxystore_integrations.policy import Policy
 
 ARRAYS = some.arrays(
     st.one_of(
@@ -41,6 +46,15 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+sizeof(np.zeros(1))  # from the first one on, its type is known
+
+
+def of_light(*values: Any) -> tuple[Any, ...]:
+    light = lightened(values, 1_000_000, DEFAULT)
+    assert light is not None
+    return light
+
+
 def unaligned(array: Any) -> Any:
     moved = np.empty(array.nbytes + 1, "u1")[1:].view(array.dtype).reshape(array.shape)
     moved[...] = array
@@ -55,14 +69,14 @@ def test_it_is_the_array_that_numpy_would_have_pickled(
 ) -> None:
     array = LAYOUTS[layout](array)
     array.flags.writeable = not read_only
-    (light,) = lightened((array,), DEFAULT)
+    (light,) = of_light(array)
     bare, ours = (pickle.loads(pickle.dumps(value, protocol)) for value in (array, light))
     assert tasks.about_array(ours) == tasks.about_array(bare)
 
 
 def test_the_one_array_among_other_arguments() -> None:
     array = np.arange(5.0)
-    first, light, last = lightened((1, array, "text"), DEFAULT)
+    first, light, last = of_light(1, array, "text")
     assert (first, last, type(light)) == (1, "text", SmallArray)
     assert len(pickle.dumps(light)) < len(pickle.dumps(array))
     assert "(5,) float64" in repr(light)
@@ -70,7 +84,72 @@ def test_the_one_array_among_other_arguments() -> None:
 
 def test_two_arrays_are_left_to_pickle_which_sees_that_they_are_one() -> None:
     array = np.arange(5.0)
-    assert lightened((array, array), DEFAULT) == (array, array)
+    assert lightened((array, array), 100_000, DEFAULT) == (array, array)
+
+
+def test_one_array_beside_a_container_that_may_have_it_too() -> None:
+    array = np.arange(5.0)
+    values = (array, [array])
+    assert lightened(values, 100_000, DEFAULT) is values
+    assert lightened((array,), 100_000, DEFAULT, alone=False) == (array,)
+
+
+def unreachable() -> None:
+    raise AssertionError("a proxy was resolved")
+
+
+@pytest.mark.parametrize(
+    ("values", "light"),
+    [
+        ((1, "text", b"bytes", np.zeros(12_490), None, True, 2.5, 1j), True),
+        ((), True),
+        (([1, "text"], (2, None), {"a": np.zeros(10), 3: 4.5}, [], {}), True),
+        ((1, np.zeros(12_500)), False),
+        ((1 << 800_000,), False),
+        (("a" * 100_000,), False),
+        (("é" * 30_000,), False),
+        (([np.zeros(12_500)],), False),
+        (([np.zeros(1_250)] * 16,), False),
+        ((list(range(17)),), False),
+        (([[1]],), False),
+        (({1: [2]},), False),
+        (({1, 2},), False),
+        (([Proxy(unreachable)],), False),
+        (([object()],), False),
+        ((np.array([1, [2]], dtype=object),), False),
+        ((Proxy(unreachable),), False),
+        ((object(),), False),
+    ],
+)
+def test_light_values_are_small_and_hold_nothing(values: tuple[Any, ...], light: bool) -> None:
+    assert (lightened(values, 100_000, DEFAULT) is not None) is light
+    assert not light or not any(map(Policy(100_000).over, values))
+
+
+@given(
+    values=st.recursive(
+        st.one_of(st.integers(), st.text(), st.binary(), st.none(), st.floats(), ARRAYS),
+        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner), st.tuples(inner, inner)),
+    ).map(lambda value: (value,)),
+    threshold=st.integers(0, 2000),
+)
+def test_what_is_light_is_below_the_threshold(values: tuple[Any, ...], threshold: int) -> None:
+    if lightened(values, threshold, DEFAULT) is not None:
+        assert not Policy(threshold).over(values[0])
+
+
+def test_a_value_that_cannot_be_measured_is_not_light() -> None:
+    view = memoryview(b"view")
+    assert lightened((view,), 100_000, DEFAULT) is not None
+    view.release()
+    assert lightened((view,), 100_000, DEFAULT) is None
+
+
+@pytest.mark.parametrize("kind", [LaterFuture, store_futures[Future]])
+def test_a_future_is_not_light_whatever_the_threshold(kind: type[Any]) -> None:
+    future = object.__new__(kind)
+    assert lightened((future,), sys.maxsize, DEFAULT) is None
+    assert lightened(([future],), sys.maxsize, DEFAULT) is None
 
 
 class Traced(np.ndarray):
@@ -93,23 +172,24 @@ class Traced(np.ndarray):
     ids=lambda value: type(value).__name__,
 )
 def test_what_else_there_is_goes_as_it_is(value: Any) -> None:
-    assert lightened((value,), DEFAULT)[0] is value
+    light = lightened((value,), 100_000, DEFAULT)
+    assert light is None or light[0] is value
 
 
 def test_a_reducer_that_somebody_has_registered_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (np.arange(5.0),)
     pools = Pickling(multiprocessing=True)
-    assert lightened(values, pools) is not values
+    assert lightened(values, 100_000, pools) is not values
     with monkeypatch.context() as patch:
         patch.setitem(copyreg.dispatch_table, np.ndarray, pickle.dumps)
-        assert lightened(values, pools) is values
+        assert lightened(values, 100_000, pools) is values
     with monkeypatch.context() as patch:
         patch.setitem(ForkingPickler._extra_reducers, np.ndarray, pickle.dumps)
-        assert lightened(values, pools) is values
-        assert lightened(values, DEFAULT) is not values
-    assert lightened(values, Pickling(left=(np.ndarray,))) is values
-    assert lightened(values, Pickling(mapped=True)) is values
-    assert lightened(values, Pickling(left=("numpy:ndarray",))) is values
+        assert lightened(values, 100_000, pools) is values
+        assert lightened(values, 100_000, DEFAULT) is not values
+    assert lightened(values, 100_000, Pickling(left=(np.ndarray,))) is values
+    assert lightened(values, 100_000, Pickling(mapped=True)) is values
+    assert lightened(values, 100_000, Pickling(left=("numpy:ndarray",))) is values
 
 
 @pytest.fixture(scope="module", params=["processes", "loky"])
