@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
+from sys import getsizeof
 from typing import Any, Protocol
 
 import msgspec
@@ -22,7 +23,7 @@ from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
-from proxystore_integrations.light import lightened
+from proxystore_integrations.light import PLAIN, lightened
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEEPEST, ByValue, load
 
@@ -361,10 +362,13 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
     """
     function, threshold, pickling, sent = _unpickled(pickled)
     result = function(*args, **kwargs)
-    light = lightened((result,), threshold, pickling)
-    if light is None or ledger.book is not None:
-        return sent.outgoing(result, function)
-    return light[0]
+    if ledger.book is None:
+        if type(result) in PLAIN and getsizeof(result) < threshold:
+            return result
+        light = lightened((result,), threshold, pickling)
+        if light is not None:
+            return light[0]
+    return sent.outgoing(result, function)
 
 
 # By a name of the package's own, it is found in half the time, at both ends.

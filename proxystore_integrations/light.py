@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import pickle
 import sys
+from sys import getsizeof
 from typing import Any
 
 from proxystore_core.insides import LEAVES
 from proxystore_core.pickling import Pickling, is_of_numbers
 
-__all__ = ["SmallArray", "lightened"]
+__all__ = ["PLAIN", "SmallArray", "lightened"]
 
-_WORDS = frozenset({bool, float, type(None)})
-_LONG = 1 << 63
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Light where `sys.getsizeof` says that they are small."""
+
 _FEW = 16
 
 
@@ -63,12 +65,8 @@ def lightened(
     array, arrays = None, 0
     for value in values:
         kind = type(value)
-        if kind in _WORDS:
-            continue
-        if kind is int and -_LONG < value < _LONG:
-            continue
-        if kind is str:
-            if 4 * len(value) > limit:  # a character is four bytes at most
+        if kind in PLAIN:
+            if getsizeof(value) >= limit:
                 return None
             continue
         try:
