@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from proxystore_core import Proxy, Reference, SerializationError, Sharing, StoreError, forks, store_for
 from proxystore_core.memos import Memo, remembering
 from proxystore_core.sizeof import sizeof
+from proxystore_core.warned import warn
 from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.together import Part, united, united_by_row
@@ -85,7 +85,7 @@ class ByValue:
                 f"{problem.rstrip('.')}. Values go through the engine instead, as without a store; "
                 'set on_store_error = "raise" to make this an error.'
             )
-        warnings.warn(problem, RuntimeWarning, stacklevel=5)
+        warn(problem)
 
 
 class Outgoing:

@@ -181,7 +181,8 @@ def test_doctor_names_a_problem_and_its_remedy(tmp_path, toml, said):
     assert "Traceback" not in done.stderr
 
 
-def test_doctor_shows_what_stands_in_brackets(capsys):
+def test_doctor_shows_what_stands_in_brackets(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     extra = 'Run: pip install "proxystore-integrations[loky]".'
     console().print(_table([Finding("problem", "pool [loky]", "not installed [/]", extra)]))
     assert f"problem  pool [loky]  not installed [/] -> {extra}" in capsys.readouterr().out
@@ -264,6 +265,14 @@ def test_tune_finds_the_crossover_and_keeps_it(tmp_path):
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PROXYSTORE_THRESHOLD": "auto"},
     )
     assert done.stdout == f"{found['threshold']}\n"
+
+
+def test_tune_tells_what_it_cannot_keep(tmp_path):
+    (tmp_path / "proxystore").touch()  # where the directory would be
+    done = proxystore("tune", "--sizes", "20MB", "--repeat", "1", XDG_CACHE_HOME=str(tmp_path), COLUMNS="900")
+    assert done.returncode == 0, done.stderr
+    said = f'not kept for threshold = "auto" in {tmp_path}/proxystore/tuned.json: '
+    assert said in done.stdout or "none of these sizes" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,11 @@ def tune(
     if not found["arguments"]:
         raise ConfigurationError(f"{engine} takes none of these sizes", remedy="Name smaller ones: --sizes.")
     threshold = threshold_of(found)
-    tuned.remember(url, engine, threshold, found)
+    kept = f'kept for threshold = "auto" in {tuned.path()}'
+    try:
+        tuned.remember(url, engine, threshold, found)
+    except OSError as error:  # what was measured is told nevertheless
+        kept = f"not {kept}: {error.strerror}"
     if plot:
         with open(plot, "w", encoding="utf-8") as file:
             file.write(picture(engine, url, found))
@@ -85,7 +89,7 @@ def tune(
             msgspec.json.encode({"engine": engine, "store": url, "threshold": threshold, "points": found})
         )
     else:
-        _show(engine, url, found, threshold)
+        _show(engine, url, found, threshold, kept)
     if write and threshold is not None:
         click.echo(f"written to {write_threshold(threshold)}", err=True)
 
@@ -135,7 +139,7 @@ def picture(engine: str, url: str, found: dict[str, list[Point]]) -> str:
     )
 
 
-def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int | None) -> None:
+def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int | None, kept: str) -> None:
     table = Table(title=f"{engine}, {url}: ms a call, medians", title_justify="left", box=None)
     table.add_column("size", justify="right", overflow="fold")
     for way in found:
@@ -158,4 +162,4 @@ def _show(engine: str, url: str, found: dict[str, list[Point]], threshold: int |
         largest = format_size(tuned.Measured(None, found).from_size or 0)
         screen.print(f"threshold: none of these sizes; measure larger ones (auto means {largest} until then)")
     else:
-        screen.print(f'threshold = "{format_size(threshold)}"; kept for threshold = "auto" in {tuned.path()}')
+        screen.print(f'threshold = "{format_size(threshold)}"; {kept}')

@@ -10,7 +10,6 @@ import re
 import secrets
 import time
 import urllib.parse
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -47,6 +46,7 @@ from proxystore_core.errors import (
 from proxystore_core.flight import Flights
 from proxystore_core.recipe import connector_class, open_connector
 from proxystore_core.urls import StoreURL
+from proxystore_core.warned import warn
 
 __all__ = ["MultiConnector", "Policy", "multi_url"]
 
@@ -432,8 +432,4 @@ def _say_once(name: str, url: str, error: StoreError) -> None:
     if (name, url, kind) in _said:
         return
     _said.add((name, url, kind))
-    warnings.warn(
-        f"the store {name!r} ({url}) takes nothing now, objects go to the next: {kind}: {error}",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+    warn(f"the store {name!r} ({url}) takes nothing now, objects go to the next: {kind}: {error}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from proxystore_core.errors import (
     StoreError,
     UnreachableError,
 )
+from proxystore_core.warned import warn
 
 __all__ = ["Command", "Requests"]
 
@@ -192,11 +192,9 @@ class Requests:
         policy = found.get("maxmemory-policy", "noeviction")
         if policy != "noeviction" and str(found.get("maxmemory")) != "0":
             _droppers.add(self._url)
-            warnings.warn(
+            warn(
                 f"the server of {self._url} may drop stored objects when it runs full: its maxmemory-policy "
-                f"is {policy}. Let it say so instead: CONFIG SET maxmemory-policy noeviction.",
-                RuntimeWarning,
-                stacklevel=4,
+                f"is {policy}. Let it say so instead: CONFIG SET maxmemory-policy noeviction."
             )
 
 

@@ -16,7 +16,6 @@ import re
 import socket
 import tempfile
 import urllib.parse
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -28,6 +27,7 @@ from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
 from proxystore_core.maps import map_private
 from proxystore_core.urls import StoreURL
+from proxystore_core.warned import warn
 
 __all__ = ["ShmConnector"]
 
@@ -330,9 +330,7 @@ def node() -> str:
 
 @functools.cache
 def _say_once(url: str, directory: str) -> None:
-    warnings.warn(
+    warn(
         f"shared memory ({url}) is full: objects go to files in {directory} from here on, which is slower. "
-        "Give the machine or container more (docker run --shm-size=...), or name another store.",
-        RuntimeWarning,
-        stacklevel=4,
+        "Give the machine or container more (docker run --shm-size=...), or name another store."
     )
