@@ -28,6 +28,7 @@ from proxystore_core.errors import (
     ConfigurationError,
     DeadlineError,
     FullError,
+    GoneError,
     RefusedError,
     UnreachableError,
 )
@@ -286,6 +287,34 @@ class NodeTests:
         with pytest.raises(RefusedError):
             near.set(reserved, [b"data"])
 
+    def test_a_node_that_comes_back_at_another_port(self, name: str, tmp_path: Path) -> None:
+        """For who uses it, it is the same: what it had is here, and what it has no more is nowhere."""
+        one, other = (self.kind(name=name, spill=tmp_path, connect_timeout=0.3) for _ in range(2))
+        kept, gone = one.put([b"data"]), other.put([b"data"])
+        reserved, forgotten = one.reserve(), other.reserve()
+        with moved(one) as (before, after):
+            assert other.put([b"new"]).startswith(f"{after}.")  # also where another user has started it
+            assert all(key.startswith(f"{before}.") for key in (kept, gone, reserved, forgotten))
+            for key in (gone, forgotten):
+                other.evict(key)
+            for connector in (one, other):
+                assert connector.get(kept) == b"data"
+                assert connector.exists(kept)
+                assert not connector.wait(reserved, 0.01)
+                assert connector.get(gone) is None
+                assert not connector.exists(gone)
+                connector.evict(gone)
+                with pytest.raises(GoneError):
+                    connector.wait(forgotten, 1)
+                with pytest.raises(RefusedError, match="reserved"):
+                    connector.set(forgotten, [b"data"])
+            one.set(reserved, [b"there"])
+            assert other.wait(reserved, 1)
+            assert other.get(reserved) == b"there"
+            one.end("user")
+        one.close()
+        other.close()
+
     def test_a_port_that_is_taken(self, name: str) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -423,6 +452,59 @@ class TwoHostsTests:
         assert one.call(look, "end", url, session) == 4
         assert [host.call(look, "sessions", url) for host in hosts] == [{}, {}]
 
+    def test_a_node_that_comes_back_at_another_port(self, hosts: tuple[Remote, Remote]) -> None:
+        """Others hear so from the session's home, which is told by who puts something there."""
+        one, other = hosts
+        url = f"{self.url}&connect_timeout=0.3"
+        session = one.call(begin_session, url, 100.0)
+        kept, gone = [other.call(put, url, b"data", session) for _ in range(2)]
+        reserved = other.call(look, "reserve", url)
+        other.call(move, url)
+        for method, *args in ("get",), ("exists",), ("evict",), ("wait", 1), ("set", [b"data"]):
+            for key in (kept, reserved):
+                with pytest.raises(UnreachableError, match=r"10\.97\.0\.2"):
+                    one.call(look, method, url, key, *args)
+        later = other.call(put, url, b"later", session)
+        assert later.partition(".user")[0].partition(session)[0] != kept.partition(session)[0]
+        for _ in range(2):
+            assert one.call(get, url, kept) == one.call(get, url, gone) == b"data"
+            assert one.call(look, "exists", url, kept)
+        one.call(look, "evict", url, gone)
+        assert not one.call(look, "exists", url, gone)
+        assert other.call(get, url, gone) is None
+        one.call(look, "renew", url, session, 200.0)
+        assert [190 < host.call(look, "sessions", url)[session] <= 200 for host in hosts] == [True, True]
+        assert one.call(look, "end", url, session) == 2
+
+    def test_a_session_s_home_that_comes_back_at_another_port(self, hosts: tuple[Remote, Remote]) -> None:
+        one, other = hosts
+        url = f"{self.url}&connect_timeout=0.3"
+        session = one.call(begin_session, url, 100.0)
+        for host in hosts:
+            host.call(put, url, b"data", session)
+        one.call(move, url)
+        one.call(look, "renew", url, session, 200.0)
+        assert [190 < host.call(look, "sessions", url)[session] <= 200 for host in hosts] == [True, True]
+        with pytest.raises(UnreachableError, match=r"10\.97\.0\.1"):
+            other.call(look, "renew", url, session, 300.0)
+        assert 290 < other.call(look, "sessions", url)[session] <= 300  # of what it has itself, all the same
+        assert one.call(look, "extend", url, session, 200.0)
+        assert one.call(look, "end", url, session) == 2
+        assert [host.call(look, "sessions", url) for host in hosts] == [{}, {}]
+
+    def test_another_node_at_the_old_port(self, hosts: tuple[Remote, Remote]) -> None:
+        """It has none of these objects, and says neither that they are gone nor that they are evicted."""
+        one, other = hosts
+        url = f"{self.url}&connect_timeout=0.3"
+        key, reserved = other.call(put, url, b"data"), other.call(look, "reserve", url)
+        port = int(key.partition(":")[2].partition(".")[0])
+        other.call(kill_server_of, url)
+        other.call(put, f"{self.scheme}://:{port}?interface=cable&spill=/dev/shm/spill", b"another node's")
+        for method, *args in ("get",), ("exists",), ("evict",), ("wait", 1), ("set", [b"data"]):
+            with pytest.raises(UnreachableError, match="another node"):
+                one.call(look, method, url, reserved if args else key, *args)
+        assert other.call(get, url, key) == b"data"
+
     def test_a_writer_that_is_killed_as_it_first_puts(self, hosts: tuple[Remote, Remote]) -> None:
         one, other = hosts
         session = one.call(begin_session, self.url, 100.0)
@@ -491,6 +573,28 @@ def shrink_memory(size: str) -> None:
 
 def kill_server_of(url: str) -> None:
     kill_server(opened(url))
+
+
+@contextlib.contextmanager
+def moved(connector: NodeConnector) -> Iterator[tuple[Place, Place]]:
+    """While somebody else listens where a node's server did, which was killed; places, before and after."""
+    before = connector._node.process.enter()
+    kill_server(connector)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((connector._node.address, before.port))  # and lets nobody in
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nor listen beside it
+        after = connector._node.process.enter()
+        assert after.port != before.port
+        yield before, after
+
+
+def move(url: str) -> None:
+    """As `moved`, for the rest of this process's life."""
+    _moves.enter_context(moved(opened(url)))
+
+
+_moves = contextlib.ExitStack()
 
 
 def put_and_die(url: str, session: str) -> None:

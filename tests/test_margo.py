@@ -53,7 +53,7 @@ def test_messages_of_others(tmp_path: Path) -> None:
     place, server = near._node.process.enter(), server_of(near)
     engine = margo.Engine("tcp", mode=margo.client)
     call = engine.register("proxystore_node").on(engine.lookup(f"tcp://127.0.0.1:{place.port}"))
-    good = Request(Operation.EVICT, near.name, "user", key.rpartition(".")[2])
+    good = Request(Operation.EVICT, near._node.memory.name, "user", key.rpartition(".")[2])
     for arguments in ((b"random", "", 0), (good.pack(bytes(32)), "", 0), ("text", 5, "x"), ()):
         head = call(*arguments, timeout=5000)
         assert Reply.parse(head[:REPLY_HEAD], near._key(), bytes(16)).status is Status.REFUSED

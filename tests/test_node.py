@@ -188,7 +188,7 @@ class TestServer:
         found = b""
         for offset in (0, CHUNK, 2 * CHUNK):
             reply, part = self.ask(
-                server, Request(Operation.GET, "", "user", name, offset=offset, length=CHUNK)
+                server, Request(Operation.GET, server.prefix, "user", name, offset=offset, length=CHUNK)
             )
             assert (reply.status, reply.size) == (Status.CONTENT, len(data))
             found += part
@@ -200,6 +200,7 @@ class TestServer:
     def test_authenticated_nonsense(self, server: NodeServer, request: Request) -> None:
         # Whoever has the secret may be of another version.
         if request.operation is not Operation.WAIT:
+            request.space = server.prefix
             reply, _ = self.ask(server, request)
             assert reply.status in set(Status)
 
@@ -222,9 +223,9 @@ class TestServer:
 
         key, other = memory.put([b"data"]), memory.put([b"other"])
         name = key.rpartition(".")[2]
-        read = Request(Operation.GET, "", "user", name, length=CHUNK)
+        read = Request(Operation.GET, server.prefix, "user", name, length=CHUNK)
         assert repeated(read)[1] == b"data"
-        assert repeated(Request(Operation.EVICT, "", "user", name))[0].status is Status.DONE
+        assert repeated(Request(Operation.EVICT, server.prefix, "user", name))[0].status is Status.DONE
         assert repeated(read)[0].status is Status.MISSING
         assert memory.get(other) == b"other"
 
@@ -234,49 +235,58 @@ class TestServer:
     )
     def test_names_that_lead_elsewhere(self, server: NodeServer, session: str, name: str) -> None:
         for operation in (Operation.GET, Operation.EXISTS, Operation.EVICT, Operation.SET):
-            reply, _ = self.ask(server, Request(operation, "", session, name, length=1, body=b"x"))
+            reply, _ = self.ask(server, Request(operation, server.prefix, session, name, length=1, body=b"x"))
             assert reply.status in (Status.REFUSED, Status.FULL)
 
     @pytest.mark.parametrize("session", ["../../elsewhere", "nul\0", "a/b", "x" * 65])
     def test_sessions_that_lead_elsewhere(self, server: NodeServer, session: str) -> None:
         for operation in set(Operation) - {Operation.WAIT}:  # which answers later
-            asked = Request(operation, "", session, "0" * 20, "10.0.0.2:1", seconds=1.0)
+            asked = Request(operation, server.prefix, session, "0" * 20, "10.0.0.2:1", seconds=1.0)
             assert self.ask(server, asked)[0].status is Status.REFUSED
 
-    @pytest.mark.parametrize("space", ["..", "a/b", "x" * 33])
+    @pytest.mark.parametrize("space", ["..", "a/b", "x" * 65])
     def test_stores_that_are_none(self, server: NodeServer, space: str) -> None:
         assert self.ask(server, Request(Operation.END, space, "user"))[0].status is Status.REFUSED
 
+    @pytest.mark.parametrize("space", ["", "zmq-0123456789ab", "zmq-0123456789ab-name"])
+    def test_what_is_asked_of_another_node(self, server: NodeServer, space: str) -> None:
+        for operation in set(Operation) - {Operation.GREET, Operation.WAIT}:
+            asked = Request(operation, space, "user", "0" * 20)
+            assert self.ask(server, asked)[0].status is Status.ELSEWHERE
+
     @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
     def test_leases_that_are_none(self, server: NodeServer, seconds: float) -> None:
-        assert (
-            self.ask(server, Request(Operation.RENEW, "", "s", seconds=seconds))[0].status is Status.REFUSED
-        )
+        asked = Request(Operation.RENEW, server.prefix, "s", seconds=seconds)
+        assert self.ask(server, asked)[0].status is Status.REFUSED
 
     def test_too_much_at_a_time(self, memory: ShmConnector, server: NodeServer) -> None:
         name = memory.put([b"data"]).rpartition(".")[2]
         for offset, length in ((0, 2**64 - 1), (2**64 - 1, CHUNK), (5, CHUNK)):
             reply, data = self.ask(
-                server, Request(Operation.GET, "", "user", name, offset=offset, length=length)
+                server, Request(Operation.GET, server.prefix, "user", name, offset=offset, length=length)
             )
             assert reply.status is Status.REFUSED
             assert b"data" not in data
 
     def test_sessions(self, memory: ShmConnector, server: NodeServer) -> None:
         memory.renew("run", 100)
-        join = Request(Operation.JOIN, "", "run", text="10.0.0.2:5000")
+        join = Request(Operation.JOIN, server.prefix, "run", text="10.0.0.2:5000")
         for _ in range(2):
             reply, _ = self.ask(server, join)
             assert (reply.status, round(reply.size, -4)) == (Status.DONE, 100_000)
-        assert self.ask(server, Request(Operation.JOIN, "", "other", text="10.0.0.2:1"))[0].status is (
-            Status.MISSING
-        )
-        assert self.ask(server, Request(Operation.JOIN, "", "run", text="x/y"))[0].status is Status.REFUSED
+        for session, place, status in (
+            ("other", "10.0.0.2:1", Status.MISSING),
+            ("run", "x/y", Status.REFUSED),
+        ):
+            wrong = Request(Operation.JOIN, server.prefix, session, text=place)
+            assert self.ask(server, wrong)[0].status is status
+        told = self.ask(server, Request(Operation.MEMBERS, server.prefix, "run"))
+        assert (told[0].status, told[1]) == (Status.DONE, b"10.0.0.2:5000\n")
         memory.put([b"data"], session="run")
         assert server.is_needed()
-        reply, data = self.ask(server, Request(Operation.END, "", "run"))
+        reply, data = self.ask(server, Request(Operation.END, server.prefix, "run"))
         assert (reply.size, data) == (1, b"10.0.0.2:5000\n")
-        assert self.ask(server, Request(Operation.END, "", "run"))[1] == b""
+        assert self.ask(server, Request(Operation.END, server.prefix, "run"))[1] == b""
         assert not server.is_needed()
 
     def test_lapsed_sessions_go_once_a_minute(
@@ -297,7 +307,7 @@ class TestServer:
         name = memory.reserve().rpartition(".")[2]
 
         def chunk(offset: int, body: bytes, upload: str = "one") -> Status:
-            request = Request(Operation.SET, "", "user", name, upload, offset, 8, body=body)
+            request = Request(Operation.SET, server.prefix, "user", name, upload, offset, 8, body=body)
             return self.ask(server, request)[0].status
 
         assert chunk(4, b"data") is Status.REFUSED  # no beginning

@@ -60,7 +60,7 @@ def test_more_nodes_than_connections_are_kept(near: Any, afar: Any) -> None:
 
     client = node_client.NodeClient(afar.url, connect, afar._key, 20.0, 5.0)
     for place in nodes * 2:
-        assert client.fetch(place, near.name, "user", name) == b"data"
+        assert client.fetch(place, near._node.memory.name, "user", name) == b"data"
         assert sum(map(len, client._idle.values())) <= node_client._KEPT
     assert client._idle[os.getpid(), nodes[-1]]
     assert not client._idle[os.getpid(), nodes[0]]

@@ -114,7 +114,7 @@ def test_messages_of_others() -> None:
     near, afar = UCXConnector(name=secrets.token_hex(4)), None
     key = near.put([b"data"])
     server, port = server_of(near), near._node.process.enter().port
-    good = Request(Operation.EVICT, near.name, "user", key.rpartition(".")[2])
+    good = Request(Operation.EVICT, near._node.memory.name, "user", key.rpartition(".")[2])
     greeting = Request(Operation.GREET, body=b"no address of a worker")
     framed = [
         os.urandom(100),

@@ -165,7 +165,7 @@ def node(kind: Any) -> Iterator[tuple[Any, Callable[[Check], Check]]]:
     def asks() -> None:
         there = connector._connect(LOOPBACK, place.port, time.monotonic() + 60)
         try:
-            request = Request(Operation.EXISTS, connector.name, "user", "0" * 20)
+            request = Request(Operation.EXISTS, connector._node.memory.name, "user", "0" * 20)
             there.send([request.pack(connector._key())])
             head, _ = there.receive(None, time.monotonic() + 60)
             Reply.parse(head, connector._key(), request.nonce)

@@ -19,9 +19,8 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
@@ -34,6 +33,7 @@ from proxystore_core.connectors.base import (
     check_lease,
     check_session,
     never_comes,
+    no_reservation,
 )
 from proxystore_core.connectors.node_client import Channel, NodeClient
 from proxystore_core.connectors.node_later import LONGEST_WAIT
@@ -46,11 +46,11 @@ from proxystore_core.connectors.node_place import (
     load_secret,
     name_of_session,
 )
-from proxystore_core.connectors.node_process import WHERE, NodeProcess
+from proxystore_core.connectors.node_process import NodeProcess, places_of
 from proxystore_core.connectors.node_protocol import Operation, Request, Status
 from proxystore_core.connectors.node_server import members_of, store_name
 from proxystore_core.connectors.shm import ShmConnector, node
-from proxystore_core.errors import ConfigurationError, RefusedError, StoreError
+from proxystore_core.errors import ConfigurationError, RefusedError, StoreError, UnreachableError
 from proxystore_core.urls import StoreURL
 
 __all__ = ["NodeConnector"]
@@ -61,6 +61,7 @@ _STOCK = 256 << 20
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below those that the system gives to clients
 _TELL_AGAIN = 30.0  # seconds after which a home that could not be reached is tried again
 _PAUSES = 0.05, 1.0  # seconds between two questions of one who is not let wait: first, and longest
+_GONE: Any = object()
 _SIDE_BY_SIDE = 16  # nodes that are told something at the same time
 
 
@@ -160,7 +161,9 @@ class NodeConnector(ByURL):
         self._secret = secret
         self._url = self._describe(own)
         self._client = NodeClient(self._url, self._connect, self._key, deadline, connect_timeout)
-        self._told: dict[str, float] = {}  # sessions, and when their home is to be told (again)
+        self._told: dict[tuple[str, Place], float] = {}  # when a session's home is told (again) of this node
+        self._spaces: dict[str, str] = {}  # by host
+        self._moved: dict[Place, Place] = {}  # nodes that listen elsewhere by now
 
     def _describe(self, own: Mapping[str, Any]) -> str:
         usual = {"deadline": 30.0, "connect_timeout": 5.0, "stock": _STOCK}
@@ -219,7 +222,12 @@ class NodeConnector(ByURL):
         return name_of_session(self._node.process.enter(), self.schemes[0], name)
 
     def _home(self, session: str) -> Place | None:
-        return home_of(session, self.schemes[0])
+        """The other node that is the session's home; None where this one is, or there is none but this."""
+        home = home_of(session, self.schemes[0])
+        if home is None or home.host != self._node.host:
+            return home
+        process = self._node.process
+        return None if home == process.enter() or process.was_at(home) else home
 
     def put(self, data: Sequence[Buffer], *, session: str = USER_SESSION) -> Key:
         place = self._join(session)
@@ -232,23 +240,27 @@ class NodeConnector(ByURL):
     def set(self, key: Key, data: Sequence[Buffer]) -> None:
         place, session, name = self._parse(key)
         mine, local = self._look_here(place, session, name)
-        if mine and local is not None:
+        if local is not None and (mine or self._node.memory.has(session, name)):
             self._node.memory.set(local, data)
-        else:
-            self._client.upload(place, self.name, session, name, data)
+            return
+
+        def upload(at: Place) -> None:
+            self._client.upload(at, self._space(at), session, name, data)
+
+        if self._reach(place, session, upload) is _GONE:
+            raise no_reservation(self.url, key)
 
     def wait(self, key: Key, timeout: float | None = None) -> bool:
         place, session, name = self._parse(key)
         mine, local = self._look_here(place, session, name)
-        if mine and local is not None:
+        if local is not None and (mine or self._node.memory.has(session, name)):
             return self._node.memory.wait(local, timeout)
         until = math.inf if timeout is None else time.monotonic() + timeout
         pause = _PAUSES[0]
         while True:
             asked = time.monotonic()
             seconds = min(LONGEST_WAIT, max(0.0, until - asked))
-            request = Request(Operation.WAIT, self.name, session, name, seconds=seconds)
-            status = self._client.ask(place, request, seconds=seconds)[0].status
+            status = self._ask(place, Operation.WAIT, session, name, seconds)
             if status is Status.MISSING:
                 raise never_comes(self.url, key)
             now = time.monotonic()
@@ -265,7 +277,8 @@ class NodeConnector(ByURL):
             data = self._node.memory.get(local)
             if data is not None or mine:
                 return data
-        return self._client.fetch(place, self.name, session, name)
+        found = self._reach(place, session, lambda at: self._client.fetch(at, self._space(at), session, name))
+        return None if found is _GONE else found
 
     def exists(self, key: Key) -> bool:
         place, session, name = self._parse(key)
@@ -285,48 +298,46 @@ class NodeConnector(ByURL):
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
         here = self._node
-        place, home = here.process.enter(), self._home(session)
-        request = functools.partial(Request, Operation.RENEW, self.name, session, seconds=seconds)
-        if home is None or home == place:
+        request = functools.partial(Request, Operation.RENEW, session=session, seconds=seconds)
+        home = self._home(session)
+        if home is None:
             here.memory.renew(session, seconds)
-            members = members_of(here.process.directory, self.name, session)
+            members = self._members(session)
         else:
             here.memory.extend(session, seconds)
-            members = bytes(self._client.ask(home, request())[1])
-        self._tell(request, _places(members, place, home))
+            members = bytes(self._client.ask(home, request(space=self._space(home)))[1])
+        self._tell(request, members, home)
 
     def extend(self, session: str, seconds: float) -> bool:
         """As `extend_lease`: the session's home knows whether it is over."""
         check_lease(session, seconds, self.url)
         here = self._node
-        place, home = here.process.enter(), self._home(session)
-        request = functools.partial(
-            Request, Operation.RENEW, self.name, session, text="extend", seconds=seconds
-        )
+        request = functools.partial(Request, Operation.RENEW, session=session, text="extend", seconds=seconds)
+        home = self._home(session)
         there = here.memory.extend(session, seconds)
-        if home is None or home == place:
-            members = members_of(here.process.directory, self.name, session)
+        if home is None:
+            members = self._members(session)
         else:
-            reply, data = self._client.ask(home, request())
+            reply, data = self._client.ask(home, request(space=self._space(home)))
             there, members = reply.status is Status.DONE, bytes(data)
         if there:
-            self._tell(request, _places(members, place, home))
+            self._tell(request, members, home)
         return there
 
     def end(self, session: str) -> int:
         check_session(session, self.url)
         here = self._node
-        place, home = here.process.enter(), self._home(session)
-        request = functools.partial(Request, Operation.END, self.name, session)
-        members = members_of(here.process.directory, self.name, session)
+        request = functools.partial(Request, Operation.END, session=session)
+        home, members = self._home(session), self._members(session)
         count = here.memory.end(session)
-        self._told.pop(session, None)
-        if home is not None and home != place:
-            reply, data = self._client.ask(home, request())
+        for told in [told for told in self._told if told[0] == session]:
+            self._told.pop(told, None)
+        if home is not None:
+            reply, data = self._client.ask(home, request(space=self._space(home)))
             members, count = bytes(data), count + reply.size
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(here.process.directory, f"members.{self.name}.{session}"))
-        return count + self._tell(request, _places(members, place, home))
+            os.unlink(os.path.join(here.process.directory, f"members.{here.memory.name}.{session}"))
+        return count + self._tell(request, members, home)
 
     # Of this node alone: each looks after its own.
 
@@ -361,9 +372,8 @@ class NodeConnector(ByURL):
         address = address_of(given["interface"], given["address"], self.url)
         known = self._secret or given["secret_file"] or os.environ.get(SECRET) or address != LOOPBACK
         secret = load_secret(self._secret, given["secret_file"], None, self.url) if known else b""
-        identity = repr((address, given["port"], given["spill"], sorted(self._transport(address).items())))
-        digest = hashlib.blake2b(identity.encode(), digest_size=6, key=secret).hexdigest()
-        prefix = f"{self.schemes[0].partition('+')[0]}-{digest}"
+        digest = self._digest(address, secret)
+        prefix = self._prefix(digest)
         memory = _Memory(
             store_name(prefix, self.name), stock=given["stock"], spill=given["spill"], of=self.url
         )
@@ -374,6 +384,15 @@ class NodeConnector(ByURL):
         )
         host = Place.at(address, 1).host
         return _Node(address, host, memory, process, secret)
+
+    def _digest(self, address: str, secret: bytes) -> str:
+        """Tells the node at an address from all others; who has the same options knows it."""
+        given = self._given
+        identity = repr((address, given["port"], given["spill"], sorted(self._transport(address).items())))
+        return hashlib.blake2b(identity.encode(), digest_size=6, key=secret).hexdigest()
+
+    def _prefix(self, digest: str) -> str:
+        return f"{self.schemes[0].partition('+')[0]}-{digest}"
 
     def _key(self) -> bytes:
         """Of the MACs, and what else the transport derives from the secret."""
@@ -391,9 +410,7 @@ class NodeConnector(ByURL):
         ports = [port]
         if not port:
             # Where the last one listened, so that keys stay good; else most likely where any other would.
-            with contextlib.suppress(FileNotFoundError):
-                place = Place.parse(Path(directory, WHERE).read_text("ascii"))
-                ports = [] if place is None else [place.port]
+            ports = [place.port for place in places_of(directory)[:1]]
             wish = int.from_bytes(hashlib.blake2b(f"{os.geteuid()} {digest}".encode()).digest()[:4], "big")
             ports = [*(port for port in ports if port), _FIRST_PORT + wish % _PORTS, 0]
         return {
@@ -431,8 +448,69 @@ class NodeConnector(ByURL):
 
     # Other nodes.
 
-    def _ask(self, place: Place, operation: Operation, session: str, name: str) -> Status:
-        return self._client.ask(place, Request(operation, self.name, session, name))[0].status
+    def _ask(
+        self, place: Place, operation: Operation, session: str, name: str, seconds: float = 0.0
+    ) -> Status:
+        def ask(at: Place) -> Status:
+            request = Request(operation, self._space(at), session, name, seconds=seconds)
+            return self._client.ask(at, request, seconds=seconds)[0].status
+
+        status = self._reach(place, session, ask)
+        return Status.MISSING if status is _GONE else status
+
+    def _reach(self, place: Place, session: str, do: Callable[[Place], Any]) -> Any:
+        """What another node says, wherever it listens by now.
+
+        A node that was killed and finds its port taken comes back at another one. It is found where the
+        session's home has heard of it since.
+
+        Returns:
+            `_GONE` where it was this very node that listened there, which has no such object.
+        """
+        now = self._moved.get(place, place)
+        try:
+            return do(now)
+        except UnreachableError:
+            if self._node.process.was_at(place):
+                return _GONE
+            for at in self._whereabouts(place, session):
+                if at != now:
+                    with contextlib.suppress(UnreachableError):
+                        answer = do(at)
+                        if len(self._moved) > 1000:
+                            self._moved.clear()
+                        self._moved[place] = at
+                        return answer
+            self._moved.pop(place, None)
+            raise
+
+    def _whereabouts(self, place: Place, session: str) -> list[Place]:
+        """Where else a session's home knows a node of that host, the latest first."""
+        if home_of(session, self.schemes[0]) is None:
+            return []
+        home = self._home(session)
+        if home is None:
+            members = self._members(session)
+        elif home.host == place.host:
+            return []  # it is the home that is looked for
+        else:
+            try:
+                request = Request(Operation.MEMBERS, self._space(home), session)
+                members = bytes(self._client.ask(home, request)[1])
+            except StoreError:
+                return []
+        return [at for at in reversed(_places(members)) if at.host == place.host and at != place]
+
+    def _space(self, place: Place) -> str:
+        """What the shared memory of this store is called on a node: no other has one of that name."""
+        space = self._spaces.get(place.host)
+        if space is None:
+            digest = self._digest(LOOPBACK if place.host == node() else place.host, self._node.secret)
+            space = self._spaces[place.host] = store_name(self._prefix(digest), self.name)
+        return space
+
+    def _members(self, session: str) -> bytes:
+        return members_of(self._node.process.directory, self._node.memory.name, session)
 
     def _join(self, session: str) -> Place:
         """Tell a session's home that there will be objects of it here, and take over its lease; this node.
@@ -440,31 +518,35 @@ class NodeConnector(ByURL):
         Before the first object: one whose writer is killed is then the session's to evict, like any other.
         """
         place, home = self._node.process.enter(), self._home(session)
+        told = session, place
         now = time.monotonic()
-        if home is None or home == place or self._told.get(session, 0.0) > now:
+        if home is None or self._told.get(told, 0.0) > now:
             return place
         if len(self._told) > 1000:
             self._told.clear()
         try:
-            request = Request(Operation.JOIN, self.name, session, text=str(place))
+            request = Request(Operation.JOIN, self._space(home), session, text=str(place))
             reply, _ = self._client.ask(home, request)
-            self._told[session] = float("inf")
+            self._told[told] = float("inf")
             if reply.status is Status.DONE:
                 self._node.memory.renew(session, reply.size / 1000)
         except StoreError:  # the objects here have ten minutes, and the next put tries again
-            self._told[session] = now + _TELL_AGAIN
+            self._told[told] = now + _TELL_AGAIN
         return place
 
-    def _tell(self, request: Callable[[], Request], places: Iterable[Place]) -> int:
-        """Ask several nodes the same; the sum of their counts. One that is out of reach forgets by itself."""
+    def _tell(self, request: Callable[..., Request], members: bytes, home: Place | None) -> int:
+        """Ask a session's other nodes the same; the sum of counts. One out of reach forgets by itself."""
 
         def tell(place: Place) -> int:
             try:
-                return self._client.ask(place, request())[0].size
+                return self._client.ask(place, request(space=self._space(place)))[0].size
             except StoreError:
                 return 0
 
-        places = sorted(places)
+        process = self._node.process
+        here = process.enter()
+        others = {place for place in _places(members) if place not in (here, home)}
+        places = sorted(place for place in others if not process.was_at(place))
         if len(places) < 2:
             return sum(map(tell, places))
         with ThreadPoolExecutor(min(len(places), _SIDE_BY_SIDE), "proxystore-nodes") as executor:
@@ -503,6 +585,6 @@ class _Node(NamedTuple):
     secret: bytes
 
 
-def _places(lines: bytes, *but: Place | None) -> set[Place]:
+def _places(lines: bytes) -> list[Place]:
     found = map(Place.parse, lines.decode("ascii", "replace").split())
-    return {place for place in found if place is not None and place not in but}
+    return [place for place in found if place is not None]

@@ -221,6 +221,8 @@ class NodeClient:
             raise RefusedError(said)
         if reply.status is Status.FULL:
             raise FullError(said, remedy="Evict objects, or give that host more memory.")
+        if reply.status is Status.ELSEWHERE:
+            raise UnreachableError("another node listens there now")
         raise StoreError(said, remedy="See its log.")
 
     def _persist(self, place: Place, do: Callable[[Channel, float], T], until: float) -> T:

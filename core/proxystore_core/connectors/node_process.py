@@ -2,9 +2,9 @@
 
 <shared memory>/proxystore-<uid>.<node>/    mode 0700; goes with the server
     live        share-locked by every process that uses the node; the server waits to lock it alone
-    server      locked by the server as long as it lives
+    server      locked by the server as long as it lives; each has its own
     start       locked by the one process that starts it
-    address     where it listens: also where its successor is to listen when it was killed
+    address     where it listens, also when it was killed: for its successor; below, where others did before
     secret      of nodes on loopback for which the user has named none
     log         what the server had to say
     members.*   see `proxystore_core.connectors.node_server`
@@ -35,7 +35,7 @@ from proxystore_core.connectors.node_place import Place
 from proxystore_core.errors import ConfigurationError, DeadlineError, StoreError, UnreachableError
 from proxystore_core.locks import OPEN, is_at, locked
 
-__all__ = ["LIVE", "SERVER", "WHERE", "NodeProcess", "is_running", "remove"]
+__all__ = ["LIVE", "SERVER", "WHERE", "NodeProcess", "is_running", "places_of", "remove"]
 
 LIVE, SERVER, START, WHERE = "live", "server", "start", "address"
 _TRIES = 200
@@ -59,6 +59,7 @@ class NodeProcess:
         self._order = order
         self._held: list[int] = []  # descriptors: of `live`, share-locked, and of `server`
         self._place: Place | None = None
+        self._former: frozenset[Place] = frozenset()
         self.key: bytes | None = None  # that the directory keeps, as long as it is used
         self._entering = forks.rlock()
         self._leave = weakref.finalize(self, leave, directory, self._held)  # at exit, too
@@ -79,6 +80,10 @@ class NodeProcess:
         with self._entering:
             self._place = self._enter()
             return self._place
+
+    def was_at(self, place: Place) -> bool:
+        """Whether the node of the last `enter` listened there before, at another port than it does now."""
+        return place in self._former
 
     def use(self) -> None:
         """Use the node's directory from now on, whether or not its server runs."""
@@ -106,7 +111,7 @@ class NodeProcess:
                 if live is not None:
                     self.key = None
                     self._held.append(live)
-                    self._held.append(os.open(os.path.join(self.directory, SERVER), OPEN | os.O_CREAT, 0o600))
+                    self._held.append(_open_server(self.directory))
                     # multiprocessing ends forked children in its own way, past atexit.
                     util = sys.modules.get("multiprocessing.util")
                     if util is not None:
@@ -122,16 +127,16 @@ class NodeProcess:
                 if self._held and not is_at(self._held[0], os.path.join(self.directory, LIVE)):
                     leave(self.directory, self._held)  # somebody removed the directory
                 self._use()
-                if is_running(self._held[1]):
-                    with contextlib.suppress(FileNotFoundError):
-                        place = Place.parse(Path(self.directory, WHERE).read_text("ascii"))
-                        if place is not None:
-                            return place
+                if _is_served(self.directory, self._held):
+                    places = places_of(self.directory)
+                    if places:
+                        self._former = frozenset(places[1:])
+                        return places[0]
                 else:
                     lock = locked(os.path.join(self.directory, START), fcntl.LOCK_EX)
                     if lock is not None:
                         try:
-                            if not is_running(self._held[1]):
+                            if not _is_served(self.directory, self._held):
                                 self._start(until)
                         finally:
                             # A child being forked right now has the descriptor, too: closing would not do.
@@ -187,6 +192,15 @@ class NodeProcess:
         )
 
 
+def places_of(directory: str) -> list[Place]:
+    """Where a node's server listens, or did last, and where it did before; nothing before it first does."""
+    try:
+        lines = Path(directory, WHERE).read_text("ascii").split()
+    except FileNotFoundError:
+        return []
+    return [place for place in map(Place.parse, lines) if place is not None]
+
+
 def is_running(server: int) -> bool:
     """Whether the server lives, given a descriptor of the file that it locks."""
     try:
@@ -197,10 +211,26 @@ def is_running(server: int) -> bool:
     return False
 
 
+def _open_server(directory: str) -> int:
+    return os.open(os.path.join(directory, SERVER), OPEN | os.O_CREAT, 0o600)
+
+
+def _is_served(directory: str, held: list[int]) -> bool:
+    """Whether the node's latest server lives; from now on its file is what is held."""
+    if not is_at(held[1], os.path.join(directory, SERVER)):
+        old, held[1] = held[1], _open_server(directory)
+        os.close(old)
+    return is_running(held[1])
+
+
 def leave(directory: str, held: list[int]) -> None:
     """Let go of a node: its server stops when nobody else has it, or else its directory goes right here."""
-    if len(held) == 2 and not is_running(held[1]):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if (
+            len(held) == 2
+            and is_at(held[0], os.path.join(directory, LIVE))
+            and not _is_served(directory, held)
+        ):
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(directory, held[0])
     _close(held)

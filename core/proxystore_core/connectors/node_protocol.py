@@ -64,6 +64,7 @@ class Operation(enum.IntEnum):
     WAIT = 7  # until a reserved object is there
     SET = 8  # a chunk of an object to be set; the last one sets it
     GREET = 9  # begins a connection, where a transport needs that
+    MEMBERS = 10  # the other nodes with objects of a session, as its home knows them
 
 
 class Status(enum.IntEnum):
@@ -75,6 +76,7 @@ class Status(enum.IntEnum):
     FULL = 4
     FAILED = 5
     CONTENT = 6  # yes, or a chunk
+    ELSEWHERE = 7  # another node is meant, which listened here before
 
 
 class Guard(enum.IntEnum):
@@ -109,7 +111,7 @@ class Request:
 
     Attributes:
         operation: what is asked.
-        space: name of the store.
+        space: name of the store's shared memory on the node that is meant; no other node has one of it.
         session: session of the object, or the one meant.
         name: the object's, as the node's own keys end.
         text: whatever else an operation needs.

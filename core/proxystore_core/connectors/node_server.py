@@ -3,7 +3,7 @@
 Started by `node_process`, one for each user, host, transport and address. It knows no object: it moves
 chunks of files, and nothing of a request is unpickled. In the node's directory it keeps
 
-    members.<store>.<session>    other nodes, one a line, that have objects of a session at home here
+    members.<memory>.<session>    other nodes, one a line, that have objects of a session at home here
 
 so that whoever renews or ends the session reaches them.
 """
@@ -34,7 +34,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from proxystore_core.connectors.base import USER_SESSION, Buffer, check_lease, check_session
 from proxystore_core.connectors.node_later import Later
 from proxystore_core.connectors.node_place import Place
-from proxystore_core.connectors.node_process import LIVE, SERVER, WHERE, remove
+from proxystore_core.connectors.node_process import LIVE, SERVER, WHERE, places_of, remove
 from proxystore_core.connectors.node_protocol import (
     CHUNK,
     ForgedError,
@@ -48,7 +48,7 @@ from proxystore_core.connectors.node_protocol import (
 )
 from proxystore_core.connectors.shm import ShmConnector
 from proxystore_core.errors import ConfigurationError, FullError, GoneError, RefusedError, StoreError
-from proxystore_core.locks import OPEN
+from proxystore_core.locks import OPEN, is_at
 
 __all__ = ["Listener", "NodeServer", "Respond", "Responding", "main", "members_of"]
 
@@ -61,7 +61,8 @@ TICK = 5.0  # seconds between two looks at what has become old
 _SWEEP = 60.0  # seconds between two looks for lapsed sessions
 _LINGER = 1.0  # seconds without a user after which the server stops
 _MAPS = 64  # objects that are mapped while others read them
-_SPACE = re.compile(r"[A-Za-z0-9_-]{0,32}")
+_FORMER = 100  # places that a node remembers to have listened at
+_SPACE = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
 class Listener(Protocol):
@@ -142,6 +143,7 @@ class NodeServer:
             Operation.RENEW: self._renew,
             Operation.END: self._end,
             Operation.JOIN: self._join,
+            Operation.MEMBERS: self._tell_members,
             Operation.WAIT: self._later.wait,
             Operation.SET: self._later.set,
         }
@@ -181,7 +183,7 @@ class NodeServer:
         for space in self._all_spaces():
             with contextlib.suppress(StoreError):
                 for session in space.sweep():
-                    self._drop_members(space.name[len(self.prefix) + 1 :], session)
+                    self._drop_members(space.name, session)
                 found |= any(_has_objects(space, session) for session in space.sessions())
             space.close()  # if it has become empty it goes
         return found
@@ -199,6 +201,8 @@ class NodeServer:
             # Before either is part of any path, whoever signed the request.
             if not _SPACE.fullmatch(request.space):
                 raise MalformedError("not the name of a store")
+            if request.space != self.prefix and not request.space.startswith(f"{self.prefix}-"):
+                return Status.ELSEWHERE, 0, b""
             if request.session:
                 check_session(request.session, request.space)
             return handler(request)
@@ -279,6 +283,9 @@ class NodeServer:
                 file.write(request.text.encode() + b"\n")
         return Status.DONE, math.ceil(left * 1000), b""
 
+    def _tell_members(self, request: Request) -> tuple[Status, int, Buffer]:
+        return Status.DONE, 0, self._members(request)
+
     # Where things are.
 
     def _space(self, request: Request) -> ShmConnector:
@@ -286,9 +293,7 @@ class NodeServer:
         if space is None:
             if len(self._spaces) >= _MAPS:
                 self._spaces.pop(next(iter(self._spaces))).close()
-            space = self._spaces[request.space] = ShmConnector(
-                store_name(self.prefix, request.space), **self._options
-            )
+            space = self._spaces[request.space] = ShmConnector(request.space, **self._options)
         return space
 
     def _all_spaces(self) -> list[ShmConnector]:
@@ -346,19 +351,21 @@ def main() -> None:
     order = json.load(sys.stdin)
     if os.fork():
         os._exit(0)  # nobody has to wait for the server, or to know it
+    directory = order["directory"]
     try:
-        server = _lock_alone(os.path.join(order["directory"], SERVER))
         transport = importlib.import_module(order["module"])
         key = bytes.fromhex(order["key"])
         listener: Listener = transport.listen(order["address"], order["ports"], key, order["options"])
+        server = _take_over(directory, Place.at(order["address"], listener.port))
     except Exception as error:
         refused = isinstance(error, StoreError)
-        print("refuses" if refused else "fails", error if refused else repr(error))  # noqa: T201
-        raise
-    node = NodeServer(order["directory"], order["prefix"], key, listener.guard, order["storage"])
-    _write(os.path.join(order["directory"], WHERE), str(Place.at(order["address"], listener.port)))
+        print("refuses" if refused else "fails", error if refused else repr(error), flush=True)  # noqa: T201
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a transport's threads are waited for by nobody
+    node = NodeServer(directory, order["prefix"], key, listener.guard, order["storage"])
     over = threading.Event()
-    live = os.open(os.path.join(order["directory"], LIVE), OPEN)
+    live = os.open(os.path.join(directory, LIVE), OPEN)
     threading.Thread(target=_await_last, args=(live, node, listener, over), daemon=True).start()
     print("listens", flush=True)  # noqa: T201
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -366,21 +373,41 @@ def main() -> None:
     listener.serve(node.handle, node.tick, over.is_set)
     if over.is_set():
         with contextlib.suppress(OSError):
-            remove(order["directory"], live)
+            remove(directory, live)
     os.close(server)
     sys.stderr.flush()
     os._exit(0)
 
 
-def _lock_alone(path: str) -> int:
-    fd = os.open(path, OPEN | os.O_CREAT, 0o600)
-    for _ in range(200):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:  # somebody looks at this moment whether there is a server
-            time.sleep(0.005)
-    raise RuntimeError("there is a server already")
+def _take_over(directory: str, place: Place) -> int:
+    """Say where the node listens from now on, and lock a file in the place of the last server's.
+
+    Whoever has that one open sees at his next look that its server is over, and asks where this one is.
+
+    Raises:
+        RuntimeError: there is a server already.
+    """
+    path = os.path.join(directory, SERVER)
+    last = os.open(path, OPEN | os.O_CREAT, 0o600)
+    try:
+        for _ in range(200):
+            try:
+                fcntl.flock(last, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # somebody looks at this moment whether there is a server
+                time.sleep(0.005)
+        else:
+            raise RuntimeError("there is a server already")
+        if not is_at(last, path):
+            raise RuntimeError("there has been another server meanwhile")
+        former = [earlier for earlier in places_of(directory) if earlier != place]
+        _write(os.path.join(directory, WHERE), "\n".join(map(str, [place, *former[:_FORMER]])))
+        own = os.open(f"{path}.part", OPEN | os.O_CREAT, 0o600)
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(f"{path}.part", path)
+        return own
+    finally:
+        os.close(last)
 
 
 def _write(path: str, text: str) -> None:
