@@ -434,13 +434,14 @@ class TwoHostsTests:
         assert other.call(look, "end", self.url, session) == 2
         assert [host.call(look, "sessions", self.url) for host in hosts] == [{}, {}]
 
-    def test_a_session_of_several_stores(self, hosts: tuple[Remote, Remote]) -> None:
+    @pytest.mark.parametrize("second", ["zmq://?interface=cable", "ucx://?interface=cable", "its own"])
+    def test_a_session_of_several_stores(self, hosts: tuple[Remote, Remote], second: str) -> None:
         """Of which each has its own nodes, which know of its objects."""
-        if self.scheme == "zmq":
-            pytest.skip("the other one is")
+        if second == self.url:
+            pytest.skip("that is the first")
         parts: dict[str, dict[str, Any]] = {
             "a": {"url": self.url, "max_size": 10},
-            "b": {"url": "zmq://?interface=cable"},
+            "b": {"url": f"{self.url}&spill=/dev/shm/spill" if second == "its own" else second},
         }
         url, (one, other) = multi_url(parts), hosts
         session = one.call(begin_session, url, 100.0)
@@ -504,6 +505,17 @@ class TwoHostsTests:
             with pytest.raises(UnreachableError, match="another node"):
                 one.call(look, method, url, reserved if args else key, *args)
         assert other.call(get, url, key) == b"data"
+
+    def test_a_session_of_two_stores_of_the_same_nodes(self, hosts: tuple[Remote, Remote]) -> None:
+        """Which has one home."""
+        a, b = (f"{self.scheme}://{name}?interface=cable" for name in "ab")
+        url, (one, other) = multi_url({"a": {"url": a, "max_size": 10}, "b": {"url": b}}), hosts
+        session = one.call(begin_session, url, 100.0)
+        assert session.count("-") == 1
+        for data in (b"a", b"something for b"):
+            other.call(put, url, data, session)
+        assert one.call(look, "end", url, session) == 2
+        assert [host.call(look, "sessions", url) for host in hosts] == [{}, {}]
 
     def test_a_writer_that_is_killed_as_it_first_puts(self, hosts: tuple[Remote, Remote]) -> None:
         one, other = hosts

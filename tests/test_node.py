@@ -44,6 +44,7 @@ from proxystore_core.connectors.node_protocol import (
 )
 from proxystore_core.connectors.node_server import NodeServer
 from proxystore_core.connectors.shm import ShmConnector, node
+from proxystore_core.connectors.ucx import UCXConnector
 from proxystore_core.connectors.zmq import ZeroMQConnector
 from proxystore_core.errors import (
     ConfigurationError,
@@ -384,25 +385,43 @@ class TestPlaces:
 
     def test_sessions_tell_their_home(self) -> None:
         place = Place("10.20.30.40", 65535)
-        session = name_of_session(place, "zmq")
-        assert home_of(session, "zmq") == place
-        assert session != name_of_session(place, "zmq")
-        assert home_of(name_of_session(Place.at(LOOPBACK, 1234), "zmq"), "zmq") is None
-        for other in ("0123456789ab", "user", "my-session", "zmq" + "00000000" + "0000-" + "0" * 12):
-            assert home_of(other, "zmq") is None
+        session = name_of_session(place, "mark")
+        assert home_of(session, "mark") == place
+        assert session != name_of_session(place, "mark")
+        assert home_of(name_of_session(Place.at(LOOPBACK, 1234), "mark"), "mark") is None
+        for other in ("0123456789ab", "user", "my-session", "mark" + "00000000" + "0000-" + "0" * 12):
+            assert home_of(other, "mark") is None
 
     def test_sessions_tell_several_homes(self) -> None:
         places = {
-            "zmq": Place("10.20.30.40", 1),
-            "ucx": Place("10.20.30.40", 2),
-            "margo+tcp": Place("9.9.9.9", 3),
+            "some": Place("10.20.30.40", 1),
+            "more": Place("10.20.30.40", 2),
+            "last": Place("9.9.9.9", 3),
         }
         session = ""
-        for scheme, place in places.items():
-            session = name_of_session(place, scheme, session)
+        for mark, place in places.items():
+            session = name_of_session(place, mark, session)
         assert len(session) <= 64
-        assert {scheme: home_of(session, scheme) for scheme in places} == places
-        assert name_of_session(Place("9.9.9.9", 4), "xyz", session) == session  # no longer than a name may be
+        assert {mark: home_of(session, mark) for mark in places} == places
+        assert name_of_session(places["some"], "some", session) == session  # of another store of these nodes
+        with pytest.raises(ConfigurationError, match=r"three networks of nodes.*interface"):
+            name_of_session(Place("9.9.9.9", 4), "none", session)
+
+    def test_what_tells_the_nodes_of_one_store_from_another_s(self) -> None:
+        def mark(**options: Any) -> str:
+            return ZeroMQConnector(**options)._mark
+
+        assert mark() == mark(name="a", deadline=3) == ZeroMQConnector.from_url("zmq://b")._mark
+        others = (
+            {"port": 5000},
+            {"interface": "eth0"},
+            {"address": "10.0.0.0/8"},
+            {"curve": True},
+            {"spill": "/x"},
+        )
+        found = {mark(), UCXConnector()._mark, *(mark(**options) for options in others)}
+        assert len(found) == 2 + len(others)
+        assert all(len(each) == 4 and each.islower() and each.isalpha() for each in found)
 
     def test_where_a_node_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(ADDRESS, raising=False)

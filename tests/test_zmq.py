@@ -53,7 +53,7 @@ class TestZeroMQNodes(NodeTests):  # type: ignore[misc]
 
 def test_a_first_put_while_the_session_s_home_is_out_of_reach() -> None:
     connector = ZeroMQConnector(name=secrets.token_hex(4), deadline=2, connect_timeout=0.3)
-    session = name_of_session(Place("192.0.2.1", 9), "zmq")
+    session = name_of_session(Place("192.0.2.1", 9), connector._mark)
     connector.put([b"data"], session=session)
     memory = connector._node.memory
     assert 500 < memory.sessions()[session] <= 600

@@ -44,6 +44,7 @@ from proxystore_core.connectors.node_place import (
     address_of,
     home_of,
     load_secret,
+    mark_of,
     name_of_session,
 )
 from proxystore_core.connectors.node_process import NodeProcess, places_of
@@ -160,6 +161,9 @@ class NodeConnector(ByURL):
         }
         self._secret = secret
         self._url = self._describe(own)
+        self._mark = mark_of(
+            (self.schemes[0], port, interface, address, sorted(own.items()), self._given["spill"])
+        )
         self._client = NodeClient(self._url, self._connect, self._key, deadline, connect_timeout)
         self._told: dict[tuple[str, Place], float] = {}  # when a session's home is told (again) of this node
         self._spaces: dict[str, str] = {}  # by host
@@ -219,11 +223,11 @@ class NodeConnector(ByURL):
 
     def new_session(self, name: str = "") -> str:
         """A name for a session that begins here; it tells every node where the session is at home."""
-        return name_of_session(self._node.process.enter(), self.schemes[0], name)
+        return name_of_session(self._node.process.enter(), self._mark, name)
 
     def _home(self, session: str) -> Place | None:
         """The other node that is the session's home; None where this one is, or there is none but this."""
-        home = home_of(session, self.schemes[0])
+        home = home_of(session, self._mark)
         if home is None or home.host != self._node.host:
             return home
         process = self._node.process
@@ -486,7 +490,7 @@ class NodeConnector(ByURL):
 
     def _whereabouts(self, place: Place, session: str) -> list[Place]:
         """Where else a session's home knows a node of that host, the latest first."""
-        if home_of(session, self.schemes[0]) is None:
+        if home_of(session, self._mark) is None:
             return []
         home = self._home(session)
         if home is None:

@@ -26,6 +26,7 @@ __all__ = [
     "address_of",
     "home_of",
     "load_secret",
+    "mark_of",
     "name_of_session",
 ]
 
@@ -36,7 +37,7 @@ _GROUPS = ipaddress.IPv4Address("224.0.0.0")  # from here on addresses are of se
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 _SHORTEST = 16  # characters of a secret: whoever listens to the network may guess shorter ones
 _PLACE = re.compile(r"([a-z0-9][a-z0-9.-]{0,63}):([1-9][0-9]{0,4})")
-_HOME = re.compile(r"([a-z]{3})([0-9a-f]{8})([0-9a-f]{4})")
+_HOME = re.compile(r"([a-z]{4})([0-9a-f]{8})([0-9a-f]{4})")
 _LONGEST = 64  # characters of a session's name
 
 
@@ -173,37 +174,51 @@ def _in_network(text: str, store: str) -> str:
     raise ConfigurationError(f"this host has no address in {text}", store=store)
 
 
-def name_of_session(place: Place, scheme: str, name: str = "") -> str:
+def mark_of(options: object) -> str:
+    """Four letters that tell one store's nodes from all others', in sessions' names.
+
+    Args:
+        options: what all processes of the store are given alike, and says at which nodes it is.
+    """
+    number = int.from_bytes(hashlib.blake2b(repr(options).encode(), digest_size=8).digest(), "big")
+    return "".join(chr(ord("a") + number // 26**power % 26) for power in range(4))
+
+
+def name_of_session(place: Place, mark: str, name: str = "") -> str:
     """A new session's name, which tells every node where the session is at home.
 
     Args:
         place: the node.
-        scheme: of the nodes' URLs: those of another transport are other nodes, at other ports.
+        mark: as `mark_of`: other stores' nodes are others, at other ports.
         name: what nodes of others have made up for this session already.
+
+    Raises:
+        ConfigurationError: it would be longer than a name may be.
     """
     name = name or secrets.token_hex(6)
-    if place.host == node():
-        return name  # all of it is here
-    home = f"{_mark(scheme)}{ipaddress.IPv4Address(place.host).packed.hex()}{place.port:04x}-"
-    return home + name if len(home) + len(name) <= _LONGEST else name
+    if place.host == node() or home_of(name, mark) is not None:
+        return name  # all of it is here; or a store of the same nodes has said so already
+    named = f"{mark}{ipaddress.IPv4Address(place.host).packed.hex()}{place.port:04x}-{name}"
+    if len(named) > _LONGEST:
+        raise ConfigurationError(
+            "a session can be at home at three networks of nodes, and this is one more",
+            remedy="Parts of multi:// with the same interface or address, port and spill share nodes.",
+        )
+    return named
 
 
-def home_of(session: str, scheme: str) -> Place | None:
+def home_of(session: str, mark: str) -> Place | None:
     """The node that knows on which others a session has objects; None for a session of one node.
 
     Args:
         session: its name.
-        scheme: of the nodes' URLs.
+        mark: as `mark_of`, of the store whose nodes are meant.
     """
     for part in session.split("-")[:-1]:
         match = _HOME.fullmatch(part)
-        if match is not None and match[1] == _mark(scheme) and int(match[3], 16):
+        if match is not None and match[1] == mark and int(match[3], 16):
             return Place(str(ipaddress.IPv4Address(bytes.fromhex(match[2]))), int(match[3], 16))
     return None
-
-
-def _mark(scheme: str) -> str:
-    return scheme[:3]
 
 
 def load_secret(given: str | None, path: str | None, local: str | None, store: str) -> bytes:
