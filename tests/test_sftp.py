@@ -18,8 +18,10 @@ from redis_servers import free_port
 from sftp_servers import SFTPServer, serving
 from waiting import until
 
+from proxystore_core.connectors import sftp
 from proxystore_core.connectors.base import Connector, Key
 from proxystore_core.connectors.file import FileConnector
+from proxystore_core.connectors.lapsed import LEASE
 from proxystore_core.connectors.sftp import SFTPConnector
 from proxystore_core.connectors.sftp_line import PASSWORD
 from proxystore_core.errors import (
@@ -86,19 +88,20 @@ def test_a_sweep_beside_a_renewal(
     key = connector.put([b"data"], session="s")
     connector.renew("s", 0.01)
     until(lambda: connector.sessions()["s"] < 0)
-    original = SFTPConnector._expiry
+    original = sftp._Files.lapse
 
-    async def look(self: SFTPConnector, sftp: Any, directory: str) -> float:
-        found = await original(self, sftp, directory)
-        if leased:
-            there.renew("s", 600)
-        else:
-            there.end("s")
+    def look(files: sftp._Files, lease: str) -> float:
+        found = original(files, lease)
+        if lease == LEASE:
+            if leased:
+                there.renew("s", 600)
+            else:
+                there.end("s")
         return found
 
     seen = connector.sessions()
     monkeypatch.setattr(connector, "sessions", lambda: seen)
-    monkeypatch.setattr(SFTPConnector, "_expiry", look)
+    monkeypatch.setattr(sftp._Files, "lapse", look)
     assert connector.sweep() == []
     monkeypatch.undo()
     if leased:

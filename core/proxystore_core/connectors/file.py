@@ -34,7 +34,7 @@ from proxystore_core.connectors.base import (
     never_comes,
     no_reservation,
 )
-from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
+from proxystore_core.connectors.lapsed import LEASE, UNRENEWED, end_files, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.survey import held_in, room_at
 from proxystore_core.connectors.watch import told_of, watching
@@ -47,7 +47,6 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OBJECT = re.compile(r"[0-9a-f]{20}w?")
 _PART = re.compile(r"\.[0-9a-f]{20}w?")
 LATER = "w"  # ends the names of objects that are waited for
-_LEASE = ".lease"
 _UNWRITTEN = 24 * 3600.0  # seconds after which nobody goes on writing a file without a name
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 
@@ -214,7 +213,7 @@ class FileConnector(ByURL):
         check_lease(session, seconds, self.url)
         if lapse_of(session) is not None:
             return os.path.isdir(self._directory(session))
-        lease, expiry = os.path.join(self._directory(session), _LEASE), time.time() + seconds
+        lease, expiry = os.path.join(self._directory(session), LEASE), time.time() + seconds
         with self._translated(), contextlib.suppress(FileNotFoundError):
             os.utime(lease, (expiry, expiry))
         return os.path.exists(lease)  # a sweep may have taken it away at that very moment
@@ -226,7 +225,7 @@ class FileConnector(ByURL):
             for _ in range(_TRIES):  # an object may be published between the last unlink and the rmdir
                 try:
                     # The lease goes last: a crash in between leaves a session that lapses, not one without.
-                    for name in sorted(os.listdir(directory), key=_LEASE.__eq__):
+                    for name in sorted(os.listdir(directory), key=LEASE.__eq__):
                         count += self._remove(directory, name)
                     os.rmdir(directory)
                 except FileNotFoundError:
@@ -258,7 +257,7 @@ class FileConnector(ByURL):
                     directory = os.path.join(self.store_dir, name)
                     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                         try:
-                            found[name] = os.stat(os.path.join(directory, _LEASE)).st_mtime - now
+                            found[name] = os.stat(os.path.join(directory, LEASE)).st_mtime - now
                         except FileNotFoundError:
                             if orphans and _is_ours(directory):
                                 found[name] = os.stat(directory).st_mtime + UNRENEWED - now
@@ -282,29 +281,8 @@ class FileConnector(ByURL):
         if lapse_of(session) is not None:
             self.end(session)
             return True
-        directory, name = self._directory(session), f".{secrets.token_hex(10)}"
-        lease, taken = os.path.join(directory, _LEASE), os.path.join(directory, name)
-        with self._translated(), contextlib.suppress(FileNotFoundError):  # somebody else has ended it
-            names = os.listdir(directory)  # what comes later is of one who has renewed it by then
-            leased = _LEASE in names
-            lapse = os.stat(lease).st_mtime if leased else os.stat(directory).st_mtime + UNRENEWED
-            if lapse > time.time():
-                return False
-            if leased:
-                # Until here who renews it has extended this very file; from here on he begins anew.
-                os.rename(lease, taken)
-                if os.stat(taken).st_mtime > time.time():
-                    with contextlib.suppress(FileExistsError):
-                        os.link(taken, lease)
-                    os.unlink(taken)
-                    return False
-            for each in (*names, name):
-                if each != _LEASE:
-                    self._remove(directory, each)
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
-            return True
-        return False
+        with self._translated():
+            return end_files(_Files(self._directory(session), self._remove))
 
     def _sweep_parts(self) -> None:
         """Remove what writers that were killed left in the user session, which never ends."""
@@ -482,7 +460,7 @@ class FileConnector(ByURL):
     def _begin(self, session: str, seconds: float) -> None:
         """Make a session's directory, with a lease unless it is the user's or its name says enough."""
         directory = self._directory(session)
-        lease = os.path.join(directory, _LEASE)
+        lease = os.path.join(directory, LEASE)
         # Somebody beside us may remove each directory as empty until it has the next: callers try again.
         with contextlib.suppress(FileNotFoundError):
             self._prepare()
@@ -519,7 +497,7 @@ class FileConnector(ByURL):
     def _remove(self, directory: str, name: str) -> bool:
         """Remove a file of this store, no other; tells whether it was an object."""
         is_object = _OBJECT.fullmatch(name) is not None
-        if is_object or name == _LEASE or _PART.fullmatch(name):
+        if is_object or name == LEASE or _PART.fullmatch(name):
             try:
                 os.unlink(os.path.join(directory, name))
             except FileNotFoundError:
@@ -549,6 +527,41 @@ class FileConnector(ByURL):
         elif error.errno in (errno.ENOENT, errno.ENOTDIR):
             remedy = "Name a directory that is there, or can be made."
         return kind(error.strerror or str(error), store=self.url, key=key, remedy=remedy)
+
+
+class _Files:
+    """See `SessionFiles`."""
+
+    def __init__(self, directory: str, remove: Callable[[str, str], object]) -> None:
+        self._directory = directory
+        self._remove = remove
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def names(self) -> list[str]:
+        return os.listdir(self._directory)
+
+    def lapse(self, lease: str) -> float:
+        try:
+            return os.stat(self._at(lease)).st_mtime
+        except FileNotFoundError:
+            return os.stat(self._directory).st_mtime + UNRENEWED
+
+    def rename(self, name: str, new: str) -> None:
+        os.rename(self._at(name), self._at(new))
+
+    def put_back(self, name: str, new: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(self._at(name), self._at(new))
+        os.unlink(self._at(name))
+
+    def remove(self, name: str) -> None:
+        self._remove(self._directory, name)
+
+    def remove_directory(self) -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(self._directory)
 
 
 def _is_ours(directory: str) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
-__all__ = ["UNRENEWED", "end_lapsed"]
+__all__ = ["LEASE", "UNRENEWED", "SessionFiles", "end_files", "end_lapsed"]
+
+LEASE = ".lease"
+"""Of sessions that are directories: the file whose time of change is when the session lapses."""
 
 UNRENEWED = 600.0
 """Seconds for a session that got objects before anyone renewed it, or after its end."""
@@ -37,3 +43,55 @@ def end_lapsed(
         if end(session) is not False:
             ended.append(session)
     return ended
+
+
+class SessionFiles(Protocol):
+    """The files of one session, in a directory of its own, to whoever ends it.
+
+    Each method raises FileNotFoundError where what it is about is missing.
+    """
+
+    def names(self) -> list[str]:
+        """All files, also those of others."""
+        ...
+
+    def lapse(self, lease: str) -> float:
+        """When the session lapses by a lease of that name, or without one; in seconds since the epoch."""
+        ...
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name."""
+        ...
+
+    def put_back(self, name: str, new: str) -> None:
+        """Give a file another name, or remove it where there is one of that name by now."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the store, no other; a missing one is success."""
+        ...
+
+    def remove_directory(self) -> None:
+        """Remove the directory unless there is something in it."""
+        ...
+
+
+def end_files(files: SessionFiles) -> bool:
+    """End a session unless it has been renewed since somebody looked; whether it has ended."""
+    taken = f".{secrets.token_hex(10)}"
+    with contextlib.suppress(FileNotFoundError):  # somebody else has ended it
+        names = files.names()  # what comes later is of one who has renewed it by then
+        if files.lapse(LEASE) > time.time():
+            return False
+        if LEASE in names:
+            # Until here who renews it extends this very file; from here on he begins anew.
+            files.rename(LEASE, taken)
+            if files.lapse(taken) > time.time():
+                files.put_back(taken, LEASE)
+                return False
+        for name in (*names, taken):
+            if name != LEASE:
+                files.remove(name)
+        files.remove_directory()
+        return True
+    return False

@@ -20,7 +20,7 @@ import asyncssh
 from proxystore_core.buffers import byte_views, fresh_buffer
 from proxystore_core.connectors.arguments import check_port, check_seconds, check_text
 from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
-from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
+from proxystore_core.connectors.lapsed import LEASE, UNRENEWED, end_files, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.connectors.sftp_line import Line, Login
 from proxystore_core.errors import ConfigurationError, CorruptError, RefusedError, UnreachableError
@@ -35,7 +35,6 @@ _KEY = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9a-f]{20})")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OBJECT = re.compile(r"[0-9a-f]{20}")
 _PART = re.compile(r"\.[0-9a-f]{20}")
-_LEASE = ".lease"
 _TRIES = 10  # a directory that is made can be ended beside us before it is used
 _CHUNK = 1 << 20  # bytes that are copied at a time on their way out
 _SLOWEST = 1e6  # bytes a second that a network moves at least: big objects get so much more time
@@ -239,7 +238,7 @@ class SFTPConnector(ByURL):
 
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
-        lease = f"{self._directory(session)}/{_LEASE}"
+        lease = f"{self._directory(session)}/{LEASE}"
         expiry = time.time() + seconds
 
         async def extend(sftp: Any) -> None:
@@ -257,7 +256,7 @@ class SFTPConnector(ByURL):
     def extend(self, session: str, seconds: float) -> bool:
         """As `extend_lease`."""
         check_lease(session, seconds, self.url)
-        lease = f"{self._directory(session)}/{_LEASE}"
+        lease = f"{self._directory(session)}/{LEASE}"
         expiry = time.time() + seconds
 
         async def extend(sftp: Any) -> bool:
@@ -277,9 +276,9 @@ class SFTPConnector(ByURL):
             for _ in range(_TRIES):  # an object may be published between the last removal and the directory's
                 try:
                     # The lease goes last: a crash in between leaves a session that lapses, not one without.
-                    for name in sorted(await sftp.listdir(directory), key=_LEASE.__eq__):
+                    for name in sorted(await sftp.listdir(directory), key=LEASE.__eq__):
                         is_object = _OBJECT.fullmatch(name) is not None
-                        if is_object or name == _LEASE or _PART.fullmatch(name):
+                        if is_object or name == LEASE or _PART.fullmatch(name):
                             with contextlib.suppress(asyncssh.SFTPNoSuchFile):
                                 await sftp.remove(f"{directory}/{name}")
                                 count += is_object
@@ -299,7 +298,7 @@ class SFTPConnector(ByURL):
             for name in await _names(sftp, self.store_dir):
                 if name != USER_SESSION and _SESSION.fullmatch(name):
                     with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                        found[name] = await self._expiry(sftp, f"{self.store_dir}/{name}")
+                        found[name] = await _expiry(sftp, f"{self.store_dir}/{name}")
             return found
 
         now = time.time()
@@ -330,36 +329,7 @@ class SFTPConnector(ByURL):
         return self._run(look)
 
     def sweep(self) -> list[str]:
-        return end_lapsed(self.sessions(), self._end_lapsed)
-
-    def _end_lapsed(self, session: str) -> bool:
-        """As a `FileConnector`'s: who renews it until the lease is taken away has extended that very file."""
-        directory, name = self._directory(session), f".{secrets.token_hex(10)}"
-        lease, taken = f"{directory}/{_LEASE}", f"{directory}/{name}"
-
-        async def end(sftp: Any) -> bool:
-            names = await sftp.listdir(directory)  # what comes later is of one who has renewed it by then
-            if await self._expiry(sftp, directory) > time.time():
-                return False
-            if _LEASE in names:
-                await sftp.rename(lease, taken)
-                if _modified(await sftp.stat(taken)) > time.time():
-                    try:
-                        await sftp.rename(taken, lease)
-                    except asyncssh.SFTPFailure:  # it has begun anew
-                        await sftp.remove(taken)
-                    return False
-            for each in (*names, name):
-                if _OBJECT.fullmatch(each) or _PART.fullmatch(each):
-                    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-                        await sftp.remove(f"{directory}/{each}")
-            with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPNoSuchFile):  # there is more by now
-                await sftp.rmdir(directory)
-            return True
-
-        with contextlib.suppress(FileNotFoundError):  # somebody else has ended it
-            return self._run(end)
-        return False
+        return end_lapsed(self.sessions(), lambda session: end_files(_Files(self, self._directory(session))))
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
@@ -403,18 +373,9 @@ class SFTPConnector(ByURL):
             expiry = time.time() + seconds
             await sftp.utime(part, (expiry, expiry))
             try:
-                await sftp.rename(part, f"{directory}/{_LEASE}")  # never seen with another time
+                await sftp.rename(part, f"{directory}/{LEASE}")  # never seen with another time
             except asyncssh.SFTPFailure:  # somebody was faster
                 await sftp.remove(part)
-
-    async def _expiry(self, sftp: Any, directory: str) -> float:
-        """When a session's lease lapses, in seconds since the epoch."""
-        with contextlib.suppress(asyncssh.SFTPNoSuchFile):
-            return _modified(await sftp.stat(f"{directory}/{_LEASE}"))
-        status = await sftp.stat(directory)
-        if not stat.S_ISDIR(status.permissions or 0):
-            raise asyncssh.SFTPNoSuchFile("no session")
-        return _modified(status) + UNRENEWED
 
     def _directory(self, session: str) -> str:
         check_session(session, self.url)
@@ -427,12 +388,66 @@ class SFTPConnector(ByURL):
         return f"{self.store_dir}/{match[1]}/{match[2]}"
 
 
+class _Files:
+    """See `SessionFiles`."""
+
+    def __init__(self, connector: SFTPConnector, directory: str) -> None:
+        self._connector = connector
+        self._directory = directory
+
+    def _do(self, do: Callable[[Any], Awaitable[R]]) -> R:
+        return self._connector._run(do)
+
+    def _at(self, name: str) -> str:
+        return f"{self._directory}/{name}"
+
+    def names(self) -> list[str]:
+        return list(self._do(lambda sftp: sftp.listdir(self._directory)))
+
+    def lapse(self, lease: str) -> float:
+        return self._do(lambda sftp: _expiry(sftp, self._directory, lease))
+
+    def rename(self, name: str, new: str) -> None:
+        self._do(lambda sftp: sftp.rename(self._at(name), self._at(new)))
+
+    def put_back(self, name: str, new: str) -> None:
+        async def rename(sftp: Any) -> None:
+            try:
+                await sftp.rename(self._at(name), self._at(new))
+            except asyncssh.SFTPFailure:  # it has begun anew
+                await sftp.remove(self._at(name))
+
+        self._do(rename)
+
+    def remove(self, name: str) -> None:
+        if _OBJECT.fullmatch(name) or _PART.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                self._do(lambda sftp: sftp.remove(self._at(name)))
+
+    def remove_directory(self) -> None:
+        async def remove(sftp: Any) -> None:
+            with contextlib.suppress(asyncssh.SFTPFailure, asyncssh.SFTPNoSuchFile):  # there is more by now
+                await sftp.rmdir(self._directory)
+
+        self._do(remove)
+
+
 async def _names(sftp: Any, directory: str) -> list[str]:
     """What is in a directory; nothing where there is none."""
     try:
         return list(await sftp.listdir(directory))
     except asyncssh.SFTPNoSuchFile:
         return []
+
+
+async def _expiry(sftp: Any, directory: str, lease: str = LEASE) -> float:
+    """When a session's lease lapses, in seconds since the epoch."""
+    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+        return _modified(await sftp.stat(f"{directory}/{lease}"))
+    status = await sftp.stat(directory)
+    if not stat.S_ISDIR(status.permissions or 0):
+        raise asyncssh.SFTPNoSuchFile("no session")
+    return _modified(status) + UNRENEWED
 
 
 def _modified(status: Any) -> float:
