@@ -149,15 +149,12 @@ def _pool(title: str, make_one: Callable[[], Executor], factor: float, plan: Pla
             ("a number", lambda: 7, None),
             ("a list of three numbers", lambda: [1, 2, 3], None),
         ):
-            row = Row(
+            yield Row(
                 f"{title}: {TASKS} tasks, each with {what} as argument and result",
                 "s",
                 _small(opened, partial(_values, make_one=make_value), 500),
                 size,
             )
-            if size is not None:
-                row.at_most_times(OURS, POOL, 1.05)
-            yield row
         for what, build in (("argument", _argument), ("result", _result), ("argument and result", _both)):
             for size, rounds in plan.sized():
                 if size > HUNDRED_MB or (build is _both and size == SMALL):
