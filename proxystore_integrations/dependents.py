@@ -34,6 +34,12 @@ _ITEMS = 1000
 class StoreFuture(Future[Any]):
     """A call's future, whose result may be an argument of other calls."""
 
+    def __repr__(self) -> str:
+        shown = super().__repr__()
+        if not shown.endswith(f" returned {StoredResult.__name__}>"):
+            return shown
+        return shown.replace(StoredResult.__name__, self.carried().reference.describe())
+
     def result(self, timeout: float | None = None) -> Any:
         """The call's result, always the same object. As `concurrent.futures.Future.result`."""
         result = super().result(timeout)  # the engine's own class may have one

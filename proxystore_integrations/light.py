@@ -19,7 +19,7 @@ __all__ = ["PLAIN", "SmallArray", "lightened"]
 PLAIN = frozenset({str, int, float, bool, type(None)})
 """Light where `sys.getsizeof` says that they are small."""
 
-_FEW = 16
+_FEW = 32
 
 
 class SmallArray:
@@ -45,20 +45,20 @@ class SmallArray:
 
 
 def lightened(
-    values: tuple[Any, ...], threshold: int, pickling: Pickling | None, alone: bool = True
+    values: tuple[Any, ...], threshold: int, pickling: Pickling, alone: bool = True
 ) -> tuple[Any, ...] | None:
     """Values as an engine is to carry them; None where it takes a longer look to see what they are.
 
-    Given back, all are below the threshold, and hold no future and no proxy: no other container than those
-    with a few leaves. An array is a `SmallArray` if it is the only one, beside no container: where two
-    are one object, pickle says so.
+    Given back, all are below the threshold, and hold no future and no proxy: no other containers than lists,
+    tuples and dicts of a few plain values. An array is a `SmallArray` if it is the only one, beside no
+    container: where two are one object, pickle says so.
 
     One pass, for the calls of which there are most: a microsecond is a share of them.
 
     Args:
         values: arguments, or a result.
         threshold: bytes.
-        pickling: as the engine would; None where no value may be a container, and arrays stay.
+        pickling: as the engine would.
         alone: whether nothing else is pickled with them.
     """
     limit = threshold - 8
@@ -72,7 +72,7 @@ def lightened(
         try:
             leaf = LEAVES.get(kind)
             if leaf is None:
-                if pickling is None or not _are_few(value, kind, limit):
+                if not _are_few(value, kind, limit):
                     return None
                 alone = False
             elif not 0 <= leaf(value) < limit:
@@ -83,17 +83,25 @@ def lightened(
             array, arrays = value, arrays + 1
     if limit <= 8:
         return None
-    if arrays != 1 or not alone or pickling is None or not _is_usual(array, pickling):
+    if arrays != 1 or not alone or not _is_usual(array, pickling):
         return values
     return tuple([SmallArray(value) if value is array else value for value in values])
 
 
 def _are_few(value: Any, kind: type, limit: int) -> bool:
-    """Whether it is a container of few leaves, which are below a limit together."""
-    if (kind is not list and kind is not tuple and kind is not dict) or len(value) > _FEW:
+    """Whether it is a container of few plain values, which are below a limit together."""
+    if kind is dict:
+        value = (*value, *value.values())
+    elif kind is not list and kind is not tuple:
         return False
-    inside = (*value, *value.values()) if kind is dict else tuple(value)
-    return lightened(inside, limit // (2 * _FEW), None) is not None  # it counts 8 bytes an entry beside
+    size = 8 * len(value)
+    if size > 8 * _FEW:
+        return False
+    for each in value:
+        if type(each) not in PLAIN:
+            return False
+        size += getsizeof(each)
+    return size < limit
 
 
 def _is_usual(array: Any, pickling: Pickling) -> Any:

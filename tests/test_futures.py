@@ -279,6 +279,19 @@ def test_a_function_whose_name_has_been_given_to_another(
             submit(first, 5).result(WAIT)
 
 
+def test_futures_show_what_was_returned_and_load_nothing(executor: StoreExecutor) -> None:
+    large, small = executor.submit(tasks.big), executor.submit(tasks.same, 5)
+    later = executor.submit(tasks.add, large)
+    wait([large, small, later], WAIT)
+    for future in large, later:
+        assert "state=finished returned numpy.ndarray, " in repr(future)
+        assert Future.result(future)._value is None
+    assert repr(small).endswith("state=finished returned int>")
+    failed = executor.submit(tasks.fail, 1)
+    wait([failed], WAIT)
+    assert repr(failed).endswith("raised ValueError>")
+
+
 def test_a_function_of_a_class(executor: StoreExecutor) -> None:
     for number in Fraction(22, 7), Fraction(355, 113):
         future = executor.submit(Fraction.limit_denominator, number, 10)

@@ -89,7 +89,8 @@ def test_two_arrays_are_left_to_pickle_which_sees_that_they_are_one() -> None:
 
 def test_one_array_beside_a_container_that_may_have_it_too() -> None:
     array = np.arange(5.0)
-    values = (array, [array])
+    assert lightened((array, [array]), 100_000, DEFAULT) is None
+    values = (array, [1])
     assert lightened(values, 100_000, DEFAULT) is values
     assert lightened((array,), 100_000, DEFAULT, alone=False) == (array,)
 
@@ -103,15 +104,18 @@ def unreachable() -> None:
     [
         ((1, "text", b"bytes", np.zeros(12_490), None, True, 2.5, 1j), True),
         ((), True),
-        (([1, "text"], (2, None), {"a": np.zeros(10), 3: 4.5}, [], {}), True),
+        (([1, "text"], (2, None), {"a": 4.5, 3: "b"}, [], {}), True),
         ((1, np.zeros(12_500)), False),
         ((1 << 800_000,), False),
         (("a" * 100_000,), False),
         (("é" * 90_000,), True),
         (("\U0001f600" * 25_000,), False),
         (([np.zeros(12_500)],), False),
-        (([np.zeros(1_250)] * 16,), False),
-        ((list(range(17)),), False),
+        (([np.zeros(1)],), False),
+        ((["a" * 30_000, "b" * 30_000, "c" * 40_000],), False),
+        ((list(range(32)),), True),
+        ((list(range(33)),), False),
+        ((dict.fromkeys(range(17)),), False),
         (([[1]],), False),
         (({1: [2]},), False),
         (({1, 2},), False),
