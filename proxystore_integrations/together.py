@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from proxystore_core.insides import goes_by_name
 from proxystore_core.memos import Memo
 from proxystore_integrations.functions import named_globals
 
@@ -52,6 +53,7 @@ class Part:
         memo: of what was pickled with it, where it is in the store by itself.
         size: its bytes there; 0 elsewhere.
         whole: whether it goes to the task as it is, by the engine.
+        keys: of a dictionary that is looked into: they go as they are.
         main_by_value: whether what ``__main__`` defines goes there by value, with what it names.
 
     Attributes:
@@ -65,6 +67,7 @@ class Part:
         size: int = 0,
         *,
         whole: bool = False,
+        keys: Sequence[Any] = (),
         main_by_value: bool = True,
     ) -> None:
         self.value = value
@@ -72,6 +75,7 @@ class Part:
         self.items: list[int] = []
         self._memo = memo
         self._whole = whole
+        self._keys = keys
         self._main_by_value = main_by_value
         self._holds: dict[int, Any] | None = None
 
@@ -85,7 +89,19 @@ class Part:
                 self._holds = held_by(self.value, main_by_value=self._main_by_value)
             else:
                 self._holds = {id(self.value): self.value}
+                if self._keys:
+                    self._holds |= held_by(self._keys, main_by_value=self._main_by_value)
         return self._holds
+
+    @property
+    def may_hold_others(self) -> bool:
+        """Whether other parts may be in it, though it is taken for small: a size is an estimate."""
+        if not self._whole:
+            return bool(self._keys)
+        value = self.value
+        return gc.is_tracked(value) and not (
+            type(value) is types.FunctionType and goes_by_name(value, self._main_by_value)
+        )
 
     def having(self, objects: dict[int, Any]) -> dict[int, Any]:
         """Those of some objects, by id, that are in it."""

@@ -27,6 +27,7 @@ _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
 _TEXT = frozenset({str, bytes, bytearray})
 _UNCHANGING = frozenset({str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict})
+_KEYS = _SMALL | _UNCHANGING
 DEPTH = 8
 """Levels of containers in which large values are looked for."""
 
@@ -250,12 +251,13 @@ class Outgoing:
                         result = substitute()
             if self.unites:
                 self._met.update(memos)
-            if not self._met:
-                groups = []
+            parts = self._parts(values) if self._met or self._made else []
+            if not self._met and not any(part.may_hold_others for part in parts):
+                groups = []  # what is stored are arrays that hold nothing
             elif rows is None:
-                groups = united(self._parts(values))
+                groups = united(parts)
             else:
-                groups = united_by_row(self._parts(values), map(self._parts, rows))
+                groups = united_by_row(parts, map(self._parts, rows))
             if groups:
                 self._again()
                 for group in groups:
@@ -354,7 +356,8 @@ class Outgoing:
         elif container is None or container[1] is value:
             parts.append(Part(value, whole=True, main_by_value=self.sharing.pickling.main_by_value))
         else:
-            parts.append(part := Part(value))
+            keys = [key for key in value if type(key) not in _KEYS] if kind is dict else []
+            parts.append(part := Part(value, keys=keys, main_by_value=self.sharing.pickling.main_by_value))
             for item in value.values() if kind is dict else value:
                 if (inside := self._look(item, parts, places)) is not None:
                     part.items.append(inside)

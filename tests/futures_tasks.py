@@ -72,6 +72,12 @@ def fail(array: Any) -> None:
     raise ValueError("what")
 
 
+def fail_at(array: Any, number: int) -> float:
+    if array[0] != number:
+        raise ValueError("what")
+    return float(array[0])
+
+
 def fail_with(array: Any) -> None:
     raise ValueError("what", array)
 
@@ -125,6 +131,34 @@ def read_only_parcel() -> Any:
     return Parcel(read_only())
 
 
+def layout(array: Any) -> Any:
+    """What a task may rely on."""
+    flags = array.flags
+    return array.dtype.str, array.strides, flags.writeable, flags.c_contiguous, array.tolist()
+
+
+def attributes(value: Any, more: Any) -> Any:
+    return vars(value), more is not value
+
+
+def first_two(first: Any, second: Any = 2) -> Any:
+    return type(first).__name__, second
+
+
+def preset() -> dict[str, Any]:
+    """An initializer of executorlib's: tasks get what it returns by the names of their parameters."""
+    return {"second": 7}
+
+
+async def later(array: Any) -> float:
+    return float(array.sum())
+
+
+def change(array: Any) -> float:
+    array += 1
+    return float(array[0])
+
+
 def increment(value: Any) -> None:
     value = array_of(value)
     value += 1
@@ -151,7 +185,7 @@ def shape(value: Any, seen: dict[int, int] | None = None) -> Any:
         return f"number {seen[id(value)]}"
     seen[id(value)] = len(seen)
     if isinstance(value, dict):
-        return {key: shape(item, seen) for key, item in value.items()}
+        return {str(shape(key, seen)): shape(item, seen) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [kind(value), *(shape(item, seen) for item in value)]
     inside = vars(value).values() if isinstance(value, (Parcel, Pair)) else ()

@@ -66,6 +66,36 @@ def test_read_only_arrays_are_writable_in_a_task(kind: str, executors: Any) -> N
     assert not array.flags.writeable
 
 
+LAYOUTS = {
+    "other byte order": lambda array: array.astype(">f8"),
+    "other byte order, Fortran's": lambda array: np.asfortranarray(array.reshape(100, -1)).astype(">f4"),
+    "other byte order, text": lambda array: array.astype(">U8"),
+    "other byte order, times": lambda array: array.astype(">M8[s]"),
+    "other byte order, records": lambda array: array.astype(">i4").view([("a", ">i4")]),
+    "permuted": lambda array: array.reshape(10, 100, -1).transpose(1, 0, 2),
+    "permuted, other byte order": lambda array: array.astype(">i2").reshape(10, 100, -1).transpose(2, 0, 1),
+    "every second": lambda array: array[::2],
+    "a column": lambda array: array.reshape(-1, 2)[:, 0],
+    "empty": lambda array: array[:0].reshape(3, 0, 5),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_layouts_of_arrays(kind: str, executors: Any) -> None:
+    for writeable in (True, False):
+        array = LAYOUTS[kind](np.arange(float(tasks.BIG)))
+        array.flags.writeable = writeable
+        both(executors, tasks.layout, array)
+        bare, ours = (executor.submit(tasks.same, array).result(WAIT) for executor in executors)
+        assert tasks.layout(ours) == tasks.layout(bare)
+
+
+def test_attributes_of_partials(executors: Any) -> None:
+    partial = functools.partial(tasks.same, tasks.big())
+    partial.note = 1  # type: ignore[attr-defined]
+    both(executors, tasks.attributes, partial, 3)
+
+
 def test_read_only_results_are_writable(executors: Any) -> None:
     for executor in executors:
         for result in (tasks.read_only, tasks.read_only_parcel):
@@ -175,6 +205,9 @@ def in_common() -> dict[str, tuple[Any, ...]]:
         "two lists": (some, pairs),
         "an empty dict": (parcel, parcel.parts[1]),  # type: ignore[attr-defined]
         "none": (some, tasks.Parcel({})),
+        "a key": ({parcel: parcel, "large": tasks.big()}, 1),
+        "in a key": ({(1, parcel): [tasks.Parcel(parcel)]},),
+        "an array far down in what seems small": (parcel.array, tasks.nested([parcel.array], 12)),
         "a container far down": ([parcel], tasks.nested([parcel.array], 12), [parcel.array]),
     }
 

@@ -7,7 +7,7 @@ import functools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from proxystore_core.reference import loaded_class
@@ -19,7 +19,7 @@ Reducer: TypeAlias = Callable[[Any], Any]
 _USUAL = frozenset(
     {functools.partial, types.MethodType, types.MethodDescriptorType, types.WrapperDescriptorType}
 )
-"""What multiprocessing has reducers of its own for, that do as pickle does today."""
+"""What multiprocessing has reducers of its own for, that do as pickle does, or nearly."""
 
 
 class Pickling(NamedTuple):
@@ -28,8 +28,8 @@ class Pickling(NamedTuple):
     Attributes:
         main_by_value: let cloudpickle take what another process could not import. False for readers that
             have the same ``__main__``: pickle alone, which takes everything by name.
-        writable: arrays that are read-only here are not where they are read, as with pickle's protocols
-            below 5.
+        writable: arrays are where they are read as with pickle's protocols below 5: writable, though
+            they be read-only here, in this machine's byte order, and in C's order where they have none.
         multiprocessing: refuse what `multiprocessing` passes in its own way (connections, sockets, PyTorch's
             tensors, which both processes then share).
         left: refuse these types too, which the engine's user has given reducers for: types, or
@@ -54,7 +54,10 @@ class Pickling(NamedTuple):
             elif self.mapped:
                 reducers[numpy.ndarray] = reducers[numpy.memmap] = _reduce_unmapped
         if self.multiprocessing:
-            reducers.update(dict.fromkeys(set(_passed_its_own_way()) - _USUAL, _refuse))
+            passed = _passed_its_own_way()
+            reducers.update(dict.fromkeys(set(passed) - _USUAL, _refuse))
+            if functools.partial in passed:
+                reducers[functools.partial] = passed[functools.partial]  # without its attributes
         if self.left:
             reducers.update(dict.fromkeys(self._left(), _leave))
         return reducers
@@ -87,9 +90,9 @@ def is_of_numbers(dtype: Any) -> bool:
     return dtype.isbuiltin == 1 and dtype.kind in "biufc" and dtype.metadata is None
 
 
-def _passed_its_own_way() -> Collection[type]:
+def _passed_its_own_way() -> Mapping[type, Reducer]:
     pickler = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
-    return getattr(pickler, "_extra_reducers", ())
+    return getattr(pickler, "_extra_reducers", {})
 
 
 def _refuse(obj: Any) -> Any:
@@ -127,11 +130,15 @@ class _Writable:
 
 
 def _reduce_array(array: Any) -> Any:
-    reduced = array.__reduce_ex__(5)
-    if array.flags.writeable or type(reduced[1][0]) is not pickle.PickleBuffer or not array.nbytes:
+    numpy, dtype, flags = sys.modules["numpy"], array.dtype, array.flags
+    if not dtype.isnative and dtype.fields is None:
+        array = array.astype(dtype.newbyteorder("="))
+    if not (flags.c_contiguous or flags.f_contiguous or dtype.hasobject):
+        array = numpy.ascontiguousarray(array)  # protocol 5 keeps the order of permuted dimensions
+    reduced = array.__reduce_ex__(5) if array.nbytes else array.__reduce__()
+    if array.flags.writeable or type(reduced[1][0]) is not pickle.PickleBuffer:
         return reduced
     # Pickle notes with the buffer whether it is read-only. Nobody writes into this one.
-    numpy = sys.modules["numpy"]
     memory = numpy.frombuffer(reduced[1][0].raw(), dtype="u1")
     buffer = pickle.PickleBuffer(numpy.asarray(_Writable(memory)))
     return (reduced[0], (buffer, *reduced[1][1:]), *reduced[2:])
