@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterable
@@ -145,6 +146,9 @@ class CallLink(Link):
     pickles_apart = False
     """Whether the engine pickles function, arguments and keyword arguments one by one."""
 
+    shows_parameters = False
+    """Whether the engine asks a function for the names of its parameters."""
+
     should_proxy: Callable[[Any], bool] | None = None
     """May keep a large value out of the store."""
 
@@ -222,7 +226,8 @@ class CallLink(Link):
         else:
             packed = Packed(stored, new_args, new_kwargs, (*{**outgoing.loads, **outgoing.named_loads},))
         if stored is not None:
-            sent: Any = StoreFunction(None, self._terms, name_of(function), self.should_proxy)
+            shown = tuple(inspect.signature(function).parameters) if self.shows_parameters else ()
+            sent: Any = StoreFunction(None, self._terms, name_of(function), self.should_proxy, shown)
         else:
             sent = self._wrapped(function) if wrapped else function
         return Call(self, sent, (packed,), named, outgoing)

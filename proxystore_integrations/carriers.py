@@ -6,6 +6,7 @@ the result, or a `StoredResult`.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import pickle
 import socket
@@ -304,6 +305,7 @@ class StoreFunction:
         terms: for its result; None when results go by value.
         name: what the engine shows.
         should_proxy: may keep a large result out of the store.
+        parameters: names of those of a function that is in the store, for an engine that asks.
     """
 
     def __init__(
@@ -312,24 +314,40 @@ class StoreFunction:
         terms: Terms | None,
         name: str,
         should_proxy: Callable[[Any], bool] | None = None,
+        parameters: tuple[str, ...] = (),
     ) -> None:
         self.function = function
         self.terms = terms
         self.__name__ = name
         self.should_proxy = should_proxy
+        self._parameters = parameters
 
     def __reduce__(self) -> tuple[Callable[..., StoreFunction], tuple[Any, ...]]:
         terms = None if self.terms is None else msgspec.msgpack.encode(self.terms)
         given = (__version__, self.function, terms, self.__name__)
+        if self._parameters:
+            return _store_function, (*given, self.should_proxy, self._parameters)
         return _store_function, given if self.should_proxy is None else (*given, self.should_proxy)
 
     def __repr__(self) -> str:
         return f"<{self.__name__} with a store>"
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The function's, or one with parameters of the same names; engines ask for it."""
+        if self.function is not None:
+            return inspect.signature(self.function)
+        if not self._parameters:
+            raise AttributeError("__signature__")
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Signature([inspect.Parameter(name, kind) for name in self._parameters])
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         function: Any = self.function
         if args and type(args[0]) is Packed:
-            stored, args, kwargs = args[0].delivered(f"{self.__name__}()", kwargs.get(NAMED))
+            named = kwargs.pop(NAMED, None)
+            stored, args, given = args[0].delivered(f"{self.__name__}()", named)
+            kwargs.update(given)  # an engine may have added some
             function = stored or function
         result = function(*args, **kwargs)
         return self.outgoing(result, function)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures._base import FINISHED
 from typing import Any
 
 from proxystore_core import register_sizeof
+from proxystore_core.reference import loaded_class
 from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import StoredResult
@@ -18,6 +19,7 @@ __all__ = [
     "LaterFuture",
     "Search",
     "StoreFuture",
+    "holds_any",
     "may_hide_futures",
     "may_hold_futures",
     "store_futures",
@@ -117,6 +119,30 @@ def may_hide_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         for item in value.values() if type(value) is dict else value:
             if type(item) in _CONTAINERS:
                 return True
+    return False
+
+
+def holds_any(kinds: Iterable[str], values: Iterable[Any]) -> bool:
+    """Whether there is an object of some classes among values, or anywhere in lists, tuples, sets and dicts.
+
+    Args:
+        kinds: classes, each as ``module:name``; where its module is not loaded there is none.
+        values: any.
+    """
+    found = [loaded_class(kind) for kind in kinds]
+    wanted = tuple(kind for kind in found if kind is not None)
+    seen: dict[int, Any] = {}
+    level = list(values)
+    while level:
+        inner: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if issubclass(kind, wanted):
+                return True
+            if issubclass(kind, list | tuple | set | dict) and id(value) not in seen:
+                seen[id(value)] = value
+                inner += dict.values(value) if issubclass(kind, dict) else value
+        level = inner
     return False
 
 

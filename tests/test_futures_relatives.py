@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,100 @@ def test_dasks_executor_within_one_process() -> None:
         with StoreExecutor(client.get_executor(pure=False)) as executor:
             assert executor.kind.is_local
             assert executor.submit(tasks.add, tasks.big()).result(WAIT)[0] == 2
+
+
+def test_dasks_own_futures_among_large_arguments(cluster: Any, bare_client: Any) -> None:
+    bare = bare_client.get_executor(pure=False)
+    with StoreExecutor(bare_client.get_executor(pure=False), store="shm://dask-executor-test") as executor:
+        for place in (lambda future: future, lambda future: [{"a": (future,)}], lambda future: {future}):
+            given = [place(bare_client.submit(tasks.kind, number, pure=False)) for number in range(2)]
+            for one in (bare, executor):
+                assert one.submit(tasks.first_two, tasks.big(), given[0]).result(WAIT) == (
+                    "ndarray",
+                    place("int"),
+                )
+                found = one.submit(tasks.first_two, second=given[1], first=tasks.big()).result(WAIT)
+                assert found == ("ndarray", place("int"))
+    assert not left("dask-executor-test")
+
+
+def test_options_of_dasks_submit(cluster: Any, bare_client: Any) -> None:
+    worker = list(bare_client.scheduler_info()["workers"])[:1]
+    with StoreExecutor(bare_client.get_executor(), store="shm://dask-executor-test") as executor:
+        future = executor.submit(
+            *(tasks.first_two, tasks.big()), second=3, pure=False, workers=worker, retries=1, priority=2
+        )
+        assert future.result(WAIT) == ("ndarray", 3)
+        assert executor.submit(tasks.first_two, tasks.big(), key="mine").result(WAIT) == ("ndarray", 2)
+
+
+def test_coroutine_functions_on_dask(cluster: Any, bare_client: Any) -> None:
+    with StoreExecutor(bare_client.get_executor(pure=False), store="shm://dask-executor-test") as executor:
+        for array in (tasks.big(), tasks.big()[:3]):
+            assert executor.submit(tasks.later, array).result(WAIT) == len(array)
+            assert executor.submit(functools.partial(tasks.later, array)).result(WAIT) == len(array)
+        assert list(executor.map(tasks.later, [tasks.big()])) == [tasks.BIG]
+
+
+def test_chunks_that_dask_ignores(cluster: Any, bare_client: Any) -> None:
+    array = tasks.big()
+    bare = bare_client.get_executor(pure=False)
+    with StoreExecutor(bare_client.get_executor(pure=False), store="shm://dask-executor-test") as executor:
+        for one in (bare, executor):
+            assert list(one.map(tasks.change, [array, array], chunksize=2)) == [2, 2]
+            results = one.map(tasks.fail_at, [tasks.big(), tasks.big()], [1, 0], chunksize=2)
+            assert next(results) == 1
+            with pytest.raises(ValueError, match="what"):
+                next(results)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_executorlib_does_with_futures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    import executorlib
+
+    done: Future[Any] = Future()
+    done.set_result(7)
+    with StoreExecutor(
+        executorlib.SingleNodeExecutor(max_workers=1), store="shm://executorlib-test"
+    ) as executor:
+        assert executor.submit(tasks.first_two, tasks.big(), done).result(WAIT) == ("ndarray", 7)
+        assert executor.submit(tasks.first_two, tasks.big(), second=[done]).result(WAIT) == ("ndarray", [7])
+        several = executor.submit(tasks.same, [tasks.big(), tasks.big(2)])
+        one = executorlib.get_item_from_future(several, 1)
+        assert executor.submit(tasks.total, tasks.big(), one).result(WAIT) == 3 * tasks.BIG
+        assert list(executor.map(tasks.total, several)) == [tasks.BIG, 2 * tasks.BIG]  # type: ignore[arg-type]
+    assert not left("executorlib-test")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_executorlib_asks_a_function_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    from executorlib import SingleNodeExecutor
+
+    array = tasks.big()
+    pool = SingleNodeExecutor(max_workers=1, init_function=tasks.preset, block_allocation=True)
+    with StoreExecutor(pool, store="shm://executorlib-test") as executor:
+        for value in (array, array[:3]):
+            assert executor.submit(tasks.first_two, value).result(WAIT) == ("ndarray", 7)
+            assert executor.submit(tasks.first_two, value, second=1).result(WAIT) == ("ndarray", 1)
+            assert executor.submit(lambda of, second: (array[0], of[0], second), value).result(WAIT) == (
+                1,
+                1,
+                7,
+            )
+        with pytest.raises(ValueError, match="resource_dict"):
+            executor.submit(lambda array, resource_dict=None: None, array)
+    assert not left("executorlib-test")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_executorlib_keeps_in_files_is_what_it_was_given(tmp_path: Path) -> None:
+    from executorlib import SingleNodeExecutor
+
+    with StoreExecutor(SingleNodeExecutor(max_workers=1, cache_directory=str(tmp_path))) as executor:
+        assert executor.kind.is_local  # nothing that is in a store is in the files
+        assert not executor._link.is_open
 
 
 MPI = """

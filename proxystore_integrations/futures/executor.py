@@ -22,8 +22,9 @@ from proxystore_core.pickling import Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.calls import Call, CallLink
 from proxystore_integrations.carriers import Filling, call_pickled
-from proxystore_integrations.dependents import may_hide_futures, store_futures
+from proxystore_integrations.dependents import holds_any, may_hide_futures, store_futures
 from proxystore_integrations.executor import CallExecutor
+from proxystore_integrations.functions import asked
 from proxystore_integrations.futures.instrumentation import STORE
 from proxystore_integrations.futures.kinds import Kind, kind_of
 from proxystore_integrations.light import lightened
@@ -57,10 +58,35 @@ class FuturesLink(CallLink):
         # The worker is told of them by name.
         names = tuple(f"{each.__module__}:{each.__qualname__}" for each in results)
         self.results_pickling = kind.pickling._replace(left=names)
-        self._shows_names = kind.shows_names
+        self.shows_parameters = kind.asks_parameters
+        self._kind = kind
         self._most = _SENT
         self.named: dict[FunctionType, tuple[bytes, dict[str, Any], str, int, Pickling]] = {}
         _links.add(self)
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        wrapped: bool = True,
+        results: bool = False,
+    ) -> Call:
+        """As `CallLink.call`; as the call is, where the engine is to see what is in it."""
+        futures = self._kind.futures
+        if self._is_awaited(function) or (futures and holds_any(futures, (*args, *kwargs.values()))):
+            fill = Filling()
+            return Call(self, function, fill(args), fill(kwargs))
+        return super().call(function, args, kwargs, wrapped=wrapped, results=results)
+
+    def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self._is_awaited(function) else super().small(function)
+
+    def _is_awaited(self, function: Callable[..., Any]) -> bool:
+        return self._kind.awaits and (
+            inspect.iscoroutinefunction(function) or asked(function, "__tornado_coroutine__") is True
+        )
 
     def sent(self, future: Future[Any]) -> Future[Any]:
         """A small call is on its way: the session lasts until its future is done.
@@ -87,7 +113,8 @@ class FuturesLink(CallLink):
         """What `call_pickled` is to call for a function that goes by its name; None for any other."""
         if (
             self._terms is None
-            or self._shows_names
+            or self._kind.shows_names
+            or self._kind.asks_parameters
             or type(function) is not FunctionType
             or not goes_by_name(function, self.pickling.main_by_value)
         ):
@@ -178,7 +205,7 @@ class StoreExecutor(CallExecutor):
         loaded, given = FuturesLink.settled(store=store, threshold=threshold, **settings)
         if loaded.origin("threshold") == "default":
             loaded = msgspec.structs.replace(loaded, threshold=POOLS)
-        self.chunked = not self.kind.is_local
+        self.chunked = self.kind.chunks and not self.kind.is_local
         super().__init__(FuturesLink(loaded, given, self.kind))
         self._link.should_proxy = should_proxy
         if not self.kind.is_local:
@@ -203,6 +230,8 @@ class StoreExecutor(CallExecutor):
         if hasattr(type(self.executor), "starmap"):
             results: Iterator[Any] = self.starmap(fn, zip(*iterables, strict=False), **options)
             return results
+        if self.kind.engine == "executorlib":  # in which a future may be what is mapped
+            iterables = tuple(each.result() if isinstance(each, Future) else each for each in iterables)
         return super().map(fn, *iterables, **options)
 
     def release(self) -> None:
