@@ -164,15 +164,20 @@ def test_a_session_lives_and_ends_at_both_sites(here, there):
     there.renew(session, 5)
     here.renew(session, 600)
     until(lambda: there.sessions()[session] > 500)
+    assert here.extend(session, 1000)
+    until(lambda: there.sessions()[session] > 900)
     assert here.end(session) == 0
     until(lambda: not there.exists(result))
     assert session not in there.sessions()
+    assert not here.extend(session, 600)
+    assert not there.extend(session, 600)
 
 
 def test_a_lease_does_not_travel_where_nobody_stored(here, there):
     session = secrets.token_hex(4)
     here.ping(there.health()["id"])
     here.renew(session, 600)
+    assert here.extend(session, 600)
     here.end(session)
     assert session not in there.sessions()
 

@@ -248,7 +248,7 @@ def extend_lease(keeper: Leased, session: str, seconds: float) -> bool:
     """Extend a lease that is there, and begin no session anew; tells whether it is there.
 
     A connector does so in one step with a method ``extend(session, seconds)``. Else (DAOS and servers of
-    objects without a conditional put; Globus, endpoints) a session that ends between the two steps begins
+    objects without a conditional put; Globus) a session that ends between the two steps begins
     anew: its lease alone, without objects, until that lapses. Raises as `Leased.renew`.
     """
     extend = getattr(keeper, "extend", None)

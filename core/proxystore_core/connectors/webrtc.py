@@ -22,7 +22,7 @@ from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, K
 from proxystore_core.connectors.own import OwnKeys
 from proxystore_core.endpoint.lines import Lines
 from proxystore_core.endpoint.settings import ENDPOINT, EndpointSettings, configured
-from proxystore_core.endpoint.wire import LONGEST_WAIT, Operation, Request, Status
+from proxystore_core.endpoint.wire import IF_KNOWN, LONGEST_WAIT, Operation, Request, Status
 from proxystore_core.errors import (
     ConfigurationError,
     RefusedError,
@@ -225,6 +225,12 @@ class EndpointConnector(ByURL):
     def renew(self, session: str, seconds: float) -> None:
         check_lease(session, seconds, self.url)
         self._at_home().ask(Request(Operation.RENEW, session=session, seconds=seconds))
+
+    def extend(self, session: str, seconds: float) -> bool:
+        """As `extend_lease`, here; and at the endpoints that this one is connected to, where it is there."""
+        check_lease(session, seconds, self.url)
+        request = Request(Operation.RENEW, session=session, seconds=seconds, data=IF_KNOWN)
+        return self._at_home().ask(request).status is Status.OK
 
     def end(self, session: str) -> int:
         """Evict the session's objects here, and at the endpoints that this one is connected to."""

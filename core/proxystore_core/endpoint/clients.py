@@ -21,7 +21,7 @@ from proxystore_core.endpoint.later import Later
 from proxystore_core.endpoint.objects import Objects
 from proxystore_core.endpoint.peers import Peers
 from proxystore_core.endpoint.settings import EndpointSettings
-from proxystore_core.endpoint.wire import CHUNK, MOST, Answer, Operation, Request, Status, WireError
+from proxystore_core.endpoint.wire import CHUNK, IF_KNOWN, MOST, Answer, Operation, Request, Status, WireError
 from proxystore_core.errors import DeadlineError, FullError, RefusedError, StoreError
 
 __all__ = ["Clients"]
@@ -293,6 +293,11 @@ class Clients:
             case Operation.RESERVE:
                 key = await asyncio.to_thread(self._objects.reserve, request.session or USER_SESSION)
                 return Answer(Status.OK, number, data=key.encode())
+            case Operation.RENEW if request.data == IF_KNOWN:
+                answer = await self.serve(request)
+                if answer.status is Status.OK:
+                    await self._to_peers(request)
+                return answer
             case Operation.RENEW | Operation.END:
                 await self._to_peers(request)
         return await self.serve(request)
@@ -311,9 +316,11 @@ class Clients:
                 return Answer(Status.OK if there else Status.MISSING, number)
             case Operation.EVICT:
                 store.evict(self._objects.inner(request.key))
+            case Operation.RENEW if request.data == IF_KNOWN:
+                there = store.extend(request.session, request.seconds)
+                return Answer(Status.OK if there else Status.MISSING, number)
             case Operation.RENEW:
-                renew = store.extend if request.data == b"if known" else store.renew
-                renew(request.session, request.seconds)
+                store.renew(request.session, request.seconds)
             case Operation.WAIT:
                 return await self._later.wait(request, ours=True)
             case Operation.WRITE:
@@ -331,7 +338,7 @@ class Clients:
 
         An end waits for them, but not long; a lease goes on its way.
         """
-        said = Request(request.operation, session=request.session, seconds=request.seconds, data=b"if known")
+        said = Request(request.operation, session=request.session, seconds=request.seconds, data=IF_KNOWN)
         tasks = [asyncio.ensure_future(self._peers.ask(peer, said, _ENDS)) for peer in self._peers.connected]
         for task in tasks:
             self._background.add(task)

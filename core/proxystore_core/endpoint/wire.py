@@ -31,6 +31,7 @@ from proxystore_core.errors import (
 
 __all__ = [
     "CHUNK",
+    "IF_KNOWN",
     "LONGEST_WAIT",
     "MOST",
     "Answer",
@@ -46,6 +47,9 @@ CHUNK = 64 << 10
 
 MOST = CHUNK + 1024
 """Bytes of a request or an answer at most."""
+
+IF_KNOWN = b"if known"
+"""With `Operation.RENEW`: a session that has ended does not begin anew."""
 
 LONGEST_WAIT = 5.0
 """Seconds; whoever waits longer asks again, so that nobody waits for those who are gone."""
@@ -69,7 +73,7 @@ class Operation(enum.IntEnum):
     READ = 5  # of a peer: length bytes from offset
     EXISTS = 6
     EVICT = 7
-    RENEW = 8
+    RENEW = 8  # with `IF_KNOWN` as data only a session that is there
     END = 9
     SESSIONS = 10
     SWEEP = 11
