@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import redis.crc
 from measures import Relay
 from redis_servers import Server, knows_all, serving, serving_cluster
 from waiting import until
 
+from proxystore_core.connectors import redis_requests
 from proxystore_core.connectors.base import Key
 from proxystore_core.connectors.redis import RedisConnector
 from proxystore_core.connectors.redis_cluster import RedisClusterConnector
@@ -174,6 +177,39 @@ def test_a_put_that_is_interrupted_leaves_nothing(server: Server) -> None:
 
     with listening(interrupt), pytest.raises(KeyboardInterrupt):
         connector.put([bytes(20 << 20)])
+    assert connector.held() == {}
+    connector.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("lost", range(3))
+@pytest.mark.parametrize("several", [False, True])
+def test_evicting_what_was_set_later_when_an_answer_is_lost(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, several: bool, lost: int, killed: bool
+) -> None:
+    """It is asked again, or by the next one: the parts are found until they are gone."""
+    if several:
+        servers = request.getfixturevalue("cluster")
+        connector: RedisConnector = RedisClusterConnector([each.address for each in servers], prefix="answer")
+    else:
+        connector = RedisConnector("127.0.0.1", request.getfixturevalue("server").port, prefix="answer")
+    key, other = connector.reserve(), connector.reserve()
+    connector.set(key, [bytes(3 * PART)])
+    send, sent = redis_requests._send, 0
+
+    def answer_lost(client: Any, commands: Any) -> Any:
+        nonlocal sent
+        replies = send(client, commands)
+        sent += 1
+        if sent == lost + 1:
+            raise KeyboardInterrupt if killed else redis.ConnectionError("the answer is lost")
+        return replies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_requests, "_send", answer_lost)
+        with pytest.raises(KeyboardInterrupt) if killed and lost < 2 + several else contextlib.nullcontext():
+            connector.evict_batch([key, other])
+    connector.evict_batch([key, other])
     assert connector.held() == {}
     connector.close()
 

@@ -330,10 +330,18 @@ class RedisConnector(ByURL):
             ("EVAL", GIVE_UP, 1, *self._reservation(key), channel_of(self._prefix, key)) for key in later
         ]
         names = [key for key in keys if not key.endswith(LATER)]
+        records: list[Command] = []
         for key, record in zip(later, self._requests.run(given_up), strict=True):
             if record:
                 names.append(self._name_in(key, record))
-        self._requests.run(self._parts_of("HDEL", names))
+                records.append(("HDEL", *self._reservation(key)))
+        # What leads to the parts goes after them: who is killed in between, or asks again, still finds them.
+        parts = self._parts_of("HDEL", names)
+        if self._transactions:
+            self._requests.run(parts + records)
+        else:  # they may be on several servers
+            self._requests.run(parts)
+            self._requests.run(records)
         self._own.discard(keys)
 
     def keys(self, session: str, *, reserved: bool = False) -> list[Key]:

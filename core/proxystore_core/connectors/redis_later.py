@@ -28,9 +28,10 @@ SET = (
     "if now==ARGV[2] then return 1 end if now~='' then return 0 end "
     "redis.call('HSET',KEYS[1],ARGV[1],ARGV[2]) redis.pcall('PUBLISH',ARGV[3],'') return 1"
 )
+# What was set is evicted by who asked, the record last: its answer may be lost.
 GIVE_UP = (
-    "local was=redis.call('HGET',KEYS[1],ARGV[1]) redis.call('HDEL',KEYS[1],ARGV[1]) "
-    "redis.pcall('PUBLISH',ARGV[2],'') return was"
+    "local was=redis.call('HGET',KEYS[1],ARGV[1]) if was=='' then "
+    "redis.call('HDEL',KEYS[1],ARGV[1]) redis.pcall('PUBLISH',ARGV[2],'') end return was"
 )
 WAKE = "redis.pcall('PUBLISH',ARGV[1],'')"
 
