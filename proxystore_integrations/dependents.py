@@ -14,6 +14,7 @@ from proxystore_core.reference import loaded_class
 from proxystore_integrations.attempts import CallFuture
 from proxystore_integrations.calls import Call
 from proxystore_integrations.carriers import StoredResult
+from proxystore_integrations.transfer import CONTAINERS, DEPTH
 
 __all__ = [
     "LaterFuture",
@@ -26,8 +27,6 @@ __all__ = [
     "when_done",
 ]
 
-_CONTAINERS = frozenset({list, tuple, dict})
-_DEPTH = 8
 _MEASURED = 256  # items of a container up to which its size is no estimate
 _ITEMS = 1000
 """Items of containers that are looked at, in each argument, in search of futures."""
@@ -104,7 +103,7 @@ def may_hold_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a `Search` could find any; costs a fraction of one."""
     for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
-        if kind in _CONTAINERS or issubclass(kind, StoreFuture):
+        if kind in CONTAINERS or issubclass(kind, StoreFuture):
             return True
     return False
 
@@ -112,12 +111,12 @@ def may_hold_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def may_hide_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a `Search` could find any where sizes, which are estimates, tell of none."""
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if type(value) not in _CONTAINERS:
+        if type(value) not in CONTAINERS:
             continue
         if len(value) > _MEASURED:
             return True
         for item in value.values() if type(value) is dict else value:
-            if type(item) in _CONTAINERS:
+            if type(item) in CONTAINERS:
                 return True
     return False
 
@@ -170,7 +169,7 @@ class Search:
         for given in args, kwargs:
             for value in given.values() if isinstance(given, dict) else given:
                 self._left = _ITEMS
-                if self._find(value, _DEPTH):
+                if self._find(value, DEPTH):
                     self._holders.add(id(given))
 
     def results(self) -> tuple[Any, dict[str, Any]]:
@@ -194,7 +193,7 @@ class Search:
             self.futures.append(value)
             self._found.add(id(value))
             return True
-        if not depth or kind not in _CONTAINERS:
+        if not depth or kind not in CONTAINERS:
             return False
         found = False
         for item in value.values() if kind is dict else value:

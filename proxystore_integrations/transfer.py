@@ -20,14 +20,16 @@ from proxystore_integrations import ledger, progress
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.together import Part, united, united_by_row
 
-__all__ = ["DEEPEST", "DEPTH", "ByValue", "Outgoing", "load"]
+__all__ = ["CONTAINERS", "DEEPEST", "DEPTH", "ByValue", "Outgoing", "load"]
 
 _T = TypeVar("_T")
 _SMALL = frozenset({int, float, bool, complex, type(None), type, range, slice})
 _TEXT = frozenset({str, bytes, bytearray})
 _UNCHANGING = frozenset({str, bytes})
-_CONTAINERS = frozenset({list, tuple, dict})
 _KEYS = _SMALL | _UNCHANGING
+CONTAINERS = frozenset({list, tuple, dict})
+"""Those in which large values, and futures, are looked for: each can be made again with others in it."""
+
 DEPTH = 8
 """Levels of containers in which large values are looked for."""
 
@@ -175,7 +177,7 @@ class Outgoing:
         kind = type(value)
         if kind in _TEXT:
             return len(value) >= self.policy.threshold
-        return kind not in _SMALL and kind not in _CONTAINERS and self.policy.over(value)
+        return kind not in _SMALL and kind not in CONTAINERS and self.policy.over(value)
 
     def substitute(self, value: Any, depth: int = DEPTH) -> Any:
         """The value itself, or a carrier, or a container holding carriers. A user's proxy stays as it is.
@@ -194,7 +196,7 @@ class Outgoing:
         own = self.engine_value(value)
         if own is not NotImplemented:
             return own
-        if kind not in _CONTAINERS:
+        if kind not in CONTAINERS:
             # Pickling it may have changed its size.
             large = id(value) in self._stored or self.policy.over(value)
             return self._carried(value) if large else self._small(value)
@@ -392,7 +394,7 @@ class Outgoing:
         kind = type(value)
         if kind is Proxy or kind in _SMALL or kind in _TEXT:
             return kind is Proxy
-        if kind in _CONTAINERS:
+        if kind in CONTAINERS:
             if depth < 0 or id(value) in seen:
                 return False
             seen.add(id(value))
