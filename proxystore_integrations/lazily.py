@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["lazily"]
+__all__ = ["lazily", "loading"]
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -21,8 +22,22 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(homes[name]), name)
+        with loading(homes[name]):
+            home = importlib.import_module(homes[name])
+        value = getattr(home, name)
         setattr(sys.modules[package], name, value)
         return value
 
     return load
+
+
+@contextlib.contextmanager
+def loading(module: str) -> Iterator[None]:
+    """What a ``__getattr__`` loads: an AttributeError of its code, or of its engine's, is an ImportError.
+
+    Python would tell the user that there is no such name, and not why.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        raise ImportError(f"{module} cannot be loaded: {error}") from error

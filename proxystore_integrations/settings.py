@@ -280,6 +280,8 @@ def _unknown(what: str, name: str, names: Iterable[str], others: Iterable[str] =
 
 def _checked(name: str, value: Any, origin: str) -> Any:
     """The value as the setting's type; errors say where it was found."""
+    if name == "allow_pickle":
+        return boolean(value, f"{origin}: {name}")
     try:
         if name == "threshold":
             return AUTO if value == AUTO else parse_size(value)
@@ -289,8 +291,6 @@ def _checked(name: str, value: Any, origin: str) -> Any:
             return _url(value)
         if name == "secret":
             return _sources(value, origin)
-        if name == "allow_pickle":
-            return boolean(value, "allow_pickle")
         choices = get_args(_CHOICES[name])
         if value not in choices:
             raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,3 +117,16 @@ assert sizeof(b"bytes") < 100
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    (tmp_path / "distributed.py").write_text("None.broken")
+    code = "from proxystore_integrations.dask import Client"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert "'NoneType' object has no attribute 'broken'" in done.stderr.splitlines()[-1]

@@ -260,6 +260,7 @@ def test_a_removed_working_directory_means_no_file(place):
         ("[tool.proxystore]\nthreshold = 1", ["in a table [tool.proxystore]", "Leave out that line"]),
         ("[proxystore]\nthreshold = 1", ["in a table [proxystore]", "Leave out that line"]),
         ("[tool.other]\nthreshold = 1", ["unknown setting", "'tool'"]),
+        ('allow_pickle = "maybe"', [": allow_pickle = 'maybe'. Expected true or false"]),
         ("threshold = = 1", ["not valid TOML", "line 1"]),
         ("store = redis://host:6379", ["not valid TOML", 'in quotes: store = "redis://host:6379"']),
     ],

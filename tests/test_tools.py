@@ -105,6 +105,7 @@ def test_ls_and_top_show_sessions(left):
     once = proxystore("top", "--store", left)
     assert once.returncode == 0
     assert once.stdout.count("killed") == 1
+    assert once.stdout.endswith("\n")
 
 
 def test_top_shows_rates_at_a_terminal(left):

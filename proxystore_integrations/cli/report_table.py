@@ -18,7 +18,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print a report, by default on standard error: standard output is the script's."""
     console = console or errors()
     if not report.engines:
-        console.print("proxystore: this run used no engine that could have a store.", style="dim")
+        console.print(
+            "proxystore: this run used no engine that could have a store. Threads and clusters within one "
+            "process need none; multiprocessing.Pool cannot have one.",
+            style="dim",
+        )
         return
     console.print()
     table = Table(title="proxystore: what went through the store", title_justify="left", box=None)

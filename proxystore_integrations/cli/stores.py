@@ -95,6 +95,9 @@ def top(store: str | None, interval: float, count: int | None) -> None:
     # An interrupt is how one stops watching, whatever is being done at that moment.
     with suppress(KeyboardInterrupt), _opened(store) as connector:
         before, since = rows_of(connector), time.monotonic()
+        if not screen.is_terminal and looks == 1:  # Live would leave the line open
+            screen.print(_table(connector, before))
+            return
         with Live(_table(connector, before), console=screen, auto_refresh=False) as live:
             done = 1
             while looks is None or done < looks:

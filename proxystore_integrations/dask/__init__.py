@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxystore_core.errors import MissingExtraError
+from proxystore_integrations.lazily import loading
 
 if TYPE_CHECKING:
     from proxystore_integrations.dask.client import Client, wrap
@@ -23,7 +24,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home: Any
     try:
-        from proxystore_integrations.dask import client as home
+        with loading(__name__):
+            from proxystore_integrations.dask import client as home
     except MissingExtraError as error:
         try:
             from proxystore_integrations.dask import narrow as home

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxystore_core.errors import MissingExtraError
+from proxystore_integrations.lazily import loading
 
 if TYPE_CHECKING:
     from proxystore_integrations.ray.start import init, instrument, runtime_env_hook, worker_setup
@@ -26,7 +27,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home: Any
     try:
-        from proxystore_integrations.ray import start as home
+        with loading(__name__):
+            from proxystore_integrations.ray import start as home
     except MissingExtraError as error:
         try:
             from proxystore_integrations.ray import narrow as home
