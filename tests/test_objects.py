@@ -137,6 +137,60 @@ def test_a_lease_that_changes_as_it_is_extended(
     other.close()
 
 
+@pytest.mark.parametrize("renewed", [True, False])
+@pytest.mark.parametrize("when", ["looked", "taken"])
+def test_a_lease_that_changes_as_its_session_is_swept(
+    connector: S3Connector, monkeypatch: pytest.MonkeyPatch, renewed: bool, when: str
+) -> None:
+    """Renewed after the sweep has looked again; or when it is over: then what is put belongs to a new one."""
+    other = open_connector(connector.url)
+    assert isinstance(other, S3Connector)
+    if renewed:
+        connector.renew("s", 0.001)
+        key = connector.put([b"data"], session="s")
+        until(lambda: connector.sessions()["s"] < 0)
+    else:
+        key = connector.put([b"data"], session="s")
+        monkeypatch.setattr(objects, "UNRENEWED", -1.0)
+    later: list[str] = []
+    original = obstore.put
+
+    def put(client: Any, path: str, data: Any, **how: Any) -> Any:
+        if "mode" not in how or later:
+            return original(client, path, data, **how)
+        if when == "taken":
+            original(client, path, data, **how)
+            assert not other.extend("s", 600)
+        other.renew("s", 600)
+        later.append(other.put([b"later"], session="s"))
+        return None if when == "taken" else original(client, path, data, **how)
+
+    monkeypatch.setattr(obstore, "put", put)
+    assert connector.sweep() == (["s"] if when == "taken" else [])
+    assert connector.get(key) == (None if when == "taken" else b"data")
+    assert connector.get(later[0]) == b"later"
+    assert connector.sessions()["s"] > 590
+    other.close()
+
+
+def test_a_sweep_that_is_cut_short_goes_on(connector: S3Connector, monkeypatch: pytest.MonkeyPatch) -> None:
+    connector.renew("s", 0.001)
+    key = connector.put([b"data"], session="s")
+    until(lambda: connector.sessions()["s"] < 0)
+
+    def killed(paths: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connector, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            connector.sweep()
+    assert not connector.extend("s", 600)
+    assert connector.sweep() == ["s"]
+    assert connector.get(key) is None
+    assert connector.sessions() == {}
+
+
 # Parts.
 
 

@@ -58,6 +58,7 @@ _ENDS = 20  # an object may be published between the last listing and the lease'
 _PATH = re.compile(r"([A-Za-z0-9_-]{1,64})/([0-9a-f]{20}\.(?:0|[1-9a-f][0-9a-f]{0,9})m?)\.(0|[1-9][0-9]*)")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LEASE = "lease"
+_OVER = b"0.0"  # a lease that lapsed in 1970: of a session that somebody is ending
 PREFIX = "proxystore"
 """Where objects go in a bucket unless the URL says so."""
 
@@ -232,18 +233,11 @@ class ObjectConnector(BucketReader):
         path, until = f"{session}/{_LEASE}", self._until()
         lapses = repr(time.time() + seconds).encode()
 
-        def replace(obs: Any, client: Any) -> bool:
-            seen = obs.head(client, path)
-            version = {name: seen[name] for name in ("e_tag", "version") if seen.get(name)}
-            try:
-                obs.put(client, path, lapses, mode=version, **_AT_ONCE)
-            except Exception as error:
-                if type(error).__name__ == "PreconditionError":
-                    return False  # another has renewed it, or ended it: the next look tells
-                if not any(words in str(error) for words in _UNCONDITIONAL):
-                    raise
-                obs.put(client, path, lapses, **_AT_ONCE)
-            return True
+        def replace(obs: Any, client: Any) -> bool | None:
+            found = obs.get(client, path)
+            if bytes(found.bytes()) == _OVER:
+                return None
+            return _put_over(obs, client, path, lapses, found.meta)  # if not, the next look tells why
 
         for _ in range(_ENDS):
             replaced = self._run(replace, until)
@@ -288,7 +282,27 @@ class ObjectConnector(BucketReader):
         return None
 
     def sweep(self) -> list[str]:
-        return end_lapsed(self.sessions(), self.end, self._expiry)
+        return end_lapsed(self.sessions(), self._end_lapsed)
+
+    def _end_lapsed(self, session: str) -> bool:
+        """End a session unless it has been renewed since somebody looked; whether it has ended.
+
+        Its lease is replaced, where it is as it was seen, by one that is over: who renews it until then is
+        heard, and who does so later begins anew, with what he puts from then on.
+        """
+        path, until = f"{session}/{_LEASE}", self._until()
+        seen = self._run(lambda obs, client: obs.head(client, path), until)
+        there = [list(paths) for paths in self._listed(session)]
+        expiry = self._expiry(session)
+        if expiry is None or expiry >= time.time():
+            return False
+        if not self._run(lambda obs, client: _put_over(obs, client, path, _OVER, seen), until):
+            return False
+        for paths in there:
+            self._remove(paths)
+        if self._run(lambda obs, client: bytes(obs.get(client, path).bytes()), self._until()) == _OVER:
+            self._remove([path])
+        return True
 
     def close(self, *, clear: bool = False) -> None:
         if clear:
@@ -333,6 +347,20 @@ class ObjectConnector(BucketReader):
         # Where a missing one is no success, the others may not have had their turn.
         for path in paths:
             self._run(lambda obs, client, path=path: obs.delete(client, path), until)  # type: ignore[misc]
+
+
+def _put_over(obs: Any, client: Any, path: str, data: bytes, seen: Any) -> bool:
+    """Replace what was seen under a path (None: nothing) unless that has changed; whether it was replaced."""
+    version = {name: seen[name] for name in ("e_tag", "version") if seen.get(name)} if seen else "create"
+    try:
+        obs.put(client, path, data, mode=version, **_AT_ONCE)
+    except Exception as error:
+        if type(error).__name__ in ("PreconditionError", "AlreadyExistsError"):
+            return False
+        if not any(words in str(error) for words in _UNCONDITIONAL):
+            raise
+        obs.put(client, path, data, **_AT_ONCE)
+    return True
 
 
 class S3Connector(ObjectConnector):
