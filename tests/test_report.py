@@ -206,6 +206,29 @@ def test_leaks_are_found_and_advised(tmp_path):
     assert collect(str(tmp_path), ["x"]).leaks == 0
 
 
+def test_large_values_are_said_to_be_absent_only_where_they_are(tmp_path):
+    from proxystore_integrations.cli.advice import advise
+    from proxystore_integrations.cli.report import collect
+    from proxystore_integrations.ledger import Ledger
+
+    ledger = Ledger(str(tmp_path))
+
+    def absent() -> bool:
+        return any("nothing was as large" in line for line in advise(collect(str(tmp_path), ["x"])))
+
+    ledger.session("ray", "s", "memory://", 1000)
+    assert absent()
+    ledger.by_value("ray", "small", 10)
+    assert absent()
+    ledger.by_value("ray", "fast in Ray's own store", 10_000)
+    assert not absent()
+    (tmp_path / "other").mkdir()
+    ledger = Ledger(str(tmp_path / "other"))
+    ledger.session("dask", "s", "memory://", 1000)
+    ledger.trouble("the worker tcp://host:1 does not reach the store")
+    assert not any("nothing was" in line for line in advise(collect(str(tmp_path / "other"), ["x"])))
+
+
 def test_a_threshold_is_advised_where_another_would_have_been_faster(tmp_path):
     from proxystore_integrations.cli.advice import advise
     from proxystore_integrations.cli.report import collect

@@ -60,7 +60,13 @@ def advise(report: Report) -> list[str]:
                 f"{name}: threshold {format_size(found.threshold)} would have saved about "
                 f"{found.seconds:.2g} s (it was {format_size(engine.threshold)}); {why}."
             )
-        if engine.threshold and not engine.kept_off:
+        # With a trouble it may be that: what goes by value since no worker reaches the store is not counted.
+        if (
+            engine.threshold
+            and not engine.kept_off
+            and not report.troubles
+            and engine.by_value.keys() <= {"small"}
+        ):
             lines.append(
                 f"{name}: nothing was as large as the threshold ({format_size(engine.threshold)}), "
                 "so everything went its usual way."
