@@ -11,7 +11,7 @@ import numbers
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias, cast, runtime_checkable
 
 from proxystore_core.errors import ConfigurationError, GoneError, RefusedError
 
@@ -194,10 +194,19 @@ class Connector(Protocol):
 
 
 class ByURL:
-    """What pickles a connector as its URL, as a store is by its recipe: each of ours derives from it.
+    """A connector that is shown, and pickled, as its URL, and made of its configuration: each of ours is one.
 
     Whoever unpickles it opens an equal one, with the credentials and settings of his own process.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({cast(Connector, self).url!r})"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """As `Connector.from_config`."""
+        made: Self = cast(Any, cls)(**config)
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         from proxystore_core.recipe import opener  # which imports this module

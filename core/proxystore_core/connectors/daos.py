@@ -22,7 +22,7 @@ import secrets
 import time
 import urllib.parse
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import pydaos
@@ -103,9 +103,6 @@ class DAOSConnector(ByURL):
         self._leased: dict[tuple[int, str], float] = {}  # until when a session's lease need not be looked for
         self._own = OwnKeys()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         place = "/".join(urllib.parse.quote(label, safe="") for label in (self.pool, self.container))
@@ -113,10 +110,6 @@ class DAOSConnector(ByURL):
 
     def config(self) -> dict[str, Any]:
         return {"pool": self.pool, "container": self.container, "prefix": self.prefix}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DAOSConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> DAOSConnector:

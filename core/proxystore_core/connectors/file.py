@@ -17,7 +17,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,10 +88,6 @@ class FileConnector(ByURL):
 
     def config(self) -> dict[str, Any]:
         return {"store_dir": self.store_dir, "grace": self._given_grace}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> FileConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> FileConnector:

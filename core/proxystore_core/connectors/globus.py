@@ -108,9 +108,6 @@ class GlobusConnector(ByURL):
         self._lock = forks.lock()
         self._opened: tuple[int, FileConnector] | None = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url
@@ -131,10 +128,6 @@ class GlobusConnector(ByURL):
             for endpoint in self.endpoints
         ]
         return {"endpoints": endpoints, **self._options}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> GlobusConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> GlobusConnector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 from proxystore_core.buffers import fresh_buffer
@@ -45,10 +45,6 @@ class HTTPConnector(BucketReader):
 
     def config(self) -> dict[str, Any]:
         return {"base": self.base, **self._given}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> HTTPConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> HTTPConnector:

@@ -127,9 +127,6 @@ class KafkaTopicConnector(ByURL):
         self._own = OwnKeys()
         self._dead: dict[tuple[str, int], _Dead] = {}
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url

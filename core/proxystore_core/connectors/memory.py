@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from proxystore_core import forks
@@ -92,10 +92,6 @@ class MemoryConnector(ByURL):
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> MemoryConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> MemoryConnector:

@@ -155,10 +155,6 @@ class MultiConnector(ByURL):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> MultiConnector:
-        return cls(**config)
-
-    @classmethod
     def from_url(cls, url: str) -> MultiConnector:
         parsed = StoreURL.parse(url)
         names = [name for name in parsed.host.split(",") if name]

@@ -180,19 +180,12 @@ class NodeConnector(ByURL):
         port = f":{self._given['port']}" if self._given["port"] else ""
         return f"{self.schemes[0]}://{self.name}{port}{'?' if query else ''}{query}"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url
 
     def config(self) -> dict[str, Any]:
         return dict(self._given)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> NodeConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> NodeConnector:

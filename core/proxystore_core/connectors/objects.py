@@ -23,7 +23,7 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, ClassVar
 
@@ -111,10 +111,6 @@ class ObjectConnector(BucketReader):
 
     def config(self) -> dict[str, Any]:
         return {"bucket": self.bucket, "prefix": self.prefix, **self._given}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ObjectConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> ObjectConnector:

@@ -94,9 +94,6 @@ class BucketReader(ByURL):
         self._url = f"{place}{'?' if text else ''}{text}"
         self._stores: dict[int, tuple[Any, Any]] = {}  # by process: obstore and a client of it
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url

@@ -19,7 +19,7 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import redis
@@ -119,19 +119,12 @@ class RedisConnector(ByURL):
         place += f":{port}" + (f"/{db}" if db else "")
         self._open(place, hostname in LOCAL, username, password, options)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url
 
     def config(self) -> dict[str, Any]:
         return dict(self._given)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RedisConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> RedisConnector:

@@ -12,7 +12,7 @@ import secrets
 import stat
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import asyncssh
@@ -113,19 +113,12 @@ class SFTPConnector(ByURL):
         self._own = OwnKeys()
         self._given_up: list[tuple[str, str]] = []  # directories and names of puts that failed
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         return self._url
 
     def config(self) -> dict[str, Any]:
         return dict(self._given)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> SFTPConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> SFTPConnector:

@@ -16,7 +16,7 @@ import re
 import socket
 import tempfile
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from proxystore_core.buffers import MAP_FROM, read_file
@@ -85,10 +85,6 @@ class ShmConnector(FileConnector):
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **self._given}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ShmConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> ShmConnector:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import aiortc  # noqa: F401 - so that a missing extra is found when the store is named
@@ -75,9 +75,6 @@ class EndpointConnector(ByURL):
         self._own = OwnKeys()
         self._lines: dict[int, Lines] = {}  # by process: a child shares no connection with its parent
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
     @property
     def url(self) -> str:
         options = [f"deadline={self._deadline}"] if self._deadline != _DEADLINE else []
@@ -86,10 +83,6 @@ class EndpointConnector(ByURL):
 
     def config(self) -> dict[str, Any]:
         return {"endpoints": list(self._endpoints), "deadline": self._deadline, "direct": self._direct}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> EndpointConnector:
-        return cls(**config)
 
     @classmethod
     def from_url(cls, url: str) -> EndpointConnector:
