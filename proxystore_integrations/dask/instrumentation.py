@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from types import ModuleType
 from typing import Any
 
 from proxystore_core.errors import ConfigurationError
+from proxystore_core.warned import warn
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -53,7 +53,7 @@ async def _equip(client: Any) -> None:
 
         link = link_of()
     except ConfigurationError as error:
-        warnings.warn(f"This client works without a store: {error}", RuntimeWarning, stacklevel=2)
+        warn(f"this client works without a store: {error}")
         return
     if not isinstance(client, StoreMixin):
         equip(client, link)

@@ -14,12 +14,12 @@ one show at their start.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import distributed
 
 from proxystore_core import ConfigurationError, MissingExtraError, StoreError
+from proxystore_core.warned import warn
 
 __all__ = ["dask_setup"]
 
@@ -36,7 +36,7 @@ async def dask_setup(dask: Any) -> None:
             _equip_scheduler(dask)
     except (ConfigurationError, MissingExtraError, StoreError) as error:
         kind = type(dask).__name__.lower()
-        warnings.warn(f"This {kind} works without a store: {error}", RuntimeWarning, stacklevel=2)
+        warn(f"this {kind} works without a store: {error}")
 
 
 async def _equip_client(client: Any) -> None:

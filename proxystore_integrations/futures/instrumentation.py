@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 import weakref
 from concurrent.futures import Executor
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any
 
 from proxystore_core.errors import ConfigurationError
 from proxystore_core.flight import Flights
+from proxystore_core.warned import warn
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -110,7 +110,7 @@ def _equip(pool: Any, bare: _Bare) -> None:
     try:
         store = StoreExecutor(bare, kind=kind_of(pool))
     except ConfigurationError as error:
-        warnings.warn(f"This pool works without a store: {error}", RuntimeWarning, stacklevel=5)
+        warn(f"this pool works without a store: {error}")
     pool.__dict__[STORE] = store
     if store is not None:
         _pools.add(pool)

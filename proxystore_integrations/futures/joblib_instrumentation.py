@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from types import ModuleType
 from typing import Any
 
 from proxystore_core.errors import StoreError
+from proxystore_core.warned import warn
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -31,7 +31,7 @@ def instrument(module: ModuleType) -> None:
         try:
             Settings.load()
         except StoreError as error:
-            warnings.warn(f"joblib works without a store: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"joblib works without a store: {error}")
             return bare(**options)
         # joblib prints the name.
         return type(bare.__name__, (StoreBackend,), {"__module__": bare.__module__})(**options)

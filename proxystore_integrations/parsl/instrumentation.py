@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from types import ModuleType
 from typing import Any
 
 from proxystore_core.errors import ConfigurationError
+from proxystore_core.warned import warn
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -34,7 +34,7 @@ def instrument(module: ModuleType) -> None:
                 if executor.label != _INTERNAL:
                     wrap(executor)
         except ConfigurationError as error:
-            warnings.warn(f"This Parsl works without a store: {error}", RuntimeWarning, stacklevel=3)
+            warn(f"this Parsl works without a store: {error}")
         return add_executors(self, executors)
 
     kernel.add_executors = adding

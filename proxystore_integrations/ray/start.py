@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxystore_core import ConfigurationError, StoreError
+from proxystore_core.warned import warn
 from proxystore_integrations.carriers import VersionError
 from proxystore_integrations.ray import engine, joining
 from proxystore_integrations.ray.cluster import check_address, settings_among
@@ -125,7 +125,7 @@ def runtime_env_hook(runtime_env: Any) -> Any:
     try:
         link = _opened(RayLink(*RayLink.settled()))
     except (ConfigurationError, StoreError) as error:
-        warnings.warn(f"This Ray works without a store: {error}", RuntimeWarning, stacklevel=2)
+        warn(f"this Ray works without a store: {error}")
         return runtime_env
     return _equipped(runtime_env, link, joining.given_to_init()) if link.is_open else runtime_env
 
@@ -139,7 +139,7 @@ def worker_setup() -> None:
         try:
             link = joined(Terms.read(terms))
         except VersionError as error:  # each value that is sent here will say so, too
-            warnings.warn(f"this worker works without a store: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"this worker works without a store: {error}")
             link = None
         if link is not None:
             use(link)  # which job's this process is may not be known yet
