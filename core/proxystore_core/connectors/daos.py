@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import pydaos
 
-from proxystore_core.buffers import fresh_buffer
+from proxystore_core.buffers import byte_views, fresh_buffer, split
 from proxystore_core.connectors.base import USER_SESSION, Buffer, ByURL, Held, Key, check_lease, check_session
 from proxystore_core.connectors.lapsed import UNRENEWED, end_lapsed
 from proxystore_core.connectors.own import OwnKeys
@@ -130,7 +130,7 @@ class DAOSConnector(ByURL):
             held = 0
             try:
                 for data in items:
-                    views = [memoryview(buffer).cast("B") for buffer in data if memoryview(buffer).nbytes]
+                    views = byte_views(data)
                     size = sum([view.nbytes for view in views])
                     keys.append(f"{session}.{secrets.token_hex(10)}.{size:x}")
                     for number, part in enumerate(_parts_of(views)):
@@ -383,27 +383,13 @@ def _delete_fields(bucket: Any, fields: Sequence[str]) -> None:
 
 
 def _parts_of(views: Sequence[memoryview]) -> Iterator[bytes]:
-    """The bytes of each part; a buffer that is exactly one is not copied."""
-    if not views:
-        yield _NOTHING
-        return
-    part: list[memoryview] = []
-    room = _PART
-    for view in views:
-        start = 0
-        while view.nbytes - start >= room:
-            part.append(view[start : start + room])
-            yield _bytes(part)
-            start += room
-            part, room = [], _PART
-        if start < view.nbytes:
-            part.append(view[start:])
-            room -= view.nbytes - start
-    if part:
-        yield _bytes(part)
+    return map(_bytes, split(views, _PART))
 
 
 def _bytes(part: Sequence[memoryview]) -> bytes:
+    """The bytes of one part; a buffer that is exactly one is not copied."""
+    if not part:
+        return _NOTHING
     (first, *others) = part
     if not others and type(first.obj) is bytes and first.nbytes == len(first.obj):
         return first.obj
