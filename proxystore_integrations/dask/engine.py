@@ -5,11 +5,11 @@ These names are not public: an update of Dask may move them, and then this file 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from proxystore_core import MissingExtraError
+from proxystore_integrations.releases import Releases
 
 try:
     import distributed
@@ -35,9 +35,7 @@ except ImportError as error:
         remedy='Run: pip install --upgrade "proxystore-integrations[dask]".',
     ) from error
 
-MINIMUM = (2026, 8)
-TESTED = (2026, 8)
-"""The lowest and the highest release (year, month) of Dask that the tests ran on."""
+RELEASES = Releases("Dask", "dask", (2026, 8), (2026, 8))
 
 _METHODS = {
     distributed.Client: (
@@ -50,8 +48,7 @@ _METHODS = {
 }
 
 __all__ = [
-    "MINIMUM",
-    "TESTED",
+    "RELEASES",
     "DataNode",
     "GraphNode",
     "LLGExpr",
@@ -83,30 +80,7 @@ def check_release(release: str) -> None:
     Raises:
         MissingExtraError: it is too old, or a name is not there any more; says which.
     """
-    year_month = tuple(int(part) for part in release.split(".")[:2])
-    if year_month < MINIMUM:
-        raise MissingExtraError(
-            f"Dask {release} is too old for this integration",
-            remedy='Run: pip install --upgrade "proxystore-integrations[dask]".',
-        )
-    missing = [
-        f"{kind.__name__}.{name}"
-        for kind, names in _METHODS.items()
-        for name in names.split()
-        if not hasattr(kind, name)
-    ]
-    if missing:
-        raise MissingExtraError(
-            f"Dask {release} has no {', '.join(missing)}, which this integration needs",
-            remedy=f"Use Dask {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
-        )
-    if year_month > TESTED:
-        warnings.warn(
-            f"proxystore-integrations was tested with Dask up to {TESTED[0]}.{TESTED[1]}, this is {release}. "
-            "All names that it uses are there.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    RELEASES.check(release, _METHODS)
 
 
 check_release(version)

@@ -5,9 +5,8 @@ The last three names are not public: an update of the SDK may move them, and the
 
 from __future__ import annotations
 
-import warnings
-
 from proxystore_core import MissingExtraError
+from proxystore_integrations.releases import Releases
 
 try:
     from globus_compute_sdk import Executor as ComputeExecutor
@@ -25,9 +24,8 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "MINIMUM",
+    "RELEASES",
     "SELECTABLE_STRATEGIES",
-    "TESTED",
     "ComputeExecutor",
     "ComputeFuture",
     "ComputeSerializer",
@@ -39,9 +37,7 @@ __all__ = [
     "check_release",
 ]
 
-MINIMUM = (4, 19)
-TESTED = (4, 19)
-"""The lowest and the highest release of the SDK that the tests ran on."""
+RELEASES = Releases("globus-compute-sdk", "globus-compute", (4, 19), (4, 19))
 
 _METHODS = "_submit_tasks _task_submitter_impl register_function reload_tasks submit_to_registered_function"
 
@@ -55,25 +51,7 @@ def check_release(release: str) -> None:
     Raises:
         MissingExtraError: it is too old, or a name is not there any more; says which.
     """
-    numbers = tuple(int(part) for part in release.split(".")[:2])
-    if numbers < MINIMUM:
-        raise MissingExtraError(
-            f"globus-compute-sdk {release} is too old for this integration",
-            remedy='Run: pip install --upgrade "proxystore-integrations[globus-compute]".',
-        )
-    missing = [name for name in _METHODS.split() if not hasattr(ComputeExecutor, name)]
-    if missing:
-        raise MissingExtraError(
-            f"globus-compute-sdk {release} has no Executor.{missing[0]}, which this integration needs",
-            remedy=f"Use globus-compute-sdk {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
-        )
-    if numbers > TESTED:
-        warnings.warn(
-            f"proxystore-integrations was tested with globus-compute-sdk up to {TESTED[0]}.{TESTED[1]}, this"
-            f" is {release}. All names that it uses are there.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    RELEASES.check(release, {ComputeExecutor: _METHODS})
 
 
 check_release(__version__)

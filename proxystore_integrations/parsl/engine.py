@@ -5,9 +5,8 @@ These names are not public: an update of Parsl may move them, and then this file
 
 from __future__ import annotations
 
-import warnings
-
 from proxystore_core import MissingExtraError
+from proxystore_integrations.releases import Releases
 
 try:
     from parsl.app.errors import RemoteExceptionWrapper
@@ -30,8 +29,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "MINIMUM",
-    "TESTED",
+    "RELEASES",
     "AppFuture",
     "BasicMemoizer",
     "CheckpointCommand",
@@ -53,9 +51,7 @@ __all__ = [
     "version",
 ]
 
-MINIMUM = (2026, 10)
-TESTED = (2026, 10)
-"""The lowest and the highest release (year, month) of Parsl that the tests ran on."""
+RELEASES = Releases("Parsl", "parsl", (2026, 10), (2026, 10))
 
 _METHODS: dict[type, str] = {
     DataFlowKernel: (
@@ -76,30 +72,7 @@ def check_release(release: str) -> None:
     Raises:
         MissingExtraError: it is too old, or a name is not there any more; says which.
     """
-    year_month = tuple(int(part) for part in release.split(".")[:2])
-    if year_month < MINIMUM:
-        raise MissingExtraError(
-            f"Parsl {release} is too old for this integration",
-            remedy='Run: pip install --upgrade "proxystore-integrations[parsl]".',
-        )
-    missing = [
-        f"{place.__name__}.{name}"
-        for place, names in _METHODS.items()
-        for name in names.split()
-        if not hasattr(place, name)
-    ]
-    if missing:
-        raise MissingExtraError(
-            f"Parsl {release} has no {', '.join(missing)}, which this integration needs",
-            remedy=f"Use Parsl {TESTED[0]}.{TESTED[1]}, or a newer proxystore-integrations.",
-        )
-    if year_month > TESTED:
-        warnings.warn(
-            f"proxystore-integrations was tested with Parsl up to {TESTED[0]}.{TESTED[1]}, this is {release}."
-            " All names that it uses are there.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    RELEASES.check(release, _METHODS)
 
 
 version: str = VERSION

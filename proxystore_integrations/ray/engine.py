@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle.cloudpickle as our_pickle
 
 from proxystore_core import MissingExtraError
-from proxystore_integrations.ray.releases import TESTED, check_minimum, numbers_of
+from proxystore_integrations.ray.releases import RELEASES
 
 try:
     import ray
@@ -103,23 +103,7 @@ def check_release(release: str) -> None:
     Raises:
         MissingExtraError: it is too old or not tested, or a name is not there any more; says which.
     """
-    check_minimum(release)
-    this = f"{TESTED[0]}.{TESTED[1]}"
-    remedy = f"Use Ray {this}, or a newer proxystore-integrations."
-    missing = [
-        f"{place.__name__}.{name}"
-        for place, names in _NAMES.items()
-        for name in names.split()
-        if not hasattr(place, name)
-    ]
-    if missing:
-        raise MissingExtraError(
-            f"Ray {release} has no {', '.join(missing)}, which this integration needs", remedy=remedy
-        )
-    if numbers_of(release) > TESTED:
-        raise MissingExtraError(
-            f"this integration was tested with Ray up to {this}, this is {release}", remedy=remedy
-        )
+    RELEASES.check(release, _NAMES, newer=False)
 
 
 version: str = ray.__version__

@@ -19,11 +19,11 @@ from proxystore_integrations import __version__
 from proxystore_integrations.carriers import NotDeliveredError, check_version
 from proxystore_integrations.ray.cluster import ClusterLink, check_address, settings_among
 from proxystore_integrations.ray.instrumentation import made_by_theirs
-from proxystore_integrations.ray.releases import check_minimum
+from proxystore_integrations.ray.releases import RELEASES
 
 __all__ = ["init", "instrument", "runtime_env_hook", "unfit", "worker_setup"]
 
-check_minimum(ray.__version__)
+RELEASES.check_minimum(ray.__version__)
 
 _reason: list[str] = []
 _current: ClusterLink | None = None
