@@ -37,6 +37,13 @@ class Holder:
         self.array = array
 
 
+class Unreadable(Holder):
+    """Its own code fails where it is unpickled."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("not here")
+
+
 def big(value: float = 1.0) -> Any:
     return np.full(BIG, float(value))
 

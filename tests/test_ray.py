@@ -75,6 +75,14 @@ def test_references_in_objects_stay_references(stored: Any) -> None:
     assert get(result) == 3 * work.BIG
 
 
+def test_an_argument_whose_own_code_fails(stored: Any) -> None:
+    for array in (work.big(), work.big()[:3]):  # in the store, and as without one
+        with pytest.raises(ray.exceptions.RaySystemError) as raised:
+            get(work.total.remote(work.Unreadable(array)))
+        own = raised.value.args[0].args[0]
+        assert (type(own), str(own)) == (ValueError, "not here")
+
+
 def test_a_class_of_the_script_is_one_class(stored: Any) -> None:
     import cloudpickle
     import ray.cloudpickle

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from proxystore_core import Proxy, Reference, StoreError
+from proxystore_core import Proxy, Reference, SerializationError, StoreError
 from proxystore_integrations.carriers import NotDeliveredError
 from proxystore_integrations.ray.asking import asked_of
 from proxystore_integrations.ray.engine import OWN
@@ -255,15 +255,23 @@ def _value(reference: Reference, ticket: Ticket) -> Any:
         link = joined(ticket.terms)
         if link is not None:
             link.adopt(reference.key, ticket.guard)
+    own: BaseException | None = None
     try:
         return _loaded(reference, ticket)
     except StoreError as error:
-        raise NotDeliveredError(
-            f"a value of this task or object cannot be had here: {error.problem}",
-            store=error.store,
-            key=error.key,
-            remedy=error.remedy,
-        ) from error
+        if isinstance(error, SerializationError):
+            own = error.__cause__  # which its own code raises without a store, too
+        if own is None:
+            raise NotDeliveredError(
+                f"a value of this task or object cannot be had here: {error.problem}",
+                store=error.store,
+                key=error.key,
+                remedy=error.remedy,
+            ) from error
+    try:
+        raise own
+    finally:
+        del own  # its traceback has this frame
 
 
 def _loaded(reference: Reference, ticket: Ticket) -> Any:
