@@ -29,9 +29,8 @@ def unload_ipython_extension(ipython: Any) -> None:
 
 def __getattr__(name: str) -> Any:
     """What workers call by a short name."""
-    if name == "call_pickled":
-        from proxystore_integrations.carriers import call_pickled
+    if name in ("call_given", "call_pickled"):
+        from proxystore_integrations import carriers
 
-        globals()[name] = call_pickled
-        return call_pickled
+        return globals().setdefault(name, getattr(carriers, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from proxystore_core.connectors.base import place_of
 from proxystore_core.flight import Flights
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import __version__, ledger
+from proxystore_integrations.functions import name_of
 from proxystore_integrations.light import PLAIN, lightened
 from proxystore_integrations.policy import Policy
 from proxystore_integrations.transfer import DEEPEST, ByValue, load
@@ -39,6 +40,7 @@ __all__ = [
     "StoredResult",
     "Terms",
     "VersionError",
+    "call_given",
     "call_pickled",
     "check_version",
     "plain",
@@ -389,8 +391,25 @@ def call_pickled(pickled: bytes, /, *args: Any, **kwargs: Any) -> Any:
     return sent.outgoing(result, function)
 
 
+def call_given(pickled: bytes, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """As `call_pickled`, of a function that the engine pickles as it pickles any.
+
+    Args:
+        pickled: a `StoreFunction` without a function, with terms.
+        function: to call.
+        *args: for it.
+        **kwargs: for it.
+    """
+    _, threshold, pickling, sent = _unpickled(pickled)
+    result = function(*args, **kwargs)
+    light = None if ledger.book is not None else lightened((result,), threshold, pickling)
+    if light is None:
+        return StoreFunction(function, sent.terms, name_of(function)).outgoing(result, function)
+    return light[0]
+
+
 # By a name of the package's own, it is found in half the time, at both ends.
-call_pickled.__module__ = "proxystore_integrations"
+call_pickled.__module__ = call_given.__module__ = "proxystore_integrations"
 
 
 @lru_cache(256)

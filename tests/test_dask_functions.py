@@ -158,6 +158,38 @@ def test_plain_functions_carry_nothing():
         assert not carries_large(function, policy)
 
 
+class Holder:
+    def __init__(self, **held):
+        self.__dict__ = held
+
+    def total(self):
+        return 1
+
+
+def test_methods_and_partials_carry_what_they_hold(array):
+    policy = Policy(100_000)
+    for function in (
+        Holder().total,
+        Holder(name="text", sizes=[1, 2]).total,
+        Holder(inner=Holder(name="text")).total,
+        functools.partial(tasks.total, 1, key="text"),
+        functools.partial(Holder(name="text").total),
+        functools.partial(Holder, name="text"),
+    ):
+        assert not carries_large(function, policy)
+    for function in (
+        Holder(table=array).total,
+        Holder(inner=Holder(table=array)).total,
+        Holder(tables=[array]).total,
+        types.MethodType(lambda self, table=array: 1, Holder()),
+        functools.partial(tasks.total, array),
+        functools.partial(tasks.total, key=[array]),
+        functools.partial(Holder(table=array).total),
+        functools.partial(functools.partial(tasks.total, 1), array),
+    ):
+        assert carries_large(function, policy)
+
+
 def test_a_function_that_changes_what_it_carries_changes_its_own_copy(client, bare_client, array):
     def bump(_, array=array):
         array += 1

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
-from proxystore_core import ConfigurationError, Store, StoreError, forks
+from proxystore_core import ConfigurationError, Session, Store, StoreError, forks
 from proxystore_core.borrowing import alive
 from proxystore_core.insides import goes_by_name
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.carriers import Filling, call_pickled
+from proxystore_integrations.carriers import Filling, StoreFunction, call_given, call_pickled
 from proxystore_integrations.dependents import holds_any, may_hide_futures, store_futures
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.functions import asked
@@ -49,7 +49,10 @@ class FuturesLink(CallLink):
         named: what a small call takes by functions that go by their names: what `call_pickled` is to call;
             the names of its module, and its own: another may have it by now; threshold and pickling. Empty
             where there is no session.
+        given: what `call_given` takes with other functions; None where the engine is to see the function.
     """
+
+    given: bytes | None = None
 
     def __init__(self, settings: Settings, store: Store[Any] | None, kind: Kind) -> None:
         super().__init__(settings, store, kind.engine)
@@ -63,6 +66,13 @@ class FuturesLink(CallLink):
         self._most = _SENT
         self.named: dict[FunctionType, tuple[bytes, dict[str, Any], str, int, Pickling]] = {}
         _links.add(self)
+
+    def open(self) -> Session:
+        session = super().open()
+        hidden = not self._kind.shows_names and not self._kind.asks_parameters
+        if hidden and self._terms is not None and self.should_proxy is None:  # that one may go by value
+            self.given = pickle.dumps(StoreFunction(None, self._terms, ""))
+        return session
 
     def call(
         self,
@@ -255,7 +265,8 @@ class StoreExecutor(CallExecutor):
             return super().submit(fn, *args, **kwargs)
         link = self._link
         # Each line is a share of a small call's time: what is nearly always so is asked first.
-        if type(fn) is FunctionType and (kept := link.named.get(fn)) is not None:
+        kept = link.named.get(fn) if type(fn) is FunctionType else None
+        if kept is not None:
             pickled, names, name, threshold, pickling = kept
             light = lightened(args, threshold, pickling, not kwargs)
             if (
@@ -280,6 +291,8 @@ class StoreExecutor(CallExecutor):
         if by_name is not None:
             return link.sent(self.executor.submit(call_pickled, by_name, *args, **kwargs))
         if link.is_light(fn):
+            if link.given is not None:
+                return link.sent(self.executor.submit(call_given, link.given, fn, *args, **kwargs))
             return link.sent(self.executor.submit(link.small(fn), *args, **kwargs))
         return super().submit(fn, *args, **kwargs)
 
