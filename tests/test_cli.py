@@ -62,6 +62,7 @@ def test_version():
         (["ls", "--stor", "x"], "Possible options: --json, --store"),
         (["ls", "--store", "nonsense"], "--store = 'nonsense': 'nonsense' is not a store's URL"),
         (["run", "--report", "/nowhere/x.html", "-c", "print()"], "there is no directory /nowhere"),
+        (["run", "--report", "run.pdf", "-c", "print()"], "Expected --report run.html, or --json run.json"),
         (["run", "--json", "/tmp", "-c", "print()"], "--json /tmp: is a directory"),
         (["tune", "--plot", "/nowhere/x.svg"], "--plot /nowhere/x.svg: there is no directory /nowhere"),
         (["bench", "--plot", "", "-c", "1"], "--plot : names no file"),

@@ -101,6 +101,10 @@ def run(words: list[str]) -> int:
         os.environ["PROXYSTORE_DEBUG"] = "1"
     program = command(order.program)
     settings_given(**order.settings)
+    stem, ending = os.path.splitext(order.files.get("report", ""))
+    if ending.lower() not in ("", ".html", ".htm"):
+        remedy = f"Expected --report {stem}.html, or --json {stem}.json for a program to read."
+        raise ConfigurationError(f"--report {stem}{ending}: the report is a page of HTML", remedy=remedy)
     for name, path in order.files.items():
         check_writable(f"--{name}", path)
     os.environ.update(environment(order, os.environ))
