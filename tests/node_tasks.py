@@ -594,11 +594,19 @@ def moved(connector: NodeConnector) -> Iterator[tuple[Place, Place]]:
     kill_server(connector)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((connector._node.address, before.port))  # and lets nobody in
+        until(lambda: _is_bound(taken, (connector._node.address, before.port)))  # and lets nobody in
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nor listen beside it
         after = connector._node.process.enter()
         assert after.port != before.port
         yield before, after
+
+
+def _is_bound(taken: socket.socket, place: tuple[str, int]) -> bool:
+    """The kernel takes a moment for a killed process's connections, as another client may for the port."""
+    with contextlib.suppress(OSError):
+        taken.bind(place)
+        return True
+    return False
 
 
 def move(url: str) -> None:

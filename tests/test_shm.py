@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from mounts import mount_tmpfs, own_mounts
 
+from proxystore_core import maps
 from proxystore_core.buffers import MAP_FROM
 from proxystore_core.connectors import segments
 from proxystore_core.connectors.segments import SegmentStock
@@ -110,6 +112,13 @@ def test_small_shm_where_files_have_names_from_the_start(tmp_path: Path) -> None
 def reuse_small_shm(turns: int) -> None:
     mount_tmpfs("/dev/shm", "size=16m")
     connector = ShmConnector("reused")
+    unmap = maps._unmap
+
+    def unmap_late(address: int, size: int) -> None:
+        time.sleep(0.02)  # as on a loaded machine
+        unmap(address, size)
+
+    maps._unmap = unmap_late  # nothing else runs in this process
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for turn in range(turns):

@@ -28,16 +28,17 @@ import sys
 import threading
 import time
 import weakref
+from _thread import LockType, allocate_lock
 from collections import OrderedDict
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from proxystore_core import forks
 
 if sys.platform != "win32":
     import resource
 
-__all__ = ["map_fresh", "map_private"]
+__all__ = ["let_go", "map_fresh", "map_private"]
 
 Place = tuple[int, int, int, int]
 """A file that nobody changes, as long as one maps it: device, inode, time of its change, bytes of the map.
@@ -48,6 +49,10 @@ Of fresh memory the first number is -1.
 Faults = tuple[int, int, int]
 """Page faults of a process: its number, minor ones, major ones."""
 
+Leaving: TypeAlias = tuple[int, int] | LockType
+"""A map that is to be undone, address and size; or what is released when all before it are."""
+
+_PATIENCE: Final = 1.0  # seconds
 _UNUSED: Final = 1.0  # seconds that a map of a file is kept
 _UNUSED_FRESH: Final = 3.0  # the same of fresh memory, which keeps nobody else's
 _UNUSED_MODEST: Final = 30.0  # the same of so little that it does not matter
@@ -73,7 +78,7 @@ _known: OrderedDict[Place, None] = OrderedDict()  # mapped lately
 _kept: dict[Place, tuple[int, float]] = {}  # address, and since when nobody has had it
 _dropping = False  # whether a thread takes back what is kept
 # Unlike Queue.put, SimpleQueue.put may be interrupted by a destructor that puts as well.
-_leaving: SimpleQueue[tuple[int, int]] = SimpleQueue()  # addresses and sizes of what that thread is to undo
+_leaving: SimpleQueue[Leaving] = SimpleQueue()  # what that thread is to undo
 _undoing = False  # whether there is a thread that does
 
 
@@ -250,16 +255,36 @@ def _start_undoing() -> None:
             _undo_leaving()
 
 
-def _undo(leaving: SimpleQueue[tuple[int, int]]) -> None:
+def _undo(leaving: SimpleQueue[Leaving]) -> None:
     while True:
-        _unmap(*leaving.get())
+        _undo_one(leaving.get())
 
 
 def _undo_leaving() -> None:
     """Undo now what the thread has not come to."""
     with contextlib.suppress(Empty):
         while True:
-            _unmap(*_leaving.get_nowait())
+            _undo_one(_leaving.get_nowait())
+
+
+def _undo_one(leaving: Leaving) -> None:
+    if isinstance(leaving, tuple):
+        _unmap(*leaving)
+    else:
+        leaving.release()
+
+
+def let_go() -> None:
+    """Give back at once the memory of files that nobody has mapped any more; takes milliseconds."""
+    for place in list(_kept):
+        if place[0] >= 0:
+            _drop(place)
+    _undo_leaving()
+    if _undoing:
+        last = allocate_lock()  # no event: a forked child may come to it, whose locks somebody held
+        last.acquire()
+        _leaving.put(last)
+        last.acquire(timeout=_PATIENCE)  # for what the thread is at
 
 
 def _drop(place: Place) -> None:

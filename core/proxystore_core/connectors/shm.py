@@ -25,7 +25,7 @@ from proxystore_core.connectors.file import LATER, FileConnector
 from proxystore_core.connectors.segments import SegmentStock, has_room
 from proxystore_core.connectors.survey import tally
 from proxystore_core.errors import ConfigurationError, FullError, RefusedError, UnreachableError
-from proxystore_core.maps import map_private
+from proxystore_core.maps import let_go, map_private
 from proxystore_core.urls import StoreURL
 from proxystore_core.warned import warn
 
@@ -298,6 +298,7 @@ class ShmConnector(FileConnector):
             return fd
         if not fits:
             self._stock.drop()
+            let_go()  # an evicted object's pages live on in a map, which is undone in the background
             if not has_room(directory, size, _LEFT_TO_OTHERS):
                 raise OSError(errno.ENOSPC, f"no room for {size} bytes in shared memory")
         return super()._fresh(directory, size)
