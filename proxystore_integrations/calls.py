@@ -212,8 +212,7 @@ class CallLink(Link):
             StoreError: the store failed, and settings want that raised.
         """
         if not self.reached:
-            fill = Filling()
-            return Call(self, function, fill(args), fill(kwargs))
+            return self.by_itself(function, args, kwargs)
         if wrapped and not results and self.is_small(function, args, kwargs):
             return Call(self, self.small(function), args, kwargs)
         outgoing, (stored, new_args, new_kwargs) = outgoing_of(self, function, args, kwargs, wrapped, results)
@@ -231,6 +230,11 @@ class CallLink(Link):
         else:
             sent = self._wrapped(function) if wrapped else function
         return Call(self, sent, (packed,), named, outgoing)
+
+    def by_itself(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call without the store, as the engine would have it: results of earlier calls are loaded."""
+        fill = Filling()
+        return Call(self, function, fill(args), fill(kwargs))
 
     def is_small(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call needs nothing of the store until it has a result.

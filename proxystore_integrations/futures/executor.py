@@ -21,7 +21,7 @@ from proxystore_core.insides import goes_by_name
 from proxystore_core.pickling import Pickling
 from proxystore_integrations import ledger
 from proxystore_integrations.calls import Call, CallLink
-from proxystore_integrations.carriers import Filling, StoreFunction, call_given, call_pickled
+from proxystore_integrations.carriers import StoreFunction, call_given, call_pickled
 from proxystore_integrations.dependents import holds_any, may_hide_futures, store_futures
 from proxystore_integrations.executor import CallExecutor
 from proxystore_integrations.functions import asked
@@ -69,8 +69,7 @@ class FuturesLink(CallLink):
 
     def open(self) -> Session:
         session = super().open()
-        hidden = not self._kind.shows_names and not self._kind.asks_parameters
-        if hidden and self._terms is not None and self.should_proxy is None:  # that one may go by value
+        if self._hides_functions and self.should_proxy is None:  # that one may go by value
             self.given = pickle.dumps(StoreFunction(None, self._terms, ""))
         return session
 
@@ -86,12 +85,16 @@ class FuturesLink(CallLink):
         """As `CallLink.call`; as the call is, where the engine is to see what is in it."""
         futures = self._kind.futures
         if self._is_awaited(function) or (futures and holds_any(futures, (*args, *kwargs.values()))):
-            fill = Filling()
-            return Call(self, function, fill(args), fill(kwargs))
+            return self.by_itself(function, args, kwargs)
         return super().call(function, args, kwargs, wrapped=wrapped, results=results)
 
     def small(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function if self._is_awaited(function) else super().small(function)
+
+    @property
+    def _hides_functions(self) -> bool:
+        """Whether the engine may be given a function of ours with the user's inside, for its result."""
+        return self._terms is not None and not (self._kind.shows_names or self._kind.asks_parameters)
 
     def _is_awaited(self, function: Callable[..., Any]) -> bool:
         return self._kind.awaits and (
@@ -122,9 +125,7 @@ class FuturesLink(CallLink):
     def pickled(self, function: Callable[..., Any]) -> bytes | None:
         """What `call_pickled` is to call for a function that goes by its name; None for any other."""
         if (
-            self._terms is None
-            or self._kind.shows_names
-            or self._kind.asks_parameters
+            not self._hides_functions
             or type(function) is not FunctionType
             or not goes_by_name(function, self.pickling.main_by_value)
         ):
@@ -314,10 +315,9 @@ class StoreExecutor(CallExecutor):
         kwargs: dict[str, Any],
         results: bool = False,
     ) -> Call:
-        if not self.kind.is_local:
-            return super()._call(function, args, kwargs, results)
-        fill = Filling()
-        return Call(self._link, function, fill(args), fill(kwargs))
+        if self.kind.is_local:
+            return self._link.by_itself(function, args, kwargs)
+        return super()._call(function, args, kwargs, results)
 
     def _send(self, call: Call, **options: Any) -> Future[Any]:
         return self.executor.submit(call.function, *call.args, **call.kwargs, **options)
